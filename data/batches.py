@@ -1,0 +1,55 @@
+"""The batch of a step: a pure function of (seed, step).
+
+Shapes: B rows, T tokens of context.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SAMPLINGS = ("crops", "epochs")
+
+
+class Batches:
+    """Inputs and targets of any training step, drawn from 1-D tokens.
+
+    `crops` draws each row's start anywhere, with replacement. `epochs` cuts the tokens into rows
+    and visits all of them, in an order shuffled for each epoch, before any comes again.
+    Nothing is remembered between steps: resuming, evaluating or sampling cannot shift the data.
+    Raises ValueError if the tokens do not fill one row.
+    """
+
+    def __init__(self, tokens: Tensor, *, rows: int, length: int, seed: int, sampling: str) -> None:
+        if sampling not in SAMPLINGS:
+            raise ValueError(f"sampling={sampling} is not one of {', '.join(SAMPLINGS)}")
+        if len(tokens) < length + 1:
+            raise ValueError(
+                f"the training text has {len(tokens)} tokens; a context of {length} needs at least "
+                f"{length + 1}: shorten model.max_len or bring more text"
+            )
+        self.tokens, self.rows, self.length, self.seed = tokens, rows, length, seed
+        self.starts = self.crops if sampling == "crops" else self.epochs
+        self.window = torch.arange(length + 1)
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs (B, T) and targets (B, T), int64, of step 0, 1, ..."""
+        rows = self.tokens[self.starts(step)[:, None] + self.window].long()  # (B, T + 1)
+        return rows[:, :-1], rows[:, 1:]
+
+    def crops(self, step: int) -> Tensor:
+        """Where the rows of a step begin, drawn with replacement: (B,)."""
+        last = len(self.tokens) - self.length - 1
+        return torch.from_numpy(self.random(step).integers(last + 1, size=self.rows))
+
+    def epochs(self, step: int) -> Tensor:
+        """Where the rows of a step begin, each row once an epoch: (B,)."""
+        n = (len(self.tokens) - 1) // self.length
+        first = step * self.rows
+        needed = range(first // n, (first + self.rows - 1) // n + 1)
+        order = np.concatenate([self.random(epoch).permutation(n) for epoch in needed])
+        begin = first - needed[0] * n
+        return torch.from_numpy(order[begin : begin + self.rows] * self.length)
+
+    def random(self, index: int) -> np.random.Generator:
+        # Not torch's generator: on a CPU it heeds 32 bits of its seed, so two numbers do not fit.
+        return np.random.default_rng((self.seed, index))

@@ -1,0 +1,215 @@
+"""A corpus: text tokenised once into a memory-mapped file, with its tokenizer, cached by fingerprint."""
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from filelock import FileLock
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from data import tokenizer as tokenizers
+from data.store import publish, verify
+
+VERSION = 1  # of the cache's layout and of everything that shapes its tokens
+PIECE = 1 << 18  # characters tokenised at once
+SAFE_CUT = re.compile(r"\S\n(?=\S)")  # a cut here changes no byte-level BPE token
+
+
+class Source(Protocol):
+    def key(self) -> str: ...
+    def load(self) -> dict[str, list[str]]: ...
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The tokens of a training and a validation split, and what is needed to read them.
+
+    `train` and `val` (None without a validation split) are memory-mapped 1-D integer tensors.
+    """
+
+    train: Tensor
+    val: Tensor | None
+    tokenizer: Tokenizer
+    tokenizer_json: str
+    fingerprint: str  # SHA-256 of the text and its split, whatever the tokenizer
+    val_bytes: int  # UTF-8 bytes of the validation tokens that are scored: all but the first
+    documents: dict[str, np.ndarray]  # per split, rows of (first token, tokens, bytes)
+
+    @property
+    def tokenizer_sha256(self) -> str:
+        return hashlib.sha256(self.tokenizer_json.encode()).hexdigest()
+
+
+def prepare(
+    source: Source,
+    *,
+    tokenizer: str,
+    vocab_size: int,
+    val_fraction: float,
+    shuffle: bool,
+    cache: str,
+    say: Callable[[str], None] = lambda line: None,
+) -> Corpus:
+    """The corpus of a source: from the cache if it was prepared before, and built there if not.
+
+    A source without a validation split of its own gives up the last `val_fraction` of its
+    characters, after shuffling its documents once (always in the same way) if `shuffle`.
+    Processes that need the same corpus at once build it once. Raises ValueError for text that
+    cannot be used, and for a tokenizer that does not give the text back.
+    """
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"val_fraction={val_fraction} must be at least 0 and below 1")
+    spec = Path(tokenizer).read_text() if Path(tokenizer).is_file() else f"{tokenizer}:{vocab_size}"
+    key = hashlib.sha256(
+        json.dumps([VERSION, source.key(), spec, val_fraction, shuffle]).encode()
+    ).hexdigest()
+    folder = Path(cache) / key[:16]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not is_intact(folder):
+            say("data: preparing the corpus; the next run finds it in the cache")
+            splits = split(source.load(), val_fraction, shuffle)
+            publish(folder, lambda into: tokenise(splits, tokenizer, vocab_size, into))
+    return load(folder)
+
+
+def split(
+    splits: dict[str, list[str]], val_fraction: float, shuffle: bool
+) -> dict[str, list[str]]:
+    """Cut a validation split off the end of the training text, unless the source has its own."""
+    documents = list(splits["train"])
+    if "val" in splits or val_fraction == 0:
+        return {"train": documents, "val": splits.get("val", [])}
+    if shuffle:
+        random.Random(0).shuffle(documents)
+    keep = round(sum(map(len, documents)) * (1 - val_fraction))
+    train: list[str] = []
+    val: list[str] = []
+    for document in documents:
+        train.append(document[:keep])
+        val.append(document[keep:])
+        keep = max(0, keep - len(document))
+    return {"train": list(filter(None, train)), "val": list(filter(None, val))}
+
+
+def tokenise(splits: dict[str, list[str]], kind: str, vocab_size: int, into: Path) -> None:
+    """Write tokens.bin (training tokens, then validation), its tokenizer, documents and meta data.
+
+    Documents of one split are joined by the tokenizer's end-of-text token, if it has one.
+    """
+    if not any(splits["train"]):
+        raise ValueError("the corpus is empty")
+    everything = [text for documents in splits.values() for text in documents]
+    codec = tokenizers.build(kind, splits["train"], everything, vocab_size)
+    end = codec.token_to_id(tokenizers.END_OF_TEXT)
+    dtype = np.uint16 if codec.get_vocab_size() <= 1 << 16 else np.uint32
+    fingerprint = hashlib.sha256()
+    meta: dict[str, object] = {"dtype": np.dtype(dtype).name}
+    tables = {}
+    with (into / "tokens.bin").open("wb") as file:
+        for name, documents in splits.items():
+            rows, position = [], 0
+            for number, ids in enumerate(encode_all(codec, documents)):
+                if number and end is not None:
+                    file.write(np.array([end], dtype).tobytes())
+                    position += 1
+                file.write(np.array(ids, dtype).tobytes())
+                text = documents[number].encode()
+                fingerprint.update(f"{name}:{len(text)}:".encode() + text)
+                rows.append((position, len(ids), len(text)))
+                position += len(ids)
+                if number == 0 and name == "val":
+                    meta["first_bytes"] = len(tokenizers.decode(codec, ids[:1]).encode())
+            tables[name] = np.array(rows, np.int64).reshape(-1, 3)
+            meta[name] = position
+    np.savez(into / "documents.npz", **tables)
+    (into / "tokenizer.json").write_text(codec.to_str(), encoding="utf-8")
+    (into / "meta.json").write_text(json.dumps(meta | {"fingerprint": fingerprint.hexdigest()}))
+
+
+def encode_all(codec: Tokenizer, documents: list[str]) -> Iterator[list[int]]:
+    """Token ids of each document. Raises ValueError if decoding them gives another text."""
+    for batch in batched(documents, PIECE):
+        parts = [list(pieces(document)) for document in batch]
+        flat = [piece for document in parts for piece in document]
+        try:
+            encoded = codec.encode_batch_fast(flat, add_special_tokens=False)
+        except Exception as error:  # the library raises bare Exceptions
+            raise ValueError(f"the tokenizer cannot encode this text: {error}") from error
+        ids = [list(encoding.ids) for encoding in encoded]
+        check_lossless(flat, codec.decode_batch(ids, skip_special_tokens=False))
+        iterator = iter(ids)
+        for document in parts:
+            yield [token for _ in document for token in next(iterator)]
+
+
+def batched(documents: list[str], size: int) -> Iterator[list[str]]:
+    """Runs of documents of about `size` characters (a longer one comes alone)."""
+    batch: list[str] = []
+    held = 0
+    for document in documents:
+        if batch and held + len(document) > size:
+            yield batch
+            batch, held = [], 0
+        batch.append(document)
+        held += len(document)
+    if batch:
+        yield batch
+
+
+def pieces(document: str) -> Iterator[str]:
+    """Cut a long document where no token is split, so that memory stays bounded."""
+    start = 0
+    while cut := SAFE_CUT.search(document, start + PIECE):
+        yield document[start : cut.end()]
+        start = cut.end()
+    yield document[start:]
+
+
+def check_lossless(texts: Iterable[str], decoded: Iterable[str]) -> None:
+    """Raise ValueError at the first text that did not survive: its bits per byte would be wrong."""
+    for text, back in zip(texts, decoded, strict=True):
+        if text != back:
+            pairs = enumerate(zip(text, back, strict=False))
+            at = next((i for i, (a, b) in pairs if a != b), min(len(text), len(back)))
+            raise ValueError(
+                f"the tokenizer is not lossless: {text[at : at + 12]!r} came back as "
+                f"{back[at : at + 12]!r}"
+            )
+
+
+def is_intact(folder: Path) -> bool:
+    try:
+        verify(folder)
+    except ValueError:
+        return False
+    return True
+
+
+def load(folder: Path) -> Corpus:
+    """Map a prepared corpus into memory."""
+    meta = json.loads((folder / "meta.json").read_text())
+    # torch indexes uint16 and int32; ids stay below 2^31, so int32 reads a uint32 file as it is.
+    dtype = torch.uint16 if meta["dtype"] == "uint16" else torch.int32
+    size = meta["train"] + meta["val"]
+    tokens = torch.from_file(str(folder / "tokens.bin"), shared=False, size=size, dtype=dtype)
+    tokenizer_json = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    with np.load(folder / "documents.npz", allow_pickle=False) as tables:
+        documents = dict(tables)
+    return Corpus(
+        train=tokens[: meta["train"]],
+        val=tokens[meta["train"] :] if meta["val"] else None,
+        tokenizer=tokenizers.from_text(tokenizer_json),
+        tokenizer_json=tokenizer_json,
+        fingerprint=meta["fingerprint"],
+        val_bytes=int(documents["val"][:, 2].sum()) - meta.get("first_bytes", 0),
+        documents=documents,
+    )

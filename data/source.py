@@ -1,0 +1,196 @@
+"""Where text comes from: the standard library, local files, or any dataset of the Hugging Face hub.
+
+A source offers `key()`, a string that changes whenever its text does, and `load()`, the documents
+of each split: {"train": [...]}, and "val" if the source has its own.
+"""
+
+import codecs
+import glob
+import hashlib
+import os
+import sysconfig
+from collections.abc import Iterable
+from pathlib import Path
+
+from data.store import sha256
+
+LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+BINARY = {".parquet"}
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+class Stdlib:
+    """The Python standard library's own source: about 10 MB of real text on every machine.
+
+    Files in order of their paths, one document each. Left out: tests, installed packages, and
+    `encodings` and `pydoc_data`, which are tables rather than prose or code.
+    """
+
+    leave_out = frozenset(
+        "test tests idle_test site-packages dist-packages __pycache__ encodings pydoc_data".split()
+    )
+
+    def __init__(self) -> None:
+        self.root = Path(sysconfig.get_paths()["stdlib"])
+        paths = sorted(self.root.rglob("*.py"), key=lambda p: p.relative_to(self.root).as_posix())
+        self.paths = [p for p in paths if self.leave_out.isdisjoint(p.relative_to(self.root).parts)]
+        if not self.paths:
+            raise ValueError(f"no Python sources in {self.root}; try data=text data.path=FILE")
+
+    def key(self) -> str:
+        return f"stdlib:{hash_files(self.paths)}"
+
+    def load(self) -> dict[str, list[str]]:
+        return {"train": read_texts([path for path in self.paths if is_text(path)])}
+
+
+class Text:
+    """Local files: a path or glob of .jsonl, .csv, .parquet (their `column`), anything else as text.
+
+    Line ends become \\n and a byte order mark is dropped. Raises ValueError, naming the file, if
+    nothing matches, or a file is empty, binary or not UTF-8.
+    """
+
+    def __init__(self, *, path: str, column: str) -> None:
+        matches = [Path(p) for p in sorted(glob.glob(os.path.expanduser(path), recursive=True))]
+        self.column = column
+        self.paths = [p for p in matches if p.is_file()]
+        if not self.paths:
+            what = "is a folder; name its files, as in 'folder/*.txt'" if matches else "no such file"
+            raise ValueError(f"data.path={path}: {what}")
+        for file in self.paths:
+            if file.suffix not in BINARY:
+                check_text(file)
+
+    def key(self) -> str:
+        return f"text:{self.column}:{hash_files(self.paths)}"
+
+    def load(self) -> dict[str, list[str]]:
+        documents: list[str] = []
+        for path in self.paths:
+            if loader := LOADERS.get(path.suffix):
+                rows = open_dataset(loader, data_files=str(path), split="train")
+                documents += rows_to_texts(rows, self.column, str(path))
+            else:
+                documents += read_texts([path])
+        return {"train": documents}
+
+
+class Hub:
+    """A dataset of the Hugging Face hub, or a local folder laid out like one, streamed.
+
+    `name` picks a configuration, `revision` a version, `column` the text. Rows are documents, or
+    with `join` are joined by it into one. `val_split=null` leaves the validation split to us.
+    Loading stops after `max_bytes` of training text; null reads everything.
+    Raises ValueError, in one line, for whatever the hub or the data refuse.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        name: str | None,
+        revision: str | None,
+        split: str,
+        val_split: str | None,
+        column: str,
+        join: str | None,
+        max_bytes: int | None,
+    ) -> None:
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError(f"max_bytes={max_bytes} must be at least 1, or null for no limit")
+        self.path, self.name, self.revision = path, name, revision
+        self.splits = {"train": split} | ({"val": val_split} if val_split else {})
+        self.column, self.join, self.max_bytes = column, join, max_bytes
+
+    def key(self) -> str:
+        options = (self.path, self.name, self.revision, self.splits, self.column, self.join)
+        folder = Path(self.path)
+        content = hash_files(sorted(folder.rglob("*"))) if folder.is_dir() else "hub"
+        return f"hub:{options}:{self.max_bytes}:{content}"
+
+    def load(self) -> dict[str, list[str]]:
+        return {ours: self.load_split(theirs) for ours, theirs in self.splits.items()}
+
+    def load_split(self, split: str) -> list[str]:
+        rows = open_dataset(self.path, name=self.name, revision=self.revision, split=split)
+        texts = rows_to_texts(rows, self.column, f"{self.path} ({split})", self.max_bytes)
+        return texts if self.join is None else [self.join.join(texts)]
+
+
+def open_dataset(path: str, **options: object) -> Iterable[dict[str, object]]:
+    """Stream a dataset's rows with the `datasets` library; its many errors become one ValueError."""
+    import datasets  # a second to import, and a cached corpus never needs it
+
+    datasets.disable_progress_bars()
+    try:
+        yield from datasets.load_dataset(path, streaming=True, **options)
+    except Exception as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"cannot read {options.get('data_files', path)}: {reason}") from error
+
+
+def rows_to_texts(
+    rows: Iterable[dict[str, object]], column: str, where: str, max_bytes: int | None = None
+) -> list[str]:
+    """The text column of rows, as far as `max_bytes` go. Raises ValueError if one is not text."""
+    texts, size = [], 0
+    for number, row in enumerate(rows, 1):
+        text = row.get(column)
+        if not isinstance(text, str):
+            found = f"its columns are {', '.join(row)}" if column not in row else f"found {text!r}"
+            raise ValueError(f"{where}, row {number}: column={column} holds no text; {found}")
+        texts.append(text)
+        size += len(text.encode())
+        if max_bytes is not None and size >= max_bytes:
+            break
+    return texts
+
+
+def read_texts(paths: list[Path]) -> list[str]:
+    """Whole files as documents, through the `datasets` text loader; empty files are left out."""
+    rows = open_dataset(
+        "text",
+        data_files=[str(path) for path in paths],
+        split="train",
+        sample_by="document",
+        encoding="utf-8-sig",
+    )
+    return [text for text in rows_to_texts(rows, "text", "text") if text]
+
+
+def check_text(path: Path) -> None:
+    """Raise ValueError unless a file is non-empty UTF-8 text."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            if offset == 0 and chunk.startswith(UTF16):
+                raise ValueError(f"data.path: {path} is UTF-16; save it as UTF-8")
+            try:
+                decoder.decode(chunk)
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"data.path: {path} is not UTF-8 text (byte {offset + error.start}); "
+                    "if it is text, save it as UTF-8"
+                ) from error
+            if b"\0" in chunk:
+                where = offset + chunk.index(b"\0")
+                raise ValueError(f"data.path: {path} is binary, not text (a NUL at byte {where})")
+            offset += len(chunk)
+    if offset == 0:
+        raise ValueError(f"data.path: {path} is empty")
+
+
+def is_text(path: Path) -> bool:
+    """Whether a file is non-empty UTF-8 text."""
+    try:
+        check_text(path)
+    except ValueError:
+        return False
+    return True
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """One SHA-256 over the contents of files, in this order."""
+    return hashlib.sha256("".join(sha256(p) for p in paths if p.is_file()).encode()).hexdigest()

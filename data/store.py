@@ -1,0 +1,65 @@
+"""Folders that are either complete and verified, or not there: used for token caches and checkpoints."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+MANIFEST = "MANIFEST.json"
+
+
+def publish(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary folder beside `folder`, then make it appear there whole.
+
+    Every file, a manifest of their SHA-256 and both directories are synced before and after the
+    rename, so a crash or power loss leaves the old state or the new one. An existing `folder` is
+    replaced. Raises OSError with the bytes free if anything cannot be written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.parent / f".tmp-{os.getpid()}-{folder.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        write(temporary)
+        hashes = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
+        (temporary / MANIFEST).write_text(json.dumps(hashes, indent=1))
+        for path in [*temporary.iterdir(), temporary]:
+            sync(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+        sync(folder.parent)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise OSError(f"could not write {folder}: {error} ({free_bytes(folder)} bytes free)") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def verify(folder: Path) -> None:
+    """Raise ValueError, naming the file, unless `folder` is exactly what `publish` left there."""
+    try:
+        hashes = json.loads((folder / MANIFEST).read_text())
+        for name, expected in hashes.items():
+            if sha256(folder / Path(name).name) != expected:
+                raise ValueError(f"{folder / name} is damaged: its SHA-256 is not the manifest's")
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+        raise ValueError(f"{folder} is not complete: {error}") from error
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Force a file or directory to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def free_bytes(path: Path) -> int:
+    return shutil.disk_usage(path.parent).free

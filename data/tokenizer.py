@@ -1,0 +1,98 @@
+"""Tokenizers: characters, bytes, byte-level BPE, or any existing tokenizer.json. One format for all."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def build(kind: str, train: Iterable[str], everything: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A tokenizer of this kind: `char`, `byte`, `bpe`, or the path of a tokenizer.json.
+
+    BPE learns its `vocab_size` from the training documents alone; a character vocabulary is that of
+    the whole corpus, without special tokens. Raises ValueError for a kind that does not exist.
+    """
+    if kind == "char":
+        return characters(everything)
+    if kind == "byte":
+        return raw_bytes()
+    if kind == "bpe":
+        return bpe(train, vocab_size)
+    return from_file(Path(kind))
+
+
+def characters(documents: Iterable[str]) -> Tokenizer:
+    """One token per character; ids in code point order."""
+    vocabulary = sorted(set().union(*map(set, documents)))
+    ids = {character: i for i, character in enumerate(vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unknown character>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+def raw_bytes() -> Tokenizer:
+    """One token per UTF-8 byte; the id is the byte."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    # The byte-level alphabet writes printable bytes as themselves, the others from code point 256 on.
+    ids = {chr(byte): byte for byte in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE with an end-of-text token. On little text the vocabulary stays smaller."""
+    if vocab_size < 257:
+        raise ValueError(
+            f"vocab_size={vocab_size} is too small for bpe: 256 bytes and end-of-text need 257"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    return from_text(tokenizer.to_str())
+
+
+def from_file(path: Path) -> Tokenizer:
+    """Load a tokenizer.json. Raises ValueError if there is none, or it is something else."""
+    if path.suffix != ".json":
+        raise ValueError(f"tokenizer={path} is not char, byte, bpe or the path of a tokenizer.json")
+    try:
+        return from_text(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"tokenizer={path}: {error.strerror}") from error
+
+
+def from_text(text: str) -> Tokenizer:
+    """A tokenizer from the text of its tokenizer.json; text that spells a special token stays text."""
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exceptions
+        raise ValueError(f"this is not a tokenizer.json: {error}") from error
+    tokenizer.encode_special_tokens = True  # not saved in the file, so set at every load
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a text. Raises ValueError, naming them, for characters outside the vocabulary."""
+    try:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+    except Exception as error:  # the library raises bare Exceptions
+        unknown = sorted({c for c in text if tokenizer.token_to_id(c) is None})
+        raise ValueError(f"characters outside the vocabulary: {''.join(unknown)!r}") from error
+    return list(ids)
+
+
+def decode(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False))

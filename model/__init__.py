@@ -1,0 +1,1 @@
+"""Decoder-only language models whose attention and positions are parts to choose."""

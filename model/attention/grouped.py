@@ -1,0 +1,84 @@
+"""Multi-head, grouped-query and multi-query attention: one mechanism, three numbers of KV heads.
+
+Shapes: B batch, T new tokens, S tokens so far, D dim, H query heads, Hkv KV heads, Dh head_dim.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from model.attention.attend import Bias, attend, choose_kernel
+from model.cache import KVCache
+from model.shape import Shape, divisors
+
+Rotate = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class GQA(nn.Module):
+    """Attention whose H query heads share Hkv key/value heads.
+
+    Ainslie et al. 2023, https://arxiv.org/abs/2305.13245.
+    Raises ValueError unless n_kv_heads divides n_heads.
+    """
+
+    def __init__(self, shape: Shape, layer: int, *, n_kv_heads: int) -> None:
+        super().__init__()
+        if n_kv_heads < 1 or shape.n_heads % n_kv_heads:
+            raise ValueError(
+                f"n_kv_heads={n_kv_heads} must divide n_heads={shape.n_heads}; "
+                f"n_kv_heads that work: {divisors(shape.n_heads)}"
+            )
+        self.layer = layer
+        self.n_heads, self.n_kv_heads, self.head_dim = shape.n_heads, n_kv_heads, shape.head_dim
+        self.dropout = shape.dropout
+        kv_dim = n_kv_heads * shape.head_dim
+        self.q = nn.Linear(shape.dim, shape.dim, bias=shape.bias)
+        self.k = nn.Linear(shape.dim, kv_dim, bias=shape.bias)
+        self.v = nn.Linear(shape.dim, kv_dim, bias=shape.bias)
+        self.out = nn.Linear(shape.dim, shape.dim, bias=shape.bias)
+
+    def forward(
+        self, x: Tensor, pos: Tensor, rotate: Rotate, bias: Bias, cache: KVCache | None = None
+    ) -> Tensor:
+        q = self.heads(self.q(x), self.n_heads)  # (B, H, T, Dh)
+        k = self.heads(self.k(x), self.n_kv_heads)  # (B, Hkv, T, Dh)
+        v = self.heads(self.v(x), self.n_kv_heads)
+        q, k = rotate(q, k, pos)
+        k_pos = pos
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)  # (B, Hkv, S, Dh)
+            k_pos = torch.arange(k.size(2), device=x.device)
+        y = attend(q, k, v, pos, k_pos, bias, self.dropout if self.training else 0.0)
+        return self.out(y.transpose(1, 2).flatten(2))  # (B, T, D)
+
+    def heads(self, x: Tensor, n: int) -> Tensor:
+        """(B, T, n * Dh) -> (B, n, T, Dh)."""
+        return x.unflatten(-1, (n, self.head_dim)).transpose(1, 2)
+
+    @property
+    def cache_elements(self) -> int:
+        """Numbers cached per token: a key and a value for each KV head."""
+        return 2 * self.n_kv_heads * self.head_dim
+
+    def score_flops(self, length: int, causal: bool) -> float:
+        """Forward FLOPs of q k^T and weights v for one token; the causal half counted as half."""
+        return 4 * self.n_heads * self.head_dim * length * (0.5 if causal else 1.0)
+
+    def kernel(self, device: str, dtype: torch.dtype, length: int, biased: bool) -> str:
+        """The kernel that `attend` takes in training at this length."""
+        return choose_kernel(device, dtype, length, biased=biased, p=self.dropout)
+
+
+class MHA(GQA):
+    """Multi-head attention: every query head has its own keys and values (Vaswani et al. 2017)."""
+
+    def __init__(self, shape: Shape, layer: int) -> None:
+        super().__init__(shape, layer, n_kv_heads=shape.n_heads)
+
+
+class MQA(GQA):
+    """Multi-query attention: one key/value head for all (Shazeer 2019, arXiv:1911.02150)."""
+
+    def __init__(self, shape: Shape, layer: int) -> None:
+        super().__init__(shape, layer, n_kv_heads=1)

@@ -1,0 +1,1 @@
+"""Position schemes, one file each; the hooks they fill are in base.py."""

@@ -1,0 +1,34 @@
+"""The three places where a position scheme can act.
+
+Shapes: B batch, T new tokens, S tokens seen so far, D dim, H heads, Hkv KV heads, Dh head_dim.
+"""
+
+from torch import Tensor, nn
+
+from model.shape import Shape
+
+
+class Position(nn.Module):
+    """A position scheme: three hooks that change nothing unless overridden.
+
+    `pos`, `q_pos` and `k_pos` are absolute positions, int64, always explicit: cached decoding,
+    chunked prefill and evaluation beyond the training length all use the same code.
+    """
+
+    #: Longest sequence the scheme is defined for; None if it has no end.
+    max_len: int | None = None
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+
+    def embed(self, x: Tensor, pos: Tensor) -> Tensor:
+        """Add positions to embeddings: x (B, T, D), pos (T,) -> (B, T, D)."""
+        return x
+
+    def rotate(self, q: Tensor, k: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn queries (B, H, T, Dh) and keys (B, Hkv, T, Dh) by their positions pos (T,)."""
+        return q, k
+
+    def bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor | None:
+        """What to add to the scores: q_pos (T,), k_pos (S,) -> (H, T, S), or None for nothing."""
+        return None

@@ -1,0 +1,44 @@
+"""The sizes that every part of a model shares."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Sizes of a decoder-only Transformer, and the choices that all of its layers share.
+
+    Raises ValueError, naming the values and what would work, if they cannot make a model.
+    """
+
+    dim: int  # width of the residual stream
+    n_heads: int  # query heads; each is dim / n_heads wide
+    n_layers: int
+    max_len: int  # tokens of context in training
+    vocab_size: int
+    ff_dim: int | None = None  # hidden width of the feed-forward; None: its own rule from dim
+    bias: bool = True  # biases in every Linear but the head, and in LayerNorm
+    dropout: float = 0.0  # on embeddings, attention weights and both residual branches
+    tie_embeddings: bool = False  # the output head is the token table
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "n_heads", "n_layers", "max_len", "vocab_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.ff_dim is not None and self.ff_dim < 1:
+            raise ValueError(f"ff_dim={self.ff_dim} must be at least 1, or null for its rule")
+        if self.dim % self.n_heads:
+            raise ValueError(
+                f"dim={self.dim} must be a multiple of n_heads={self.n_heads}; "
+                f"n_heads that work: {divisors(self.dim)}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_heads
+
+
+def divisors(n: int) -> str:
+    """The divisors of n up to 64, for an error message: '1, 2, 3, 6'."""
+    return ", ".join(str(d) for d in range(1, min(n, 64) + 1) if n % d == 0)

@@ -1,0 +1,116 @@
+"""Config nodes to objects. The only place that turns a name in a config into code."""
+
+import importlib
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from data.batches import SAMPLINGS, Batches
+from data.corpus import Source, prepare
+from model.feedforward import FEEDFORWARDS
+from model.norm import NORMS
+from model.shape import Shape
+from model.transformer import Transformer
+from train.config import Config, arguments, choose
+from train.optimizer import Optimizer
+from train.schedule import Schedule
+
+PACKAGES = {"attn": "model.attention", "pos": "model.position", "data": "data", "optim": "train"}
+SCALED_INIT = {"all": "out.weight", "feedforward": "feedforward.out.weight"}
+
+
+def target(group: str, node: Config) -> type:
+    """The class that a node's `_target_` names.
+
+    Configs are rebuilt from runs that people share, so only a class that is defined in a module of
+    its group's package counts: `model.attention.grouped.GQA`, but not what such a module imported.
+    Raises ValueError for anything else.
+    """
+    path = str(node.get("_target_"))
+    match = re.fullmatch(rf"({re.escape(PACKAGES[group])}\.[a-z0-9_]+)\.([A-Za-z0-9]+)", path)
+    if match:
+        try:
+            found = getattr(importlib.import_module(match[1]), match[2], None)
+        except ModuleNotFoundError:
+            found = None
+        if isinstance(found, type) and found.__module__ == match[1]:
+            return found
+    raise ValueError(f"{group}._target_={path} is no class defined in {PACKAGES[group]}")
+
+
+def build_model(config: Config, vocab_size: int) -> Transformer:
+    """The model of a config, uninitialised, on torch's default device.
+
+    `model.vocab_size` may leave room beyond the tokenizer's `vocab_size`.
+    Raises ValueError if the parts do not fit each other.
+    """
+    node, choices = dict(config["model"]), config["choices"]
+    if node.get("vocab_size") is None:
+        node["vocab_size"] = vocab_size
+    sizes, names = arguments("model", node, Shape, parts)
+    if sizes["vocab_size"] < vocab_size:
+        raise ValueError(
+            f"model.vocab_size={sizes['vocab_size']} is smaller than the tokenizer's {vocab_size}; "
+            "null takes the tokenizer's"
+        )
+    feedforward, norm, _ = parts(**names)
+    attention, position = factory("attn", config), factory("pos", config)
+    try:
+        return Transformer(
+            Shape(**sizes), attention=attention, position=position, feedforward=feedforward, norm=norm
+        )
+    except ValueError as error:
+        variant = f"model={choices['model']} attn={choices['attn']} pos={choices['pos']}"
+        raise ValueError(f"{variant}: {error}") from error
+
+
+def init_model(model: Transformer, config: Config, seed: int) -> None:
+    """Draw the parameters of a model as its config says."""
+    _, names = arguments("model", config["model"] | {"vocab_size": 1}, Shape, parts)
+    model.init(seed, scaled=parts(**names)[2])
+
+
+def parts(*, feedforward: str, norm: str, scaled_init: str) -> tuple[type, type, str]:
+    """What a model's names stand for: its feed-forward, its norm, the ending of scaled matrices."""
+    return (
+        choose("model.feedforward", feedforward, FEEDFORWARDS),
+        choose("model.norm", norm, NORMS),
+        choose("model.scaled_init", scaled_init, SCALED_INIT),
+    )
+
+
+def factory(group: str, config: Config) -> Callable[..., Any]:
+    """The class that a group names, waiting for a shape, with the group's own keys filled in."""
+    part = target(group, config[group])
+    return partial(part, **arguments(group, config[group], part)[0])
+
+
+def build_source(config: Config) -> tuple[Source, dict[str, Any], dict[str, Any]]:
+    """A config's text source, then the arguments of `prepare` and of `Batches`."""
+    kind = target("data", config["data"])
+    source, corpus, batches = arguments(
+        "data", config["data"], kind, prepare, Batches, given={"say", "rows", "length", "seed"}
+    )
+    choose("data.sampling", batches["sampling"], dict.fromkeys(SAMPLINGS))
+    return kind(**source), corpus, batches
+
+
+def build_optimizer(config: Config, model: torch.nn.Module, steps: int) -> tuple[Optimizer, Schedule]:
+    """A config's optimizer over a model, and the schedule of its learning rate."""
+    kind = target("optim", config["optim"])
+    own, rate, trainer = arguments("optim", config["optim"], kind, Schedule, clipping, given={"steps"})
+    clipping(**trainer)
+    try:
+        return kind(model, **own), Schedule(steps=steps, **rate)
+    except ValueError as error:
+        raise ValueError(f"optim.{error}") from error
+
+
+def clipping(*, clip: float | None) -> float:
+    """The largest gradient norm to allow; infinite for None. Raises ValueError unless positive."""
+    if clip is not None and clip <= 0:
+        raise ValueError(f"optim.clip={clip} must be above 0, or null for no clipping")
+    return float("inf") if clip is None else clip

@@ -1,0 +1,102 @@
+"""Checkpoints: complete, verified folders `checkpoints/step_NNNNNN`, newest and best found by scan."""
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from data.store import publish, verify
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint on disk."""
+
+    folder: Path
+    step: int
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What is not a tensor: step, clocks, losses."""
+        return dict(json.loads((self.folder / "state.json").read_text()))
+
+    def model(self) -> dict[str, Tensor]:
+        """Parameters by name."""
+        return dict(load_file(self.folder / "model.safetensors"))
+
+    def optimizer(self) -> dict[str, Tensor]:
+        """Optimizer state by parameter name and kind."""
+        return dict(load_file(self.folder / "optimizer.safetensors"))
+
+
+def save(
+    run: Path, step: int, model: dict[str, Tensor], optimizer: dict[str, Tensor], state: dict[str, Any]
+) -> None:
+    """Write the checkpoint of a step. Raises OSError, leaving the earlier ones, if it cannot."""
+
+    def write(folder: Path) -> None:
+        try:
+            save_file(own(model), folder / "model.safetensors")
+            save_file(own(optimizer), folder / "optimizer.safetensors")
+        except Exception as error:  # safetensors raises its own, without an errno
+            raise OSError(str(error)) from error
+        (folder / "state.json").write_text(json.dumps(state | {"step": step}))
+
+    publish(run / "checkpoints" / f"step_{step:06d}", write)
+
+
+def own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def find(run: Path, which: str = "latest") -> tuple[Checkpoint | None, list[str]]:
+    """The newest (`latest`) or best-validated (`best`) intact checkpoint, or that of a step number.
+
+    Also returns why others were passed over. None if there is none.
+    Raises ValueError if a step was named and its checkpoint is missing or damaged.
+    """
+    folders = sorted((run / "checkpoints").glob("step_*"), key=step_of, reverse=True)
+    if which == "best":
+        folders.sort(key=best_first)
+    elif which != "latest":
+        folders = [run / "checkpoints" / f"step_{int(which):06d}"] if which.isdecimal() else []
+        if not folders:
+            raise ValueError(f"checkpoint={which} is not latest, best or a step")
+        verify(folders[0])
+    problems = []
+    for folder in folders:
+        try:
+            verify(folder)
+        except ValueError as error:
+            problems.append(str(error))
+        else:
+            return Checkpoint(folder, step_of(folder)), problems
+    return None, problems
+
+
+def prune(run: Path, keep: int) -> None:
+    """Delete all checkpoints but the newest `keep` and the best."""
+    folders = sorted((run / "checkpoints").glob("step_*"), key=step_of, reverse=True)
+    best = min(folders, key=best_first, default=None)
+    for folder in folders[keep:]:
+        if folder != best:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def step_of(folder: Path) -> int:
+    digits = folder.name.removeprefix("step_")
+    return int(digits) if digits.isdecimal() else -1
+
+
+def best_first(folder: Path) -> tuple[float, int]:
+    """Orders checkpoints by validation loss, the unvalidated last, then newest first."""
+    try:
+        loss = json.loads((folder / "state.json").read_text())["val_loss"]
+    except (OSError, ValueError, KeyError):
+        loss = None
+    return (math.inf if loss is None else loss, -step_of(folder))

@@ -1,0 +1,140 @@
+"""What the command line asks for: one run, or a sweep of them, or help."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from train.config import CONFIGS, Config, choices_of, compose, expand
+
+USAGE = """\
+Train a small decoder-only language model with the attention and the positions of your choice,
+and record what it cost and what it bought.
+
+  python train.py [KEY=VALUE ...]            one run
+  python train.py -m KEY=A,B,C [...]         a sweep: every combination, each in its own process
+
+Examples
+  python train.py attn=gqa pos=rope
+  python train.py attn=gqa attn.n_kv_heads=1 data=text data.path="my/*.txt" steps=1e3
+  python train.py -m name=grid attn=mha,gqa,mqa pos=learned,rope seed=0,1,2
+  python train.py out=outputs/runs/mine resume=true
+"""
+
+
+def door(main: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Run a command; bad input becomes one line on stderr and exit code 2.
+
+    HEAD_TO_HEAD_TRACEBACK=1 shows where it was found.
+    """
+    try:
+        return main(arguments)
+    except (ValueError, OSError) as error:
+        if os.environ.get("HEAD_TO_HEAD_TRACEBACK"):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def train(arguments: list[str]) -> int:
+    """`python train.py`: exit code 0 done, 1 a sweep with failed runs, 3 stopped, 128+ on a signal."""
+    if {"-h", "--help"} & set(arguments):
+        print(help_page(USAGE, "train"))
+        return 0
+    multirun = [a for a in arguments if a in ("-m", "--multirun")]
+    overrides = [a for a in arguments if a not in multirun]
+    return sweep(overrides) if multirun else run(compose(overrides))
+
+
+def run(config: Config) -> int:
+    """Train one config."""
+    from train.launch import launch  # torch takes a second to import; --help and typos need none
+
+    return launch(config)
+
+
+def sweep(overrides: list[str]) -> int:
+    """Train every combination, one process after the other, and show them side by side.
+
+    All are checked before any starts. Started again under the same name, it skips what is done and
+    resumes what was interrupted.
+    """
+    from train.job import check
+    from train.launch import load_summary
+    from train.progress import say, side_by_side
+
+    cells = list(expand(overrides))
+    configs = [compose(cell) for cell in cells]
+    for config in configs:
+        check(config)
+    name = configs[0]["name"] or time.strftime("%Y%m%d-%H%M%S")
+    folders = [Path("outputs/sweeps") / name / cell_name(i, cell) for i, cell in enumerate(cells)]
+    failed = 0
+    for i, (cell, folder) in enumerate(zip(cells, folders, strict=True)):
+        say(f"run {i + 1}/{len(cells)}: {shlex.join(cell)}")
+        command = [sys.executable, sys.argv[0], *cell, f"out={quoted(folder)}", "resume=true"]
+        code = wait(command)
+        if code in (130, 143):
+            return code
+        failed += code != 0
+        if code != 0:
+            say(f"run {i + 1}/{len(cells)} failed with exit code {code}")
+    print(side_by_side([(f.name, load_summary(f)) for f in folders]))
+    print(f"sweep: {folders[0].parent}  ({len(cells)} runs, {failed} failed)")
+    return 1 if failed else 0
+
+
+def wait(command: list[str]) -> int:
+    """Run a command to its end; a SIGINT goes to it too, and it is given the time to save."""
+    with subprocess.Popen(command) as process:
+        while True:
+            try:
+                code = process.wait()
+                return code if code >= 0 else 128 - code
+            except KeyboardInterrupt:
+                continue
+
+
+def cell_name(number: int, cell: list[str]) -> str:
+    """A folder name for a cell of a sweep: '003-attn-gqa_seed-1'."""
+    words = [re.sub(r"[^\w.]+", "-", override) for override in cell if not override.startswith("name=")]
+    return f"{number:03d}-{'_'.join(words)}"[:120]
+
+
+def quoted(path: Path) -> str:
+    """A path as a Hydra value, whatever characters it holds."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def help_page(usage: str, config: str) -> str:
+    """A command's usage, its groups with their choices, and its keys with their comments."""
+    text = (CONFIGS / f"{config}.yaml").read_text()
+    groups = re.findall(r"^  - (?:optional )?([a-z]+): (\w+)$", text, re.MULTILINE)
+    lines = [usage]
+    if groups:
+        lines.append("Groups (GROUP=CHOICE; '*' is the default; each choice is configs/GROUP/CHOICE.yaml)")
+        for group, default in groups:
+            names = [f"*{c}" if c == default else c for c in choices_of(group)]
+            lines.append(f"  {group:<11} {'  '.join(names)}")
+        lines.append("")
+        for group in ("model", "attn", "pos", "data", "optim"):
+            keys = {k for c in choices_of(group) for k in keys_of(CONFIGS / group / f"{c}.yaml")}
+            lines.append(f"  {group}.*  {' '.join(sorted(keys))}")
+        lines.append("")
+    lines.append("Keys (KEY=VALUE; numbers may be written 1e3)")
+    lines.append("\n".join(f"  {line}" for line in text.split("\n\n", 1)[1].splitlines()))
+    lines.append("\nExit codes: 0 done, 1 a sweep with failed runs, 2 bad input, 3 stopped on purpose,")
+    lines.append("130/143 interrupted and saved. HEAD_TO_HEAD_TRACEBACK=1 shows where an error came from.")
+    return "\n".join(lines)
+
+
+def keys_of(path: Path) -> list[str]:
+    """The keys that a YAML file of a group sets at its top level."""
+    return re.findall(r"^([a-z]\w*):", path.read_text(), re.MULTILINE)

@@ -1,0 +1,191 @@
+"""Command line to plain config: Hydra composes it, one line says what is wrong with it."""
+
+import difflib
+import inspect
+import itertools
+import math
+import re
+import types
+import typing
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+T = TypeVar("T")
+Config = dict[str, Any]  # plain JSON: nested dicts of str, int, float, bool, list and None
+
+
+def compose(overrides: list[str], *, door: str = "train") -> Config:
+    """The resolved config of one run: the door's YAML, its groups, then the overrides.
+
+    `config["choices"]` holds the name chosen in each group. Raises ValueError, in one line that
+    names what would work, for anything that does not compose.
+    """
+    parsed = parse(overrides)
+    for override in parsed:
+        check_choice(override, door)
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            groups = [o.input_line for o in parsed if is_group(o.key_or_group)]
+            base = OmegaConf.to_container(hydra_compose(door, groups))
+            for override in parsed:
+                check_key(override, base)
+            composed = hydra_compose(door, overrides, return_hydra_config=True)
+        with open_dict(composed):
+            choices = dict(composed.pop("hydra").runtime.choices)
+        missing = sorted(OmegaConf.missing_keys(composed))
+        if missing:
+            raise ValueError(f"{missing[0]} has no value yet: give {missing[0]}=...")
+        plain = OmegaConf.to_container(composed, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    return {**plain, "choices": {k: v for k, v in choices.items() if is_group(k) and v is not None}}
+
+
+def expand(overrides: list[str]) -> Iterator[list[str]]:
+    """The cells of a sweep: every combination of the values that the overrides list."""
+    columns = []
+    for override in parse(overrides):
+        key, value = override.get_key_element(), override.value()
+        if isinstance(value, Glob):
+            values = iter(value.filter(choices_of(override.key_or_group)))
+        elif override.is_sweep_override():
+            values = override.sweep_string_iterator()
+        else:
+            values = iter([override.get_value_element_as_str()])
+        columns.append([f"{key}={value}" for value in values])
+    for cell in itertools.product(*columns):
+        yield list(cell)
+
+
+def parse(overrides: list[str]) -> list[Override]:
+    """Parsed overrides. Raises ValueError for what is no KEY=VALUE."""
+    for text in overrides:
+        if "=" not in text and not text.startswith("~"):
+            raise ValueError(f"{text}: write KEY=VALUE, as in attn=gqa (see --help)")
+    try:
+        parser = OverridesParser.create()
+        return [parser.parse_override(text) for text in overrides]
+    except HydraException as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def is_group(name: str) -> bool:
+    return bool(re.fullmatch(r"[a-z]+", name)) and (CONFIGS / name).is_dir()
+
+
+def choices_of(group: str) -> list[str]:
+    """The choices of a group: its YAML files, those in folders as 'folder/name'."""
+    folder = CONFIGS / group
+    return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
+
+
+def check_choice(override: Override, door: str) -> None:
+    """Raise ValueError if an override picks a group's choice that does not exist."""
+    group, value = override.key_or_group, override.value()
+    if is_group(group) and value is not None and value not in choices_of(group):
+        if override.is_sweep_override():
+            raise ValueError(f"{override.input_line}: several values need -m, as in {door}.py -m ...")
+        raise ValueError(f"{group}={value}: no such choice; {suggest(str(value), choices_of(group))}")
+
+
+def check_key(override: Override, base: Any) -> None:
+    """Raise ValueError if an override sets a key that the composed config does not have."""
+    if is_group(override.key_or_group):
+        return
+    if override.is_sweep_override():
+        raise ValueError(f"{override.input_line}: several values need -m, as in train.py -m ...")
+    node, path = base, override.key_or_group.split(".")
+    for depth, key in enumerate(path):
+        if not isinstance(node, dict) or key not in node:
+            keys = [k for k in node if not k.startswith("_")] if isinstance(node, dict) else []
+            where = ".".join(path[: depth + 1])
+            if not keys:
+                raise ValueError(f"{where}: no such key; {'.'.join(path[:depth])} has none")
+            prefix = "".join(f"{p}." for p in path[:depth])
+            raise ValueError(f"{where}: no such key; {suggest(key, keys, prefix)}")
+        node = node[key]
+
+
+def suggest(wrong: str, right: Collection[str], prefix: str = "") -> str:
+    """'did you mean n_heads? (choices: ...)', for an error message."""
+    close = difflib.get_close_matches(wrong, right, n=1)
+    listed = ", ".join(prefix + name for name in sorted(right))
+    return f"did you mean {prefix}{close[0]}? (known: {listed})" if close else f"known: {listed}"
+
+
+def choose(where: str, name: str, table: Mapping[str, T]) -> T:
+    """What a name stands for. Raises ValueError, listing the names that exist."""
+    if name not in table:
+        raise ValueError(f"{where}={name}: no such choice; {suggest(name, table)}")
+    return table[name]
+
+
+def arguments(
+    where: str, node: Config, *takers: Callable[..., Any], given: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """Split a config node among constructors: the keyword-only arguments of each, checked by type.
+
+    The constructors are the schema. `given` are arguments that code supplies. Raises ValueError,
+    naming the key, for keys that nobody takes, missing ones, and values of a wrong type.
+    """
+    wanted = [keyword_types(taker, given) for taker in takers]
+    known = {name for names in wanted for name in names}
+    for key in node:
+        if key != "_target_" and key not in known:
+            prefix = f"{where}." if where else ""
+            raise ValueError(f"{prefix}{key}: no such key; {suggest(key, known, prefix)}")
+    return [
+        {name: convert(f"{where}.{name}".lstrip("."), node, name, hint) for name, hint in names.items()}
+        for names in wanted
+    ]
+
+
+def keyword_types(taker: Callable[..., Any], given: Collection[str]) -> dict[str, Any]:
+    """Names and types of the keyword-only parameters of a class or function."""
+    function = taker.__init__ if isinstance(taker, type) else taker  # type: ignore[misc]
+    hints = typing.get_type_hints(function)
+    parameters = inspect.signature(function).parameters.values()
+    return {
+        p.name: hints[p.name] for p in parameters if p.kind == p.KEYWORD_ONLY and p.name not in given
+    }
+
+
+def convert(where: str, node: Config, name: str, hint: Any) -> Any:
+    """A node's value as the type asked for: 1e3 is an int, 1 is a float, nothing else bends."""
+    if name not in node:
+        raise ValueError(f"{where} is missing")
+    value = node[name]
+    if fits(value, hint):
+        return value
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if int in kinds and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if float in kinds and type(value) is int:
+        return float(value)
+    if str in kinds and type(value) in (int, float):
+        return str(value)
+    names = [k.__name__ if isinstance(k, type) else str(k) for k in kinds if k is not types.NoneType]
+    optional = " or null" if types.NoneType in kinds else ""
+    raise ValueError(f"{where}={value} is not {' or '.join(names)}{optional}")
+
+
+def fits(value: Any, hint: Any) -> bool:
+    if isinstance(hint, types.UnionType):
+        return any(fits(value, kind) for kind in typing.get_args(hint))
+    if typing.get_origin(hint) is list:
+        (kind,) = typing.get_args(hint)
+        return isinstance(value, list) and all(fits(item, kind) for item in value)
+    if hint is float:
+        return type(value) is float and math.isfinite(value)
+    return type(value) is hint

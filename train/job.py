@@ -1,0 +1,167 @@
+"""Everything that one training run needs, put together from its config and checked."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.batches import Batches
+from data.corpus import Corpus, prepare
+from model.transformer import Transformer
+from train import device as devices
+from train.build import build_model, build_optimizer, build_source, clipping, init_model
+from train.config import Config, arguments, choose
+from train.device import Device
+from train.optimizer import Optimizer
+from train.progress import say
+from train.run import load, open_checkpoint, open_config, open_tokenizer
+from train.schedule import Schedule
+
+
+class Settings:
+    """The scalars of train.yaml, checked. Raises ValueError for what cannot be trained."""
+
+    def __init__(
+        self,
+        *,
+        out: str | None,
+        name: str | None,
+        seed: int,
+        steps: int,
+        batch_size: int,
+        accumulate: int,
+        eval_every: int | None,
+        eval_batch_size: int,
+        save_every: int | None,
+        keep: int,
+        log_every: int,
+        resume: bool,
+        init_from: str | None,
+        device: str,
+        dtype: str,
+        threads: int | None,
+        compile: bool,
+    ) -> None:
+        at_least(0, steps=steps, seed=seed)
+        at_least(
+            1, batch_size=batch_size, accumulate=accumulate, eval_every=eval_every, keep=keep,
+            eval_batch_size=eval_batch_size, save_every=save_every, log_every=log_every,
+            threads=threads,
+        )  # fmt: skip
+        if batch_size % accumulate:
+            raise ValueError(f"accumulate={accumulate} must divide batch_size={batch_size}")
+        if name is not None and not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+            raise ValueError(f"name={name!r} may hold letters, digits, '-', '_' and '.' alone")
+        self.out, self.name, self.seed, self.steps = out, name, seed, steps
+        self.batch_size, self.accumulate = batch_size, accumulate
+        self.eval_every, self.eval_batch_size = eval_every, eval_batch_size
+        self.save_every, self.keep, self.log_every = save_every, keep, log_every
+        self.resume, self.init_from = resume, init_from
+        self.device, self.dtype, self.threads, self.compile = device, dtype, threads, compile
+
+
+class Sampling:
+    """How the final model's sample is drawn."""
+
+    def __init__(
+        self, *, prompt: str | None, tokens: int, temperature: float, top_k: int | None
+    ) -> None:
+        at_least(0, **{"sample.tokens": tokens, "sample.temperature": temperature})
+        at_least(1, **{"sample.top_k": top_k})
+        self.prompt, self.tokens, self.temperature, self.top_k = prompt, tokens, temperature, top_k
+
+
+class Tracking:
+    """How Weights & Biases mirrors the run."""
+
+    def __init__(self, *, mode: str, project: str, group: str | None, tags: list[str]) -> None:
+        choose("wandb.mode", mode, dict.fromkeys(("offline", "online", "disabled")))
+        self.mode, self.project, self.group, self.tags = mode, project, group, tags
+
+
+@dataclass
+class Job:
+    """A model, its data and its optimizer, ready to train."""
+
+    config: Config
+    settings: Settings
+    sampling: Sampling
+    tracking: Tracking
+    device: Device
+    corpus: Corpus
+    batches: Batches
+    model: Transformer
+    optimizer: Optimizer
+    schedule: Schedule
+    clip: float
+    parent: dict[str, Any] | None  # the run and step that the weights come from
+    peak_flops: float | None = None
+
+
+GROUPS = ("model", "attn", "pos", "data", "optim", "sample", "wandb", "choices")
+
+
+def check(config: Config) -> tuple[Settings, Sampling, Tracking, Device]:
+    """The parts of a config that need no data. Raises ValueError, in one line, for any mistake.
+
+    Builds the model without memory and touches the files of the source, but reads no corpus.
+    """
+    scalars = {key: value for key, value in config.items() if key not in GROUPS}
+    settings = Settings(**arguments("", scalars, Settings)[0])
+    sampling = Sampling(**arguments("sample", config["sample"], Sampling)[0])
+    tracking = Tracking(**arguments("wandb", config["wandb"], Tracking)[0])
+    device = devices.pick(settings.device, settings.dtype, settings.compile)
+    with torch.device("meta"):
+        build_optimizer(config, build_model(config, vocab_size=1), settings.steps)
+    build_source(config)
+    if settings.init_from is not None:
+        open_config(Path(settings.init_from))
+    return settings, sampling, tracking, device
+
+
+def assemble(config: Config) -> Job:
+    """Read the corpus and build everything. Raises ValueError for what does not fit together."""
+    settings, sampling, tracking, device = check(config)
+    devices.set_up(settings.threads)
+    source, corpus_options, batch_options = build_source(config)
+    corpus = prepare(source, say=say, **corpus_options)
+    model = build_model(config, corpus.tokenizer.get_vocab_size())
+    batches = Batches(
+        corpus.train, rows=settings.batch_size, length=model.shape.max_len, seed=settings.seed,
+        **batch_options,
+    )  # fmt: skip
+    if corpus.val is not None and len(corpus.val) < 2:
+        raise ValueError(
+            f"the validation text has {len(corpus.val)} token; raise data.val_fraction, or set it to 0"
+        )
+    init_model(model, config, settings.seed)
+    parent = start_from(settings.init_from, model, corpus) if settings.init_from else None
+    model = model.to(device.name)
+    if settings.compile:
+        model.compile()
+    optimizer, schedule = build_optimizer(config, model, settings.steps)
+    clip = clipping(clip=config["optim"]["clip"])
+    return Job(
+        config, settings, sampling, tracking, device, corpus, batches, model, optimizer, schedule,
+        clip, parent,
+    )  # fmt: skip
+
+
+def start_from(run: str, model: Transformer, corpus: Corpus) -> dict[str, Any]:
+    """Take over the weights of a run's last checkpoint; say where they come from, back to the start."""
+    folder = Path(run)
+    checkpoint = open_checkpoint(folder)
+    if open_tokenizer(folder).to_str() != corpus.tokenizer.to_str():
+        raise ValueError(
+            f"init_from={run}: its tokenizer is another; data.tokenizer={run}/tokenizer.json takes it over"
+        )
+    load(model, checkpoint.model(), f"init_from={run}", resize=True)
+    return {"run": str(folder.resolve()), "step": checkpoint.step, "parent": checkpoint.state["parent"]}
+
+
+def at_least(least: int, **values: float | None) -> None:
+    """Raise ValueError for the first value below `least`; None means that none is set."""
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise ValueError(f"{name}={value} must be at least {least}")

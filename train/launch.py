@@ -1,0 +1,138 @@
+"""Start, resume or repeat one run: the folder, the training, the answer."""
+
+from pathlib import Path
+from typing import Any
+
+from train.checkpoint import find
+from train.config import Config
+from train.device import describe
+from train.job import Job, assemble, check
+from train.progress import printable, say, table
+from train.record import Record, Tracker, git_commit, read_json
+from train.run import fresh_folder, open_config, state_of
+from train.summary import count_only, sample, summarise
+from train.trainer import Stopped, Trainer
+
+#: What may change when a run is resumed: none of it touches what is learned at a step.
+FREE_ON_RESUME = frozenset(
+    "out name steps eval_every eval_batch_size save_every keep log_every resume device threads "
+    "sample wandb".split()
+)
+
+
+def launch(config: Config) -> int:
+    """Train one config in its folder and print the answer; the exit code.
+
+    Raises ValueError, before anything is written, for what cannot be run.
+    """
+    settings = check(config)[0]
+    folder = Path(settings.out) if settings.out else None
+    state = state_of(folder) if folder else None
+    if folder and state:
+        if not settings.resume:
+            raise ValueError(f"out={folder} holds a run ({state}); resume=true continues it")
+        refuse_changes(open_config(folder), config)
+        summary = load_summary(folder)
+        if state == "done" and summary and summary["steps"] == settings.steps:
+            say(f"{folder} is done already")
+            print_answer(folder, summary)
+            return 0
+    job = assemble(config)
+    record = Record(folder or fresh_folder(config))
+    try:
+        return train(job, record, resumed=state is not None)
+    finally:
+        record.lock.release()
+
+
+def refuse_changes(before: Config, now: Config) -> None:
+    """Raise ValueError if a resumed run would not be the same run."""
+    for key in sorted(before.keys() | now.keys()):
+        if key not in FREE_ON_RESUME and before.get(key) != now.get(key):
+            old, new = before.get(key), now.get(key)
+            if isinstance(old, dict) and isinstance(new, dict):
+                name = next(k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k))
+                key, old, new = f"{key}.{name}", old.get(name), new.get(name)
+            raise ValueError(f"resume: {key} was {old} and is now {new}; that would be another run")
+
+
+def train(job: Job, record: Record, *, resumed: bool) -> int:
+    """Train a job that is known to be sound, and leave the whole record."""
+    trainer = Trainer(job, record)
+    environment = dict(describe(job.device), git_commit=git_commit())
+    if resumed:
+        restore(trainer, environment)
+    begin(record, job, environment)
+    if job.settings.steps == 0:
+        return finish(record, trainer, count_only(trainer))
+    trainer.tracker = Tracker(job.config, record.folder)
+    record.status("running", trainer.step)
+    try:
+        trainer.fit()
+        (record.folder / "sample.txt").write_text(sample(job), encoding="utf-8")
+        return finish(record, trainer, summarise(trainer))
+    except Stopped as stop:
+        record.status(stop.state, trainer.step, str(stop))
+        hint = f"; resume=true out={record.folder} goes on" if stop.state == "interrupted" else ""
+        say(f"{stop.state} after step {trainer.step}: {stop}{hint}")
+        return stop.code
+    except BaseException as error:
+        record.status("failed", trainer.step, f"{type(error).__name__}: {error}")
+        raise
+
+
+def restore(trainer: Trainer, environment: dict[str, object]) -> None:
+    """Bring a trainer to its run's newest intact checkpoint, and the records with it."""
+    record = trainer.record
+    before = read_json(record.folder / "environment.json")
+    if before["dtype"] != environment["dtype"]:
+        raise ValueError(f"resume: dtype was {before['dtype']} and is now {environment['dtype']}")
+    for key in ("device", "cpu", "gpu", "threads", "torch"):
+        if before[key] != environment[key]:
+            say(f"resume: {key} was {before[key]}, now {environment[key]}: no longer bit for bit")
+    saved, problems = find(record.folder)
+    for problem in problems:
+        say(f"warning: {problem}; falling back to an earlier checkpoint")
+    if saved is not None:
+        trainer.restore(saved)
+    record.cut(trainer.step)
+    say(f"resuming {record.folder} after step {trainer.step}")
+
+
+def begin(record: Record, job: Job, environment: dict[str, object]) -> None:
+    """Write what is known before training, and say it."""
+    record.write("config.json", job.config)
+    record.write("environment.json", environment)
+    (record.folder / "tokenizer.json").write_text(job.corpus.tokenizer_json, encoding="utf-8")
+    record.metrics.touch()
+    choices, model = job.config["choices"], job.model
+    say(
+        f"attn={choices['attn']} pos={choices['pos']} model={choices['model']}: "
+        f"{model.count_parameters()[0]:,} parameters, vocabulary {model.shape.vocab_size:,}, "
+        f"{len(job.corpus.train):,} training tokens, on {job.device.name} in {job.device.dtype_name} "
+        f"with {environment['threads']} threads"
+    )
+
+
+def finish(record: Record, trainer: Trainer, summary: dict[str, Any]) -> int:
+    """Write and print the answer."""
+    record.write("summary.json", summary)
+    record.status("done", trainer.step)
+    if trainer.tracker:
+        trainer.tracker.finish(summary)
+    print_answer(record.folder, summary)
+    return 0
+
+
+def print_answer(folder: Path, summary: dict[str, Any]) -> None:
+    """The table, a few lines of sampled text and the folder."""
+    print(table(summary))
+    if (folder / "sample.txt").exists():
+        lines = printable((folder / "sample.txt").read_text(encoding="utf-8")).strip().splitlines()
+        print("\nsample:", *[f"  | {line}" for line in lines[:8]], sep="\n")
+    print(f"\nrun: {folder}")
+
+
+def load_summary(folder: Path) -> dict[str, Any] | None:
+    """The summary of a run; None if it has none."""
+    return read_json(folder / "summary.json") if (folder / "summary.json").exists() else None

@@ -1,0 +1,120 @@
+"""Optimizers: AdamW, and Muon for the hidden matrices with AdamW for the rest."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+class Optimizer:
+    """One or more torch optimizers over the named parameters of a model, as one.
+
+    Its state is keyed by parameter name: `embed.weight/exp_avg`, and so on.
+    """
+
+    def __init__(self, model: nn.Module, parts: list[torch.optim.Optimizer]) -> None:
+        self.parameters = dict(model.named_parameters())
+        self.parts = parts
+
+    def step(self, lr: float) -> None:
+        """Update the parameters from their gradients at this learning rate, then drop those."""
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = lr
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor of the state, by parameter name and kind."""
+        return {
+            f"{name}/{kind}": value
+            for name, parameter in self.parameters.items()
+            for part in self.parts
+            for kind, value in part.state.get(parameter, {}).items()
+        }
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state` returned. Raises KeyError for a parameter that does not exist."""
+        owner = {p: part for part in self.parts for g in part.param_groups for p in g["params"]}
+        for key, value in state.items():
+            name, kind = key.rsplit("/", 1)
+            parameter = self.parameters[name]
+            owner[parameter].state[parameter][kind] = value
+
+    @property
+    def nbytes(self) -> int:
+        return sum(value.nbytes for value in self.state().values())
+
+
+class AdamW(Optimizer):
+    """AdamW (Loshchilov & Hutter 2019), fused.
+
+    `decayed` says what weight decay pulls: all `matrices`, embeddings included (GPT-2, nanoGPT), or
+    the weights of `linear` layers alone.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, lr: float, weight_decay: float, decayed: str,
+        beta1: float, beta2: float, eps: float,
+    ) -> None:  # fmt: skip
+        check(weight_decay=weight_decay, decayed=decayed, beta1=beta1, beta2=beta2, eps=eps)
+        groups = decay_groups(model, model.parameters(), weight_decay, decayed)
+        super().__init__(model, [adamw(groups, lr, beta1, beta2, eps)])
+
+
+class Muon(Optimizer):
+    """Muon (Jordan et al. 2024) for the matrices inside blocks; AdamW for tables, head and vectors.
+
+    Muon's updates are scaled to the size of AdamW's (Liu et al. 2025), so both share lr and decay.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, lr: float, weight_decay: float, decayed: str, momentum: float,
+        beta1: float, beta2: float, eps: float,
+    ) -> None:  # fmt: skip
+        check(weight_decay=weight_decay, decayed=decayed, beta1=beta1, beta2=beta2, eps=eps)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum={momentum} must be at least 0 and below 1")
+        hidden = [p for n, p in model.named_parameters() if n.startswith("blocks.") and p.dim() == 2]
+        inside = set(hidden)
+        others = [p for p in model.parameters() if p not in inside]
+        muon = torch.optim.Muon(
+            hidden, lr=lr, weight_decay=weight_decay, momentum=momentum,
+            adjust_lr_fn="match_rms_adamw",
+        )  # fmt: skip
+        groups = decay_groups(model, others, weight_decay, decayed)
+        super().__init__(model, [muon, adamw(groups, lr, beta1, beta2, eps)])
+
+
+def adamw(
+    groups: list[dict[str, object]], lr: float, beta1: float, beta2: float, eps: float
+) -> torch.optim.AdamW:
+    return torch.optim.AdamW(groups, lr=lr, betas=(beta1, beta2), eps=eps, fused=True)
+
+
+def decay_groups(
+    model: nn.Module, parameters: Iterable[nn.Parameter], weight_decay: float, decayed: str
+) -> list[dict[str, object]]:
+    """The parameters in two groups: pulled by weight decay, and not."""
+    if decayed == "linear":
+        pulled = {m.weight for m in model.modules() if isinstance(m, nn.Linear)}
+    else:
+        pulled = {p for p in model.parameters() if p.dim() >= 2}
+    parameters = list(parameters)
+    return [
+        {"params": [p for p in parameters if p in pulled], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p not in pulled], "weight_decay": 0.0},
+    ]
+
+
+def check(*, weight_decay: float, decayed: str, beta1: float, beta2: float, eps: float) -> None:
+    """Raise ValueError for values that make no optimizer."""
+    if weight_decay < 0:
+        raise ValueError(f"weight_decay={weight_decay} must be at least 0")
+    if decayed not in ("matrices", "linear"):
+        raise ValueError(f"decayed={decayed} is not one of matrices, linear")
+    for name, beta in (("beta1", beta1), ("beta2", beta2)):
+        if not 0 <= beta < 1:
+            raise ValueError(f"{name}={beta} must be at least 0 and below 1")
+    if not eps > 0:
+        raise ValueError(f"eps={eps} must be above 0")

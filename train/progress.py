@@ -1,0 +1,97 @@
+"""What a person sees of a run: a live bar on a terminal, few lines in a log file, a table at the end."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+CONSOLE = Console(stderr=True, highlight=False)
+
+
+def say(line: str) -> None:
+    """A line for people, on stderr; above the bar if there is one."""
+    CONSOLE.print(line, markup=False, soft_wrap=True)
+
+
+class Bar:
+    """Steps done, loss, tokens per second and time left, live on a terminal and absent elsewhere."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} tokens/s"),
+            TimeRemainingColumn(),
+            console=CONSOLE,
+            disable=not CONSOLE.is_terminal,
+            transient=True,
+        )
+        self.task = self.progress.add_task("train", total=total, completed=done, loss=0.0, speed=0.0)
+
+    def __enter__(self) -> "Bar":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def step(self, step: int, loss: float, speed: float) -> None:
+        self.progress.update(self.task, completed=step, loss=loss, speed=speed)
+
+    def doing(self, what: str) -> None:
+        """Show what the run is busy with."""
+        self.progress.update(self.task, description=what)
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """The answer of a run, for people."""
+    rows = [
+        ("perplexity", number(summary["val_perplexity"], ".3f")),
+        ("bits per byte", number(summary["val_bits_per_byte"], ".4f")),
+        ("training time", number(summary["train_seconds"], ".1f", " s")),
+        ("tokens per second", number(summary["tokens_per_second"], ",.0f")),
+        ("step", number(summary["step_ms"], ".1f", " ms")),
+        ("attention", number(summary["attention_ms"], ".1f", " ms of it")),
+        ("peak memory, training", size(summary["peak_train_bytes"])),
+        ("KV cache per token", number(summary["kv_cache_bytes_per_token"], ",", " bytes")),
+        ("parameters", number(summary["params"], ",")),
+    ]
+    width = max(len(label) for label, _ in rows)
+    return "\n".join(f"  {label:<{width}}  {value}" for label, value in rows)
+
+
+def side_by_side(rows: list[tuple[str, Mapping[str, Any] | None]]) -> str:
+    """Runs of a sweep, one a line; those without a summary are shown as such."""
+    width = max(len(name) for name, _ in rows)
+    head = f"{'run':<{width}}  perplexity  bits/byte   seconds  tokens/s    peak MiB  KV bytes"
+    lines = [head]
+    for name, summary in rows:
+        if summary is None:
+            lines.append(f"{name:<{width}}  no result")
+            continue
+        cells = [
+            f"{number(summary['val_perplexity'], '.3f'):>10}",
+            f"{number(summary['val_bits_per_byte'], '.4f'):>9}",
+            f"{number(summary['train_seconds'], '.1f'):>8}",
+            f"{number(summary['tokens_per_second'], ',.0f'):>8}",
+            f"{size(summary['peak_train_bytes']).removesuffix(' MiB'):>10}",
+            f"{number(summary['kv_cache_bytes_per_token'], ','):>8}",
+        ]
+        lines.append(f"{name:<{width}}  " + "  ".join(cells))
+    return "\n".join(lines)
+
+
+def number(value: float | None, style: str, unit: str = "") -> str:
+    return "not measured" if value is None else f"{value:{style}}{unit}"
+
+
+def size(value: float | None) -> str:
+    return number(None if value is None else value / 2**20, ",.1f", " MiB")
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: control characters that a model may write are shown, not obeyed."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

@@ -1,0 +1,138 @@
+"""The record of a run: files in its folder first, a tracker as their mirror."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from train.config import Config
+
+
+class Record:
+    """The files of one run. `lock` keeps a second process out until this one ends.
+
+    Raises ValueError if another process holds the folder, OSError if it cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.metrics = folder / "metrics.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(folder / ".lock")
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ValueError(f"out={folder} is in use by another process") from error
+
+    def write(self, name: str, content: Mapping[str, object]) -> None:
+        """Write a JSON file whole: readers see the old one or the new one."""
+        replace(self.folder / name, json.dumps(content, indent=1) + "\n")
+
+    def status(self, state: str, step: int, reason: str | None = None) -> None:
+        """Say how the run stands: running, done, failed or interrupted."""
+        self.write("status.json", {"state": state, "reason": reason, "last_step": step})
+
+    def log(self, record: Mapping[str, object]) -> None:
+        """Append one record to metrics.jsonl."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def sync(self) -> None:
+        """Force the records so far to disk, so that no checkpoint is ahead of them."""
+        with self.metrics.open("a") as file:
+            os.fsync(file.fileno())
+
+    def cut(self, step: int) -> None:
+        """Drop the records after a step: they will be written again."""
+        kept = (line for line in records(self.metrics) if line["step"] <= step)
+        replace(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a metrics.jsonl; a last line that was cut off by a kill is left out."""
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                return
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file through a temporary one, so that it is never half there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a run folder. Raises ValueError if it is missing or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return content
+
+
+def git_commit() -> str | None:
+    """The commit of this code, with '+changes' if the tree differs from it; None outside git."""
+    root = Path(__file__).resolve().parents[1]
+    try:
+        ask = ("git", "-C", str(root))
+        commit = subprocess.run([*ask, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changes = subprocess.run([*ask, "status", "--porcelain"], capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
+
+
+class Tracker:
+    """Mirrors records to Weights & Biases. The first thing to fail ends it with one warning."""
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        self.run: Any = None
+        options = config["wandb"]
+        if options["mode"] != "disabled":
+            self.guard(lambda: self.start(options, config, folder))
+
+    def start(self, options: Config, config: Config, folder: Path) -> None:
+        import wandb  # only when asked for
+
+        choices = config["choices"]
+        self.run = wandb.init(
+            project=options["project"],
+            group=options["group"] or config["name"],
+            name=folder.name,
+            id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
+            tags=[choices["attn"], choices["pos"], choices["model"], *options["tags"]],
+            config=config,
+            dir=folder,
+            mode=options["mode"],
+            resume="allow",
+            settings=wandb.Settings(console="off", silent=True, x_disable_stats=True, init_timeout=8),
+        )
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        metrics = {f"{record['split']}/{k}": v for k, v in record.items() if k not in ("step", "split")}
+        self.guard(lambda: self.run and self.run.log(metrics, step=record["step"]))
+
+    def finish(self, summary: Mapping[str, object]) -> None:
+        self.guard(lambda: self.run and self.run.summary.update(dict(summary)))
+        self.guard(lambda: self.run and self.run.finish())
+
+    def guard(self, act: Any) -> None:
+        """Do something with wandb; if that fails, warn once and go on without it."""
+        try:
+            act()
+        except Exception as error:
+            self.run = None
+            reason = " ".join(str(error).split())
+            print(f"warning: wandb failed, going on without it: {reason}", file=sys.stderr)

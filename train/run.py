@@ -1,0 +1,103 @@
+"""A run on disk: where new ones go, and how finished ones are opened again."""
+
+import itertools
+import time
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from data import tokenizer as tokenizers
+from model.transformer import Transformer
+from train.build import build_model
+from train.checkpoint import Checkpoint, find
+from train.config import Config
+from train.device import Device
+from train.record import read_json
+
+
+def fresh_folder(config: Config) -> Path:
+    """A run folder that nobody else has, made at once so that two starts cannot share it."""
+    choices = config["choices"]
+    words = [config["name"], choices["attn"], choices["pos"], f"seed{config['seed']}"]
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{'-'.join(filter(None, words))}"
+    for attempt in itertools.count(1):
+        folder = Path("outputs/runs") / (name if attempt == 1 else f"{name}-{attempt}")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("unreachable")
+
+
+def state_of(folder: Path) -> str | None:
+    """The state of the run in a folder; None if there is no run.
+
+    Raises ValueError if the folder holds something else.
+    """
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        raise ValueError(f"out={folder} is a file, not a folder")
+    if (folder / "status.json").exists():
+        return str(read_json(folder / "status.json").get("state"))
+    if any(path.name != ".lock" for path in folder.iterdir()):
+        raise ValueError(f"out={folder} holds other files; choose a new or empty folder")
+    return None
+
+
+def open_config(folder: Path) -> Config:
+    """The config of a run. Raises ValueError if the folder holds none."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"run={folder} is not a run: it has no config.json")
+    return read_json(folder / "config.json")
+
+
+def open_tokenizer(folder: Path) -> Tokenizer:
+    return tokenizers.from_file(folder / "tokenizer.json")
+
+
+def open_checkpoint(folder: Path, which: str = "latest") -> Checkpoint:
+    """A checkpoint of a run. Raises ValueError if no intact one is there."""
+    checkpoint, problems = find(folder, which)
+    if checkpoint is None:
+        raise ValueError("; ".join(problems) or f"run={folder} has no checkpoint")
+    return checkpoint
+
+
+def open_model(
+    folder: Path, device: Device, which: str = "latest"
+) -> tuple[Transformer, Tokenizer, Config, Checkpoint]:
+    """A trained model, ready to evaluate, with its tokenizer, config and checkpoint.
+
+    Raises ValueError if the run is incomplete, or its files do not belong together.
+    """
+    config = open_config(folder)
+    tokenizer = open_tokenizer(folder)
+    checkpoint = open_checkpoint(folder, which)
+    try:
+        model = build_model(config, tokenizer.get_vocab_size())
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'config.json'} is not the config of a run: {error}") from error
+    load(model, checkpoint.model(), str(checkpoint.folder))
+    return model.to(device.name).eval(), tokenizer, config, checkpoint
+
+
+def load(model: Transformer, weights: dict[str, Any], where: str, *, resize: bool = False) -> None:
+    """Copy weights into a model by name. Raises ValueError unless names and shapes are the same.
+
+    With `resize`, a position table may have more or fewer rows: those that exist in both are kept.
+    """
+    mine = dict(model.named_parameters())
+    for name in sorted(mine.keys() | weights.keys()):
+        if name not in mine or name not in weights:
+            raise ValueError(f"{where}: {name} is {'not of this model' if name in weights else 'missing'}")
+        target, source = mine[name].data, weights[name]
+        if resize and name.startswith("position.") and target.shape[1:] == source.shape[1:]:
+            rows = min(len(target), len(source))
+            target, source = target[:rows], source[:rows]
+        if target.shape != source.shape:
+            raise ValueError(f"{where}: {name} is {tuple(source.shape)} there, {tuple(target.shape)} here")
+        target.copy_(source)

@@ -1,0 +1,251 @@
+"""The training loop."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from time import perf_counter
+from types import FrameType
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.score import bits_per_byte, perplexity, score
+from model.transformer import seed_of
+from train import checkpoint
+from train.job import Job
+from train.meter import Clock, Peaks
+from train.progress import Bar, say
+from train.record import Record, Tracker
+
+WARMUP_STEPS = 5  # of each start, timed apart; at most a quarter of its steps
+LAST = 50  # steps whose mean is the training loss
+
+
+class Stopped(Exception):
+    """Training ended before its last step, in this state and with this exit code."""
+
+    def __init__(self, state: str, reason: str, code: int) -> None:
+        super().__init__(reason)
+        self.state, self.code = state, code
+
+
+class Trainer:
+    """Trains a job, keeping record. All that it must remember is in `state`."""
+
+    def __init__(self, job: Job, record: Record) -> None:
+        self.job, self.record = job, record
+        self.tracker: Tracker | None = None
+        self.model, self.optimizer = job.model, job.optimizer
+        self.step = 0  # optimizer steps done
+        self.losses: list[float] = []  # of the last steps
+        self.validation: dict[str, float] = {}  # the last one
+        self.clock = Clock()
+        self.peaks = Peaks()
+        self.started = perf_counter()
+        self.caught: signal.Signals | None = None
+
+    def fit(self) -> None:
+        """Train to the last step, validating and saving on the way.
+
+        Raises Stopped on a signal (after saving) and on a loss that is not finite (before it does
+        harm).
+        """
+        settings, first = self.job.settings, self.step
+        warmup = min(WARMUP_STEPS, (settings.steps - first) // 4)
+        with self.signals(), Bar(settings.steps, self.step) as bar:
+            while True:
+                last = self.step == settings.steps
+                if due(self.step, settings.eval_every, last):
+                    bar.doing("validating")
+                    self.validate()
+                if due(self.step, settings.save_every, last) and self.step > first:
+                    bar.doing("saving")
+                    self.save()
+                if last:
+                    return
+                bar.doing("training")
+                self.train_step(warm=self.step - first >= warmup)
+                if self.step - first == max(1, warmup):
+                    self.peaks.reset(self.job.device)
+                bar.step(self.step, self.losses[-1], self.tokens_per_second)
+                self.heed_signal()
+
+    def train_step(self, warm: bool) -> None:
+        """One optimizer step, timed and recorded."""
+        start = perf_counter()
+        loss, norm, lr = self.update(self.step)
+        self.job.device.synchronize()
+        seconds = perf_counter() - start
+        self.clock.add(seconds, warm)
+        self.step += 1
+        self.losses = [*self.losses, loss][-LAST:]
+        if self.step % self.job.settings.log_every == 0 or self.step == self.job.settings.steps:
+            self.log("train", loss=loss, lr=lr, grad_norm=norm, step_ms=1e3 * seconds)
+
+    def update(self, step: int) -> tuple[float, float, float]:
+        """Train on the batch of a step: its mean loss, gradient norm and learning rate.
+
+        Raises Stopped, before any parameter changes, if the loss or the norm is not finite.
+        """
+        settings, device = self.job.settings, self.job.device
+        inputs, targets = self.job.batches(step)
+        loss = torch.zeros((), device=device.name)
+        rows = settings.batch_size // settings.accumulate
+        for part, (x, y) in enumerate(zip(inputs.split(rows), targets.split(rows), strict=True)):
+            torch.manual_seed(seed_of(settings.seed, step, part))  # dropout follows from (seed, step)
+            part_loss = self.loss(x.to(device.name), y.to(device.name)) / settings.accumulate
+            part_loss.backward()
+            loss += part_loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.job.clip, foreach=True)
+        if not torch.isfinite(loss + norm):
+            at = f"step {step + 1}: loss {loss.item()}, gradient norm {norm.item()}"
+            raise Stopped("failed", f"training diverged at {at}; try a lower optim.lr", 3)
+        lr = self.job.schedule(step)
+        self.optimizer.step(lr)
+        return loss.item(), norm.item(), lr
+
+    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats, float32: inputs and targets (B, T)."""
+        with self.job.device.autocast():
+            logits = self.model(inputs)  # (B, T, V)
+        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+    def validate(self) -> None:
+        """Score the whole validation split, if there is one, unless this step has been."""
+        self.peaks.note_training(self.job.device)
+        val = self.job.corpus.val
+        if val is None or self.validation.get("step") == self.step:
+            return
+        start = perf_counter()
+        nats, tokens = self.score(val, between=self.heed_signal)
+        self.peaks.note_validation(self.job.device)
+        loss = nats / tokens
+        self.validation = {
+            "step": self.step,
+            "loss": loss,
+            "perplexity": perplexity(loss),
+            "bits_per_byte": bits_per_byte(nats, self.job.corpus.val_bytes),
+            "val_tokens": tokens,
+        }
+        self.log("val", **self.validation, eval_seconds=perf_counter() - start)
+        say(
+            f"step {self.step}/{self.job.settings.steps}  train loss {self.train_loss:.4f}  "
+            f"val loss {loss:.4f}  perplexity {self.validation['perplexity']:.3f}"
+        )
+
+    def score(self, text: Tensor, between: Callable[[], object] = lambda: None) -> tuple[float, int]:
+        """Nats and tokens of a text (N,) under the model as it stands."""
+        self.model.eval()
+        try:
+            with self.job.device.autocast():
+                return score(
+                    self.model, text, context=self.model.shape.max_len,
+                    batch_size=self.job.settings.eval_batch_size, device=self.job.device.name,
+                    between=between,
+                )  # fmt: skip
+        finally:
+            self.model.train()
+
+    @property
+    def wall_seconds(self) -> float:
+        """Time since the run began, all included; a pause before resuming is not."""
+        return self.clock.wall_seconds + perf_counter() - self.started
+
+    @property
+    def train_loss(self) -> float:
+        """Mean loss of the last steps."""
+        return sum(self.losses) / len(self.losses)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.job.settings.batch_size * self.model.shape.max_len
+
+    @property
+    def tokens_per_second(self) -> float:
+        """In training steps after warm-up; 0 before there are any."""
+        steps, seconds = len(self.clock.step_seconds), self.clock.train_seconds
+        return steps * self.tokens_per_step / seconds if seconds else 0.0
+
+    def log(self, split: str, **values: float) -> None:
+        """Write one record, and mirror it."""
+        entry = {
+            "step": self.step,
+            "split": split,
+            "tokens": self.step * self.tokens_per_step,
+            "seconds": self.clock.seconds,
+        }
+        self.record.log(entry | values)
+        if self.tracker:
+            self.tracker.log(entry | values)
+
+    def save(self) -> None:
+        """Write a checkpoint. Raises Stopped, the earlier ones intact, if the disk refuses."""
+        self.record.sync()
+        try:
+            checkpoint.save(
+                self.record.folder, self.step, dict(self.model.named_parameters()),
+                self.optimizer.state(), self.state(),
+            )  # fmt: skip
+        except OSError as error:
+            raise Stopped("failed", str(error), 3) from error
+        checkpoint.prune(self.record.folder, self.job.settings.keep)
+        self.record.status("running", self.step)
+
+    def state(self) -> dict[str, object]:
+        """All that a checkpoint keeps beside tensors."""
+        validated = self.validation.get("step") == self.step
+        self.clock.wall_seconds, self.started = self.wall_seconds, perf_counter()
+        return {
+            "losses": self.losses,
+            "validation": self.validation,
+            "val_loss": self.validation["loss"] if validated else None,
+            "clock": asdict(self.clock),
+            "peaks": asdict(self.peaks),
+            "parent": self.job.parent,
+            "data_fingerprint": self.job.corpus.fingerprint,
+            "tokenizer_sha256": self.job.corpus.tokenizer_sha256,
+        }
+
+    def restore(self, saved: checkpoint.Checkpoint) -> None:
+        """Go on from a checkpoint. Raises ValueError if it was trained on other data."""
+        state = saved.state
+        for key, now in self.state().items():
+            if key in ("data_fingerprint", "tokenizer_sha256") and state[key] != now:
+                raise ValueError(f"resume: {key} is {now}, but the run began with {state[key]}")
+        weights = saved.model()
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(weights[name])
+        self.optimizer.load(saved.optimizer())
+        self.step = saved.step
+        self.losses, self.validation = state["losses"], state["validation"]
+        self.clock, self.peaks = Clock(**state["clock"]), Peaks(**state["peaks"])
+        self.job.parent = state["parent"]
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Let SIGINT and SIGTERM wait for the end of a step; a second SIGINT does not wait."""
+
+        def catch(number: int, frame: FrameType | None) -> None:
+            self.caught = signal.Signals(number)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+        before = {s: signal.signal(s, catch) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def heed_signal(self) -> None:
+        """If a signal came, save and raise Stopped."""
+        if self.caught is not None:
+            self.save()
+            raise Stopped("interrupted", f"{self.caught.name}; saved", 128 + self.caught)
+
+
+def due(step: int, every: int | None, last: bool) -> bool:
+    """Whether something happens after this step: at its multiples, and after the last."""
+    return last or (every is not None and step > 0 and step % every == 0)
