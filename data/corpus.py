@@ -40,8 +40,19 @@ class Corpus:
     tokenizer: Tokenizer
     tokenizer_json: str
     fingerprint: str  # SHA-256 of the text and its split, whatever the tokenizer
-    val_bytes: int  # UTF-8 bytes of the validation tokens that are scored: all but the first
     documents: dict[str, np.ndarray]  # per split, rows of (first token, tokens, bytes)
+
+    def split(self, name: str) -> tuple[Tensor, int]:
+        """The tokens of `train` or `val`, and the UTF-8 bytes of all that can be scored.
+
+        The first token of a text has no context, so its bytes do not count either.
+        Raises ValueError for a split that the corpus does not have.
+        """
+        tokens = {"train": self.train, "val": self.val}[name]
+        if tokens is None:
+            raise ValueError(f"the corpus has no {name} split: data.val_fraction is 0")
+        first = tokenizers.decode(self.tokenizer, tokens[:1].tolist())
+        return tokens, int(self.documents[name][:, 2].sum()) - len(first.encode())
 
     @property
     def tokenizer_sha256(self) -> str:
@@ -67,6 +78,7 @@ def prepare(
     """
     if not 0 <= val_fraction < 1:
         raise ValueError(f"val_fraction={val_fraction} must be at least 0 and below 1")
+    tokenizers.check(tokenizer, vocab_size)
     spec = Path(tokenizer).read_text() if Path(tokenizer).is_file() else f"{tokenizer}:{vocab_size}"
     key = hashlib.sha256(
         json.dumps([VERSION, source.key(), spec, val_fraction, shuffle]).encode()
@@ -75,8 +87,10 @@ def prepare(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not is_intact(folder):
-            say("data: preparing the corpus; the next run finds it in the cache")
             splits = split(source.load(), val_fraction, shuffle)
+            size = sum(len(text) for documents in splits.values() for text in documents)
+            if size > 1e6:
+                say(f"data: tokenising {size:,} characters; later runs find them in {folder}")
             publish(folder, lambda into: tokenise(splits, tokenizer, vocab_size, into))
     return load(folder)
 
@@ -126,8 +140,6 @@ def tokenise(splits: dict[str, list[str]], kind: str, vocab_size: int, into: Pat
                 fingerprint.update(f"{name}:{len(text)}:".encode() + text)
                 rows.append((position, len(ids), len(text)))
                 position += len(ids)
-                if number == 0 and name == "val":
-                    meta["first_bytes"] = len(tokenizers.decode(codec, ids[:1]).encode())
             tables[name] = np.array(rows, np.int64).reshape(-1, 3)
             meta[name] = position
     np.savez(into / "documents.npz", **tables)
@@ -210,6 +222,5 @@ def load(folder: Path) -> Corpus:
         tokenizer=tokenizers.from_text(tokenizer_json),
         tokenizer_json=tokenizer_json,
         fingerprint=meta["fingerprint"],
-        val_bytes=int(documents["val"][:, 2].sum()) - meta.get("first_bytes", 0),
         documents=documents,
     )

@@ -7,6 +7,7 @@ of each split: {"train": [...]}, and "val" if the source has its own.
 import codecs
 import glob
 import hashlib
+import logging
 import os
 import sysconfig
 from collections.abc import Iterable
@@ -123,6 +124,8 @@ def open_dataset(path: str, **options: object) -> Iterable[dict[str, object]]:
     import datasets  # a second to import, and a cached corpus never needs it
 
     datasets.disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    logging.getLogger("datasets").setLevel(logging.ERROR)
     try:
         yield from datasets.load_dataset(path, streaming=True, **options)
     except Exception as error:

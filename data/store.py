@@ -30,7 +30,7 @@ def publish(folder: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
         sync(folder.parent)
-    except (OSError, RuntimeError, ValueError) as error:
+    except OSError as error:
         raise OSError(f"could not write {folder}: {error} ({free_bytes(folder)} bytes free)") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -14,6 +14,7 @@ def build(kind: str, train: Iterable[str], everything: Iterable[str], vocab_size
     BPE learns its `vocab_size` from the training documents alone; a character vocabulary is that of
     the whole corpus, without special tokens. Raises ValueError for a kind that does not exist.
     """
+    check(kind, vocab_size)
     if kind == "char":
         return characters(everything)
     if kind == "byte":
@@ -21,6 +22,16 @@ def build(kind: str, train: Iterable[str], everything: Iterable[str], vocab_size
     if kind == "bpe":
         return bpe(train, vocab_size)
     return from_file(Path(kind))
+
+
+def check(kind: str, vocab_size: int) -> None:
+    """Raise ValueError for a kind or size that `build` could not build, before any text is read."""
+    if kind not in ("char", "byte", "bpe"):
+        from_file(Path(kind))
+    if kind == "bpe" and vocab_size < 257:
+        raise ValueError(
+            f"data.vocab_size={vocab_size} is too small for bpe: 256 bytes and end-of-text need 257"
+        )
 
 
 def characters(documents: Iterable[str]) -> Tokenizer:
@@ -47,10 +58,6 @@ def raw_bytes() -> Tokenizer:
 
 def bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     """Byte-level BPE with an end-of-text token. On little text the vocabulary stays smaller."""
-    if vocab_size < 257:
-        raise ValueError(
-            f"vocab_size={vocab_size} is too small for bpe: 256 bytes and end-of-text need 257"
-        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -70,8 +77,8 @@ def from_file(path: Path) -> Tokenizer:
         raise ValueError(f"tokenizer={path} is not char, byte, bpe or the path of a tokenizer.json")
     try:
         return from_text(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"tokenizer={path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"tokenizer={path}: {error}") from error
 
 
 def from_text(text: str) -> Tokenizer:
@@ -85,12 +92,12 @@ def from_text(text: str) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a text. Raises ValueError, naming them, for characters outside the vocabulary."""
+    """Token ids of a prompt. Raises ValueError, naming them, for characters outside the vocabulary."""
     try:
         ids = tokenizer.encode(text, add_special_tokens=False).ids
     except Exception as error:  # the library raises bare Exceptions
-        unknown = sorted({c for c in text if tokenizer.token_to_id(c) is None})
-        raise ValueError(f"characters outside the vocabulary: {''.join(unknown)!r}") from error
+        unknown = "".join(sorted({c for c in text if tokenizer.token_to_id(c) is None}))
+        raise ValueError(f"prompt: characters outside the vocabulary: {unknown!r}") from error
     return list(ids)
 
 

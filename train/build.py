@@ -104,7 +104,8 @@ def build_optimizer(config: Config, model: torch.nn.Module, steps: int) -> tuple
     own, rate, trainer = arguments("optim", config["optim"], kind, Schedule, clipping, given={"steps"})
     clipping(**trainer)
     try:
-        return kind(model, **own), Schedule(steps=steps, **rate)
+        schedule = Schedule(steps=steps, **rate)
+        return kind(model, **own), schedule
     except ValueError as error:
         raise ValueError(f"optim.{error}") from error
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from train.config import CONFIGS, Config, choices_of, compose, expand
+from train.config import CONFIGS, Config, choices_of, compose, expand, keys_of, quoted
 
 USAGE = """\
 Train a small decoder-only language model with the attention and the positions of your choice,
@@ -53,6 +53,16 @@ def train(arguments: list[str]) -> int:
     return sweep(overrides) if multirun else run(compose(overrides))
 
 
+def compose_door(overrides: list[str], name: str, usage: str) -> Config | None:
+    """The config of a command without groups; None after showing its help, if that was asked for."""
+    if {"-h", "--help"} & set(overrides):
+        print(help_page(usage, name))
+        return None
+    config = compose(overrides, door=name)
+    del config["choices"]
+    return config
+
+
 def run(config: Config) -> int:
     """Train one config."""
     from train.launch import launch  # torch takes a second to import; --help and typos need none
@@ -79,7 +89,7 @@ def sweep(overrides: list[str]) -> int:
     failed = 0
     for i, (cell, folder) in enumerate(zip(cells, folders, strict=True)):
         say(f"run {i + 1}/{len(cells)}: {shlex.join(cell)}")
-        command = [sys.executable, sys.argv[0], *cell, f"out={quoted(folder)}", "resume=true"]
+        command = [sys.executable, sys.argv[0], *cell, f"out={quoted(str(folder))}", "resume=true"]
         code = wait(command)
         if code in (130, 143):
             return code
@@ -108,11 +118,6 @@ def cell_name(number: int, cell: list[str]) -> str:
     return f"{number:03d}-{'_'.join(words)}"[:120]
 
 
-def quoted(path: Path) -> str:
-    """A path as a Hydra value, whatever characters it holds."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
 def help_page(usage: str, config: str) -> str:
     """A command's usage, its groups with their choices, and its keys with their comments."""
     text = (CONFIGS / f"{config}.yaml").read_text()
@@ -133,8 +138,3 @@ def help_page(usage: str, config: str) -> str:
     lines.append("\nExit codes: 0 done, 1 a sweep with failed runs, 2 bad input, 3 stopped on purpose,")
     lines.append("130/143 interrupted and saved. HEAD_TO_HEAD_TRACEBACK=1 shows where an error came from.")
     return "\n".join(lines)
-
-
-def keys_of(path: Path) -> list[str]:
-    """The keys that a YAML file of a group sets at its top level."""
-    return re.findall(r"^([a-z]\w*):", path.read_text(), re.MULTILINE)

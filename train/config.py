@@ -33,14 +33,15 @@ def compose(overrides: list[str], *, door: str = "train") -> Config:
     """
     parsed = parse(overrides)
     for override in parsed:
-        check_choice(override, door)
+        check_choice(override)
+    lines = [o.input_line for o in parsed]
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             groups = [o.input_line for o in parsed if is_group(o.key_or_group)]
             base = OmegaConf.to_container(hydra_compose(door, groups))
             for override in parsed:
                 check_key(override, base)
-            composed = hydra_compose(door, overrides, return_hydra_config=True)
+            composed = hydra_compose(door, lines, return_hydra_config=True)
         with open_dict(composed):
             choices = dict(composed.pop("hydra").runtime.choices)
         missing = sorted(OmegaConf.missing_keys(composed))
@@ -69,15 +70,29 @@ def expand(overrides: list[str]) -> Iterator[list[str]]:
 
 
 def parse(overrides: list[str]) -> list[Override]:
-    """Parsed overrides. Raises ValueError for what is no KEY=VALUE."""
+    """Parsed overrides. A value that Hydra's grammar has no form for, as `f(x)`, is taken as text.
+
+    Raises ValueError for what is no KEY=VALUE.
+    """
+    parser = OverridesParser.create()
+    parsed = []
     for text in overrides:
-        if "=" not in text and not text.startswith("~"):
+        key, equals, value = text.partition("=")
+        if not equals and not text.startswith("~"):
             raise ValueError(f"{text}: write KEY=VALUE, as in attn=gqa (see --help)")
-    try:
-        parser = OverridesParser.create()
-        return [parser.parse_override(text) for text in overrides]
-    except HydraException as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        try:
+            parsed.append(parser.parse_override(text))
+        except HydraException:
+            try:
+                parsed.append(parser.parse_override(f"{key}={quoted(value)}"))
+            except HydraException as error:
+                raise ValueError(f"{text}: {' '.join(str(error).split())}") from error
+    return parsed
+
+
+def quoted(text: str) -> str:
+    """A text as a Hydra value, whatever characters it holds."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def is_group(name: str) -> bool:
@@ -90,12 +105,15 @@ def choices_of(group: str) -> list[str]:
     return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
 
 
-def check_choice(override: Override, door: str) -> None:
+def check_choice(override: Override) -> None:
     """Raise ValueError if an override picks a group's choice that does not exist."""
     group, value = override.key_or_group, override.value()
+    if override.is_sweep_override():
+        raise ValueError(
+            f"{override.input_line}: several values need -m; a text with commas needs quotes, as in "
+            f"\"{group}='a,b'\""
+        )
     if is_group(group) and value is not None and value not in choices_of(group):
-        if override.is_sweep_override():
-            raise ValueError(f"{override.input_line}: several values need -m, as in {door}.py -m ...")
         raise ValueError(f"{group}={value}: no such choice; {suggest(str(value), choices_of(group))}")
 
 
@@ -103,18 +121,30 @@ def check_key(override: Override, base: Any) -> None:
     """Raise ValueError if an override sets a key that the composed config does not have."""
     if is_group(override.key_or_group):
         return
-    if override.is_sweep_override():
-        raise ValueError(f"{override.input_line}: several values need -m, as in train.py -m ...")
     node, path = base, override.key_or_group.split(".")
     for depth, key in enumerate(path):
         if not isinstance(node, dict) or key not in node:
             keys = [k for k in node if not k.startswith("_")] if isinstance(node, dict) else []
             where = ".".join(path[: depth + 1])
+            if others := having(path[0], key) if depth == 1 else []:
+                raise ValueError(f"{where}: no such key here; {', '.join(others)} has it")
             if not keys:
                 raise ValueError(f"{where}: no such key; {'.'.join(path[:depth])} has none")
             prefix = "".join(f"{p}." for p in path[:depth])
             raise ValueError(f"{where}: no such key; {suggest(key, keys, prefix)}")
         node = node[key]
+
+
+def having(group: str, key: str) -> list[str]:
+    """The choices of a group that have a key: ['attn=gqa']."""
+    if not is_group(group):
+        return []
+    return [f"{group}={c}" for c in choices_of(group) if key in keys_of(CONFIGS / group / f"{c}.yaml")]
+
+
+def keys_of(path: Path) -> list[str]:
+    """The keys that a YAML file sets at its top level."""
+    return re.findall(r"^([a-z]\w*):", path.read_text(), re.MULTILINE)
 
 
 def suggest(wrong: str, right: Collection[str], prefix: str = "") -> str:
@@ -175,9 +205,17 @@ def convert(where: str, node: Config, name: str, hint: Any) -> Any:
         return float(value)
     if str in kinds and type(value) in (int, float):
         return str(value)
-    names = [k.__name__ if isinstance(k, type) else str(k) for k in kinds if k is not types.NoneType]
-    optional = " or null" if types.NoneType in kinds else ""
-    raise ValueError(f"{where}={value} is not {' or '.join(names)}{optional}")
+    wanted = [PLAIN.get(kind, "a list of texts") for kind in kinds]
+    raise ValueError(f"{where}={value} is not {' or '.join(wanted)}")
+
+
+PLAIN = {
+    int: "a whole number",
+    float: "a finite number",
+    bool: "true or false",
+    str: "a text",
+    types.NoneType: "null",
+}
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -8,6 +8,7 @@ import torch
 
 from data.batches import Batches
 from data.corpus import Corpus, prepare
+from data.tokenizer import encode
 from model.transformer import Transformer
 from train import device as devices
 from train.build import build_model, build_optimizer, build_source, clipping, init_model
@@ -95,8 +96,8 @@ class Job:
     optimizer: Optimizer
     schedule: Schedule
     clip: float
+    prompt: list[int]  # what the final sample continues
     parent: dict[str, Any] | None  # the run and step that the weights come from
-    peak_flops: float | None = None
 
 
 GROUPS = ("model", "attn", "pos", "data", "optim", "sample", "wandb", "choices")
@@ -135,6 +136,7 @@ def assemble(config: Config) -> Job:
         raise ValueError(
             f"the validation text has {len(corpus.val)} token; raise data.val_fraction, or set it to 0"
         )
+    prompt = first_tokens(corpus) if sampling.prompt is None else encode(corpus.tokenizer, sampling.prompt)
     init_model(model, config, settings.seed)
     parent = start_from(settings.init_from, model, corpus) if settings.init_from else None
     model = model.to(device.name)
@@ -144,8 +146,16 @@ def assemble(config: Config) -> Job:
     clip = clipping(clip=config["optim"]["clip"])
     return Job(
         config, settings, sampling, tracking, device, corpus, batches, model, optimizer, schedule,
-        clip, parent,
+        clip, prompt, parent,
     )  # fmt: skip
+
+
+def first_tokens(corpus: Corpus) -> list[int]:
+    """A line break; where the vocabulary has none, the first token of the text."""
+    try:
+        return encode(corpus.tokenizer, "\n")
+    except ValueError:
+        return corpus.train[:1].tolist()
 
 
 def start_from(run: str, model: Transformer, corpus: Corpus) -> dict[str, Any]:

@@ -37,12 +37,11 @@ def launch(config: Config) -> int:
             say(f"{folder} is done already")
             print_answer(folder, summary)
             return 0
-    job = assemble(config)
     record = Record(folder or fresh_folder(config))
     try:
-        return train(job, record, resumed=state is not None)
+        return train(assemble(config), record, resumed=state is not None)
     finally:
-        record.lock.release()
+        record.close()
 
 
 def refuse_changes(before: Config, now: Config) -> None:
@@ -129,7 +128,8 @@ def print_answer(folder: Path, summary: dict[str, Any]) -> None:
     print(table(summary))
     if (folder / "sample.txt").exists():
         lines = printable((folder / "sample.txt").read_text(encoding="utf-8")).strip().splitlines()
-        print("\nsample:", *[f"  | {line}" for line in lines[:8]], sep="\n")
+        if lines:
+            print("\nsample:", *[f"  | {line}" for line in lines[:8]], sep="\n")
     print(f"\nrun: {folder}")
 
 

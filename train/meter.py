@@ -1,11 +1,13 @@
 """What a run cost: time and memory."""
 
 import ctypes
+import os
 import platform
 import resource
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -93,14 +95,32 @@ def allocation_peak(work: Callable[[], object]) -> int:
 
     From the profiler's allocation records, which see inside opaque operators too.
     """
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        work()
+    recorded = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    with quiet():
+        recorded.start()
+    work()
+    with quiet():
+        recorded.stop()
     events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
         held += event.nbytes()
         peak = max(peak, held)
     return peak
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Drop what native code writes to stderr: the profiler announces itself there."""
+    sys.stderr.flush()
+    saved, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(sink)
 
 
 def reset_process_peak() -> None:

@@ -1,5 +1,6 @@
 """The record of a run: files in its folder first, a tracker as their mirror."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,18 +18,28 @@ from train.config import Config
 class Record:
     """The files of one run. `lock` keeps a second process out until this one ends.
 
-    Raises ValueError if another process holds the folder, OSError if it cannot be written.
+    Raises ValueError if another process holds the folder, or it cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.metrics = folder / "metrics.jsonl"
-        folder.mkdir(parents=True, exist_ok=True)
-        self.lock = FileLock(folder / ".lock")
         try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.lock = FileLock(folder / ".lock")
             self.lock.acquire(timeout=0)
         except Timeout as error:
             raise ValueError(f"out={folder} is in use by another process") from error
+        except OSError as error:
+            raise ValueError(f"out={folder} cannot be written: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Let other processes in; leave no folder behind if nothing was recorded in it."""
+        self.lock.release()
+        if not (self.folder / "config.json").exists():
+            (self.folder / ".lock").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
 
     def write(self, name: str, content: Mapping[str, object]) -> None:
         """Write a JSON file whole: readers see the old one or the new one."""

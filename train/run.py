@@ -8,11 +8,13 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from data import tokenizer as tokenizers
+from data.corpus import Corpus, prepare
 from model.transformer import Transformer
-from train.build import build_model
+from train.build import build_model, build_source
 from train.checkpoint import Checkpoint, find
 from train.config import Config
 from train.device import Device
+from train.progress import say
 from train.record import read_json
 
 
@@ -51,7 +53,7 @@ def state_of(folder: Path) -> str | None:
 def open_config(folder: Path) -> Config:
     """The config of a run. Raises ValueError if the folder holds none."""
     if not (folder / "config.json").is_file():
-        raise ValueError(f"run={folder} is not a run: it has no config.json")
+        raise ValueError(f"{folder} is not a run: it has no config.json")
     return read_json(folder / "config.json")
 
 
@@ -59,11 +61,28 @@ def open_tokenizer(folder: Path) -> Tokenizer:
     return tokenizers.from_file(folder / "tokenizer.json")
 
 
+def trained_dtype(folder: Path) -> str:
+    """The dtype that a run computed in."""
+    return str(read_json(folder / "environment.json").get("dtype"))
+
+
+def open_corpus(config: Config, checkpoint: Checkpoint) -> Corpus:
+    """The corpus that a run was trained on. Raises ValueError if the text here is another."""
+    source, options, _ = build_source(config)
+    corpus = prepare(source, say=say, **options)
+    for key, now in (
+        ("data_fingerprint", corpus.fingerprint), ("tokenizer_sha256", corpus.tokenizer_sha256)
+    ):  # fmt: skip
+        if checkpoint.state[key] != now:
+            raise ValueError(f"{key} is {now[:16]}..., the run's {checkpoint.state[key][:16]}...")
+    return corpus
+
+
 def open_checkpoint(folder: Path, which: str = "latest") -> Checkpoint:
     """A checkpoint of a run. Raises ValueError if no intact one is there."""
     checkpoint, problems = find(folder, which)
     if checkpoint is None:
-        raise ValueError("; ".join(problems) or f"run={folder} has no checkpoint")
+        raise ValueError("; ".join(problems) or f"{folder} has no checkpoint")
     return checkpoint
 
 

@@ -141,13 +141,12 @@ def measure(trainer: Trainer) -> dict[str, Any]:
 def sample(job: Job) -> str:
     """Text from the final model, its prompt first."""
     wanted, codec = job.sampling, job.corpus.tokenizer
-    prompt = tokenizers.encode(codec, "\n" if wanted.prompt is None else wanted.prompt)
     generator = torch.Generator().manual_seed(job.settings.seed)
     job.model.eval()
     with job.device.autocast():
         ids = generate(
-            job.model, prompt, wanted.tokens, temperature=wanted.temperature, top_k=wanted.top_k,
+            job.model, job.prompt, wanted.tokens, temperature=wanted.temperature, top_k=wanted.top_k,
             generator=generator,
         )  # fmt: skip
     job.model.train()
-    return tokenizers.decode(codec, [*prompt, *ids])
+    return tokenizers.decode(codec, [*job.prompt, *ids])

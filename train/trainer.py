@@ -115,18 +115,19 @@ class Trainer:
     def validate(self) -> None:
         """Score the whole validation split, if there is one, unless this step has been."""
         self.peaks.note_training(self.job.device)
-        val = self.job.corpus.val
-        if val is None or self.validation.get("step") == self.step:
+        corpus = self.job.corpus
+        if corpus.val is None or self.validation.get("step") == self.step:
             return
         start = perf_counter()
-        nats, tokens = self.score(val, between=self.heed_signal)
+        text, text_bytes = corpus.split("val")
+        nats, tokens = self.score(text, between=self.heed_signal)
         self.peaks.note_validation(self.job.device)
         loss = nats / tokens
         self.validation = {
             "step": self.step,
             "loss": loss,
             "perplexity": perplexity(loss),
-            "bits_per_byte": bits_per_byte(nats, self.job.corpus.val_bytes),
+            "bits_per_byte": bits_per_byte(nats, text_bytes),
             "val_tokens": tokens,
         }
         self.log("val", **self.validation, eval_seconds=perf_counter() - start)

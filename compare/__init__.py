@@ -1,0 +1,1 @@
+"""What trained runs are worth, side by side."""

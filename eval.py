@@ -1,0 +1,9 @@
+"""Score a finished run: python eval.py --help."""
+
+import sys
+
+from compare.perplexity import evaluate
+from train.cli import door
+
+if __name__ == "__main__":
+    sys.exit(door(evaluate, sys.argv[1:]))
