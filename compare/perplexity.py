@@ -25,14 +25,21 @@ Examples
 """
 
 
-
 class Options:
     """The keys of eval.yaml, checked."""
 
     def __init__(
-        self, *, run: str, checkpoint: str, split: str, context: int | None, batch_size: int | None,
-        device: str, dtype: str | None, threads: int | None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        run: str,
+        checkpoint: str,
+        split: str,
+        context: int | None,
+        batch_size: int | None,
+        device: str,
+        dtype: str | None,
+        threads: int | None,
+    ) -> None:
         at_least(1, context=context, batch_size=batch_size, threads=threads)
         choose("split", split, {"val": 0, "train": 0})
         self.run, self.checkpoint, self.split = Path(run), checkpoint, split
@@ -49,7 +56,7 @@ def evaluate(overrides: list[str]) -> int:
     config = open_config(options.run)
     device = devices.pick(options.device, options.dtype or trained_dtype(options.run), False)
     devices.set_up(options.threads)
-    model, tokenizer, _, checkpoint = open_model(options.run, device, options.checkpoint)
+    model, _, _, checkpoint = open_model(options.run, device, options.checkpoint)
     context = options.context or model.shape.max_len
     if model.position.max_len is not None and context > model.position.max_len:
         raise ValueError(
@@ -60,9 +67,12 @@ def evaluate(overrides: list[str]) -> int:
     text, text_bytes = corpus.split(options.split)
     with device.autocast():
         nats, tokens = score(
-            model, text, context=context, batch_size=options.batch_size or config["eval_batch_size"],
+            model,
+            text,
+            context=context,
+            batch_size=options.batch_size or config["eval_batch_size"],
             device=device.name,
-        )  # fmt: skip
+        )
     result = {
         "run": str(options.run),
         "step": checkpoint.step,
@@ -79,7 +89,9 @@ def evaluate(overrides: list[str]) -> int:
     }
     folder = options.run / "eval"
     folder.mkdir(exist_ok=True)
-    path = folder / f"{options.split}_step{checkpoint.step}_context{context}_{device.dtype_name}.json"
+    path = (
+        folder / f"{options.split}_step{checkpoint.step}_context{context}_{device.dtype_name}.json"
+    )
     replace(path, json.dumps(result, indent=1) + "\n")
     for key in ("tokens", "context", "loss", "perplexity", "bits_per_byte"):
         print(f"  {key:<13}  {result[key]:,.6g}" if key != "tokens" else f"  {key:<13}  {tokens:,}")

@@ -30,10 +30,20 @@ class Options:
     """The keys of sample.yaml, checked."""
 
     def __init__(
-        self, *, run: str, prompt: str | None, tokens: int, count: int, temperature: float,
-        top_k: int | None, seed: int, checkpoint: str, device: str, dtype: str | None,
+        self,
+        *,
+        run: str,
+        prompt: str | None,
+        tokens: int,
+        count: int,
+        temperature: float,
+        top_k: int | None,
+        seed: int,
+        checkpoint: str,
+        device: str,
+        dtype: str | None,
         threads: int | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         at_least(1, tokens=tokens, count=count, top_k=top_k, threads=threads)
         at_least(0, temperature=temperature, seed=seed)
         self.run, self.prompt, self.tokens, self.count = Path(run), prompt, tokens, count
@@ -55,9 +65,13 @@ def sample(overrides: list[str]) -> int:
     for number in range(options.count):
         with device.autocast():
             ids = generate(
-                model, prompt, options.tokens, temperature=options.temperature, top_k=options.top_k,
+                model,
+                prompt,
+                options.tokens,
+                temperature=options.temperature,
+                top_k=options.top_k,
                 generator=generator,
-            )  # fmt: skip
+            )
         if number:
             print("-" * 40)
         print(printable(decode(tokenizer, [*prompt, *ids])))

@@ -95,9 +95,7 @@ def prepare(
     return load(folder)
 
 
-def split(
-    splits: dict[str, list[str]], val_fraction: float, shuffle: bool
-) -> dict[str, list[str]]:
+def split(splits: dict[str, list[str]], val_fraction: float, shuffle: bool) -> dict[str, list[str]]:
     """Cut a validation split off the end of the training text, unless the source has its own."""
     documents = list(splits["train"])
     if "val" in splits or val_fraction == 0:
@@ -142,7 +140,7 @@ def tokenise(splits: dict[str, list[str]], kind: str, vocab_size: int, into: Pat
                 position += len(ids)
             tables[name] = np.array(rows, np.int64).reshape(-1, 3)
             meta[name] = position
-    np.savez(into / "documents.npz", **tables)
+    np.savez(into / "documents.npz", allow_pickle=False, **tables)
     (into / "tokenizer.json").write_text(codec.to_str(), encoding="utf-8")
     (into / "meta.json").write_text(json.dumps(meta | {"fingerprint": fingerprint.hexdigest()}))
 

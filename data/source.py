@@ -8,7 +8,6 @@ import codecs
 import glob
 import hashlib
 import logging
-import os
 import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
@@ -53,11 +52,13 @@ class Text:
     """
 
     def __init__(self, *, path: str, column: str) -> None:
-        matches = [Path(p) for p in sorted(glob.glob(os.path.expanduser(path), recursive=True))]
+        matches = [Path(p) for p in sorted(glob.glob(str(Path(path).expanduser()), recursive=True))]
         self.column = column
         self.paths = [p for p in matches if p.is_file()]
         if not self.paths:
-            what = "is a folder; name its files, as in 'folder/*.txt'" if matches else "no such file"
+            what = (
+                "is a folder; name its files, as in 'folder/*.txt'" if matches else "no such file"
+            )
             raise ValueError(f"data.path={path}: {what}")
         for file in self.paths:
             if file.suffix not in BINARY:

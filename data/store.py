@@ -31,7 +31,9 @@ def publish(folder: Path, write: Callable[[Path], None]) -> None:
         temporary.rename(folder)
         sync(folder.parent)
     except OSError as error:
-        raise OSError(f"could not write {folder}: {error} ({free_bytes(folder)} bytes free)") from error
+        raise OSError(
+            f"could not write {folder}: {error} ({free_bytes(folder)} bytes free)"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

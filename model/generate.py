@@ -44,9 +44,7 @@ def generate(
     return tokens[len(prompt) :]
 
 
-def pick(
-    logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator
-) -> int:
+def pick(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
     """One token from logits (V,)."""
     if temperature == 0:
         return int(logits.argmax())

@@ -6,10 +6,12 @@ Shapes: B batch, T tokens, D dim, V vocab_size.
 import hashlib
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from model.attention.base import Mechanism
 from model.cache import KVCache
 from model.dropout import dropout
 from model.position.base import Position
@@ -20,7 +22,11 @@ class Block(nn.Module):
     """x + attention(norm(x)), then x + feedforward(norm(x)): pre-norm, as in GPT-2."""
 
     def __init__(
-        self, shape: Shape, attention: nn.Module, feedforward: nn.Module, norm: Callable[..., nn.Module]
+        self,
+        shape: Shape,
+        attention: Mechanism,
+        feedforward: nn.Module,
+        norm: Callable[..., nn.Module],
     ) -> None:
         super().__init__()
         self.dropout = shape.dropout
@@ -47,7 +53,7 @@ class Transformer(nn.Module):
         self,
         shape: Shape,
         *,
-        attention: Callable[..., nn.Module],
+        attention: Callable[..., Mechanism],
         position: Callable[..., Position],
         feedforward: Callable[..., nn.Module],
         norm: Callable[..., nn.Module],
@@ -100,6 +106,11 @@ class Transformer(nn.Module):
             with torch.no_grad():
                 parameter.copy_(torch.empty(parameter.shape).normal_(0, std, generator=generator))
 
+    @property
+    def mechanisms(self) -> list[Mechanism]:
+        """The attention of each layer."""
+        return [cast(Block, block).attention for block in self.blocks]
+
     def flops_per_token(self, length: int, *, causal: bool = True) -> float:
         """FLOPs of training on one token of a sequence of this length, forward and backward.
 
@@ -108,7 +119,7 @@ class Transformer(nn.Module):
         counted; causal scores count half of the full square.
         """
         weights = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
-        scores = sum(block.attention.score_flops(length, causal) for block in self.blocks)
+        scores = sum(mechanism.score_flops(length, causal) for mechanism in self.mechanisms)
         return 3 * (2 * weights + scores)
 
     def count_parameters(self) -> tuple[int, int]:
@@ -121,7 +132,7 @@ class Transformer(nn.Module):
         """The attention kernel of each layer in training at this length."""
         pos = torch.arange(1, device=self.embed.weight.device)
         biased = self.position.bias(pos, pos) is not None
-        return [b.attention.kernel(device, dtype, length, biased) for b in self.blocks]
+        return [m.kernel(device, dtype, length, biased) for m in self.mechanisms]
 
 
 def seed_of(*parts: object) -> int:

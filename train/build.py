@@ -60,7 +60,11 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
     attention, position = factory("attn", config), factory("pos", config)
     try:
         return Transformer(
-            Shape(**sizes), attention=attention, position=position, feedforward=feedforward, norm=norm
+            Shape(**sizes),
+            attention=attention,
+            position=position,
+            feedforward=feedforward,
+            norm=norm,
         )
     except ValueError as error:
         variant = f"model={choices['model']} attn={choices['attn']} pos={choices['pos']}"
@@ -98,10 +102,14 @@ def build_source(config: Config) -> tuple[Source, dict[str, Any], dict[str, Any]
     return kind(**source), corpus, batches
 
 
-def build_optimizer(config: Config, model: torch.nn.Module, steps: int) -> tuple[Optimizer, Schedule]:
+def build_optimizer(
+    config: Config, model: torch.nn.Module, steps: int
+) -> tuple[Optimizer, Schedule]:
     """A config's optimizer over a model, and the schedule of its learning rate."""
     kind = target("optim", config["optim"])
-    own, rate, trainer = arguments("optim", config["optim"], kind, Schedule, clipping, given={"steps"})
+    own, rate, trainer = arguments(
+        "optim", config["optim"], kind, Schedule, clipping, given={"steps"}
+    )
     clipping(**trainer)
     try:
         schedule = Schedule(steps=steps, **rate)

@@ -35,7 +35,11 @@ class Checkpoint:
 
 
 def save(
-    run: Path, step: int, model: dict[str, Tensor], optimizer: dict[str, Tensor], state: dict[str, Any]
+    run: Path,
+    step: int,
+    model: dict[str, Tensor],
+    optimizer: dict[str, Tensor],
+    state: dict[str, Any],
 ) -> None:
     """Write the checkpoint of a step. Raises OSError, leaving the earlier ones, if it cannot."""
 

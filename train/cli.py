@@ -114,7 +114,9 @@ def wait(command: list[str]) -> int:
 
 def cell_name(number: int, cell: list[str]) -> str:
     """A folder name for a cell of a sweep: '003-attn-gqa_seed-1'."""
-    words = [re.sub(r"[^\w.]+", "-", override) for override in cell if not override.startswith("name=")]
+    words = [
+        re.sub(r"[^\w.]+", "-", override) for override in cell if not override.startswith("name=")
+    ]
     return f"{number:03d}-{'_'.join(words)}"[:120]
 
 
@@ -124,7 +126,9 @@ def help_page(usage: str, config: str) -> str:
     groups = re.findall(r"^  - (?:optional )?([a-z]+): (\w+)$", text, re.MULTILINE)
     lines = [usage]
     if groups:
-        lines.append("Groups (GROUP=CHOICE; '*' is the default; each choice is configs/GROUP/CHOICE.yaml)")
+        lines.append(
+            "Groups (GROUP=CHOICE; '*' is the default; each choice is configs/GROUP/CHOICE.yaml)"
+        )
         for group, default in groups:
             names = [f"*{c}" if c == default else c for c in choices_of(group)]
             lines.append(f"  {group:<11} {'  '.join(names)}")
@@ -135,6 +139,10 @@ def help_page(usage: str, config: str) -> str:
         lines.append("")
     lines.append("Keys (KEY=VALUE; numbers may be written 1e3)")
     lines.append("\n".join(f"  {line}" for line in text.split("\n\n", 1)[1].splitlines()))
-    lines.append("\nExit codes: 0 done, 1 a sweep with failed runs, 2 bad input, 3 stopped on purpose,")
-    lines.append("130/143 interrupted and saved. HEAD_TO_HEAD_TRACEBACK=1 shows where an error came from.")
+    lines.append(
+        "\nExit codes: 0 done, 1 a sweep with failed runs, 2 bad input, 3 stopped on purpose,"
+    )
+    lines.append(
+        "130/143 interrupted and saved. HEAD_TO_HEAD_TRACEBACK=1 shows where an error came from."
+    )
     return "\n".join(lines)

@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -34,10 +34,10 @@ def compose(overrides: list[str], *, door: str = "train") -> Config:
     parsed = parse(overrides)
     for override in parsed:
         check_choice(override)
-    lines = [o.input_line for o in parsed]
+    lines = [str(o.input_line) for o in parsed]
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            groups = [o.input_line for o in parsed if is_group(o.key_or_group)]
+            groups = [str(o.input_line) for o in parsed if is_group(o.key_or_group)]
             base = OmegaConf.to_container(hydra_compose(door, groups))
             for override in parsed:
                 check_key(override, base)
@@ -47,7 +47,7 @@ def compose(overrides: list[str], *, door: str = "train") -> Config:
         missing = sorted(OmegaConf.missing_keys(composed))
         if missing:
             raise ValueError(f"{missing[0]} has no value yet: give {missing[0]}=...")
-        plain = OmegaConf.to_container(composed, resolve=True)
+        plain = cast(Config, OmegaConf.to_container(composed, resolve=True))
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(" ".join(str(error).split())) from error
     return {**plain, "choices": {k: v for k, v in choices.items() if is_group(k) and v is not None}}
@@ -114,7 +114,9 @@ def check_choice(override: Override) -> None:
             f"\"{group}='a,b'\""
         )
     if is_group(group) and value is not None and value not in choices_of(group):
-        raise ValueError(f"{group}={value}: no such choice; {suggest(str(value), choices_of(group))}")
+        raise ValueError(
+            f"{group}={value}: no such choice; {suggest(str(value), choices_of(group))}"
+        )
 
 
 def check_key(override: Override, base: Any) -> None:
@@ -139,7 +141,9 @@ def having(group: str, key: str) -> list[str]:
     """The choices of a group that have a key: ['attn=gqa']."""
     if not is_group(group):
         return []
-    return [f"{group}={c}" for c in choices_of(group) if key in keys_of(CONFIGS / group / f"{c}.yaml")]
+    return [
+        f"{group}={c}" for c in choices_of(group) if key in keys_of(CONFIGS / group / f"{c}.yaml")
+    ]
 
 
 def keys_of(path: Path) -> list[str]:
@@ -176,7 +180,10 @@ def arguments(
             prefix = f"{where}." if where else ""
             raise ValueError(f"{prefix}{key}: no such key; {suggest(key, known, prefix)}")
     return [
-        {name: convert(f"{where}.{name}".lstrip("."), node, name, hint) for name, hint in names.items()}
+        {
+            name: convert(f"{where}.{name}".lstrip("."), node, name, hint)
+            for name, hint in names.items()
+        }
         for names in wanted
     ]
 
@@ -187,7 +194,9 @@ def keyword_types(taker: Callable[..., Any], given: Collection[str]) -> dict[str
     hints = typing.get_type_hints(function)
     parameters = inspect.signature(function).parameters.values()
     return {
-        p.name: hints[p.name] for p in parameters if p.kind == p.KEYWORD_ONLY and p.name not in given
+        p.name: hints[p.name]
+        for p in parameters
+        if p.kind == p.KEYWORD_ONLY and p.name not in given
     }
 
 

@@ -46,7 +46,11 @@ def pick(device: str, dtype: str, compiled: bool) -> Device:
     CUDA comes before Apple's MPS and the CPU; bfloat16 wherever the hardware multiplies it.
     Raises ValueError for what this machine does not have.
     """
-    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    here = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
     present = [name for name in ("cuda", "mps", "cpu") if here[name]]
     choose("device", device, dict.fromkeys(["auto", *here]))
     choose("dtype", dtype, dict.fromkeys(["auto", *DTYPES]))

@@ -46,13 +46,22 @@ class Settings:
     ) -> None:
         at_least(0, steps=steps, seed=seed)
         at_least(
-            1, batch_size=batch_size, accumulate=accumulate, eval_every=eval_every, keep=keep,
-            eval_batch_size=eval_batch_size, save_every=save_every, log_every=log_every,
+            1,
+            batch_size=batch_size,
+            accumulate=accumulate,
+            eval_every=eval_every,
+            keep=keep,
+            eval_batch_size=eval_batch_size,
+            save_every=save_every,
+            log_every=log_every,
             threads=threads,
-        )  # fmt: skip
+        )
         if batch_size % accumulate:
             raise ValueError(f"accumulate={accumulate} must divide batch_size={batch_size}")
-        if name is not None and not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        if (
+            name is not None
+            and not name.replace("-", "").replace("_", "").replace(".", "").isalnum()
+        ):
             raise ValueError(f"name={name!r} may hold letters, digits, '-', '_' and '.' alone")
         self.out, self.name, self.seed, self.steps = out, name, seed, steps
         self.batch_size, self.accumulate = batch_size, accumulate
@@ -129,14 +138,21 @@ def assemble(config: Config) -> Job:
     corpus = prepare(source, say=say, **corpus_options)
     model = build_model(config, corpus.tokenizer.get_vocab_size())
     batches = Batches(
-        corpus.train, rows=settings.batch_size, length=model.shape.max_len, seed=settings.seed,
+        corpus.train,
+        rows=settings.batch_size,
+        length=model.shape.max_len,
+        seed=settings.seed,
         **batch_options,
-    )  # fmt: skip
+    )
     if corpus.val is not None and len(corpus.val) < 2:
         raise ValueError(
             f"the validation text has {len(corpus.val)} token; raise data.val_fraction, or set it to 0"
         )
-    prompt = first_tokens(corpus) if sampling.prompt is None else encode(corpus.tokenizer, sampling.prompt)
+    prompt = (
+        first_tokens(corpus)
+        if sampling.prompt is None
+        else encode(corpus.tokenizer, sampling.prompt)
+    )
     init_model(model, config, settings.seed)
     parent = start_from(settings.init_from, model, corpus) if settings.init_from else None
     model = model.to(device.name)
@@ -145,9 +161,20 @@ def assemble(config: Config) -> Job:
     optimizer, schedule = build_optimizer(config, model, settings.steps)
     clip = clipping(clip=config["optim"]["clip"])
     return Job(
-        config, settings, sampling, tracking, device, corpus, batches, model, optimizer, schedule,
-        clip, prompt, parent,
-    )  # fmt: skip
+        config,
+        settings,
+        sampling,
+        tracking,
+        device,
+        corpus,
+        batches,
+        model,
+        optimizer,
+        schedule,
+        clip,
+        prompt,
+        parent,
+    )
 
 
 def first_tokens(corpus: Corpus) -> list[int]:
@@ -167,7 +194,11 @@ def start_from(run: str, model: Transformer, corpus: Corpus) -> dict[str, Any]:
             f"init_from={run}: its tokenizer is another; data.tokenizer={run}/tokenizer.json takes it over"
         )
     load(model, checkpoint.model(), f"init_from={run}", resize=True)
-    return {"run": str(folder.resolve()), "step": checkpoint.step, "parent": checkpoint.state["parent"]}
+    return {
+        "run": str(folder.resolve()),
+        "step": checkpoint.step,
+        "parent": checkpoint.state["parent"],
+    }
 
 
 def at_least(least: int, **values: float | None) -> None:

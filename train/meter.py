@@ -6,11 +6,12 @@ import platform
 import resource
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +102,8 @@ def allocation_peak(work: Callable[[], object]) -> int:
     work()
     with quiet():
         recorded.stop()
-    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
+    kineto: Any = recorded.profiler  # torch has no public way to these records
+    events = [e for e in kineto.kineto_results.events() if e.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
         held += event.nbytes()
@@ -147,7 +149,7 @@ def process_peak() -> int:
 
 
 def attention_seconds(
-    mechanisms: list[nn.Module], step: Callable[[], object], device: Device, repeats: int
+    mechanisms: Iterable[object], step: Callable[[], object], device: Device, repeats: int
 ) -> float:
     """Time that one step spends in attention, forward and backward, projections included.
 
@@ -168,7 +170,7 @@ def attention_seconds(
 
     handles = [
         handle
-        for m in mechanisms
+        for m in cast(Iterable[nn.Module], mechanisms)
         for handle in (
             m.register_forward_pre_hook(start),
             m.register_forward_hook(stop),

@@ -54,9 +54,16 @@ class AdamW(Optimizer):
     """
 
     def __init__(
-        self, model: nn.Module, *, lr: float, weight_decay: float, decayed: str,
-        beta1: float, beta2: float, eps: float,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        *,
+        lr: float,
+        weight_decay: float,
+        decayed: str,
+        beta1: float,
+        beta2: float,
+        eps: float,
+    ) -> None:
         check(weight_decay=weight_decay, decayed=decayed, beta1=beta1, beta2=beta2, eps=eps)
         groups = decay_groups(model, model.parameters(), weight_decay, decayed)
         super().__init__(model, [adamw(groups, lr, beta1, beta2, eps)])
@@ -69,19 +76,32 @@ class Muon(Optimizer):
     """
 
     def __init__(
-        self, model: nn.Module, *, lr: float, weight_decay: float, decayed: str, momentum: float,
-        beta1: float, beta2: float, eps: float,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        *,
+        lr: float,
+        weight_decay: float,
+        decayed: str,
+        momentum: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+    ) -> None:
         check(weight_decay=weight_decay, decayed=decayed, beta1=beta1, beta2=beta2, eps=eps)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum={momentum} must be at least 0 and below 1")
-        hidden = [p for n, p in model.named_parameters() if n.startswith("blocks.") and p.dim() == 2]
+        hidden = [
+            p for n, p in model.named_parameters() if n.startswith("blocks.") and p.dim() == 2
+        ]
         inside = set(hidden)
         others = [p for p in model.parameters() if p not in inside]
         muon = torch.optim.Muon(
-            hidden, lr=lr, weight_decay=weight_decay, momentum=momentum,
+            hidden,
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
             adjust_lr_fn="match_rms_adamw",
-        )  # fmt: skip
+        )
         groups = decay_groups(model, others, weight_decay, decayed)
         super().__init__(model, [muon, adamw(groups, lr, beta1, beta2, eps)])
 

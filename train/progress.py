@@ -1,11 +1,10 @@
 """What a person sees of a run: a live bar on a terminal, few lines in a log file, a table at the end."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 
 CONSOLE = Console(stderr=True, highlight=False)
 
@@ -29,9 +28,11 @@ class Bar:
             disable=not CONSOLE.is_terminal,
             transient=True,
         )
-        self.task = self.progress.add_task("train", total=total, completed=done, loss=0.0, speed=0.0)
+        self.task = self.progress.add_task(
+            "train", total=total, completed=done, loss=0.0, speed=0.0
+        )
 
-    def __enter__(self) -> "Bar":
+    def __enter__(self) -> Self:
         self.progress.start()
         return self
 

@@ -98,8 +98,12 @@ def git_commit() -> str | None:
     root = Path(__file__).resolve().parents[1]
     try:
         ask = ("git", "-C", str(root))
-        commit = subprocess.run([*ask, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        changes = subprocess.run([*ask, "status", "--porcelain"], capture_output=True, text=True)
+        commit = subprocess.run(
+            [*ask, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+        changes = subprocess.run(
+            [*ask, "status", "--porcelain"], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
@@ -128,11 +132,15 @@ class Tracker:
             dir=folder,
             mode=options["mode"],
             resume="allow",
-            settings=wandb.Settings(console="off", silent=True, x_disable_stats=True, init_timeout=8),
+            settings=wandb.Settings(
+                console="off", silent=True, x_disable_stats=True, init_timeout=8
+            ),
         )
 
     def log(self, record: Mapping[str, Any]) -> None:
-        metrics = {f"{record['split']}/{k}": v for k, v in record.items() if k not in ("step", "split")}
+        metrics = {
+            f"{record['split']}/{k}": v for k, v in record.items() if k not in ("step", "split")
+        }
         self.guard(lambda: self.run and self.run.log(metrics, step=record["step"]))
 
     def finish(self, summary: Mapping[str, object]) -> None:
@@ -143,7 +151,7 @@ class Tracker:
         """Do something with wandb; if that fails, warn once and go on without it."""
         try:
             act()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  whatever wandb does, training goes on
             self.run = None
             reason = " ".join(str(error).split())
             print(f"warning: wandb failed, going on without it: {reason}", file=sys.stderr)

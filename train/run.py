@@ -71,8 +71,9 @@ def open_corpus(config: Config, checkpoint: Checkpoint) -> Corpus:
     source, options, _ = build_source(config)
     corpus = prepare(source, say=say, **options)
     for key, now in (
-        ("data_fingerprint", corpus.fingerprint), ("tokenizer_sha256", corpus.tokenizer_sha256)
-    ):  # fmt: skip
+        ("data_fingerprint", corpus.fingerprint),
+        ("tokenizer_sha256", corpus.tokenizer_sha256),
+    ):
         if checkpoint.state[key] != now:
             raise ValueError(f"{key} is {now[:16]}..., the run's {checkpoint.state[key][:16]}...")
     return corpus
@@ -112,11 +113,15 @@ def load(model: Transformer, weights: dict[str, Any], where: str, *, resize: boo
     mine = dict(model.named_parameters())
     for name in sorted(mine.keys() | weights.keys()):
         if name not in mine or name not in weights:
-            raise ValueError(f"{where}: {name} is {'not of this model' if name in weights else 'missing'}")
+            raise ValueError(
+                f"{where}: {name} is {'not of this model' if name in weights else 'missing'}"
+            )
         target, source = mine[name].data, weights[name]
         if resize and name.startswith("position.") and target.shape[1:] == source.shape[1:]:
             rows = min(len(target), len(source))
             target, source = target[:rows], source[:rows]
         if target.shape != source.shape:
-            raise ValueError(f"{where}: {name} is {tuple(source.shape)} there, {tuple(target.shape)} here")
+            raise ValueError(
+                f"{where}: {name} is {tuple(source.shape)} there, {tuple(target.shape)} here"
+            )
         target.copy_(source)

@@ -21,8 +21,15 @@ class Schedule:
         if not 0 <= final_lr <= 1:
             raise ValueError(f"final_lr={final_lr} must lie in 0 to 1, a fraction of lr")
         if not 0 < cooldown <= 1:
-            raise ValueError(f"cooldown={cooldown} must be above 0 and at most 1, a fraction of steps")
-        shapes = {"constant": constant, "cosine": cosine, "linear": linear, "wsd": stable_then_linear}
+            raise ValueError(
+                f"cooldown={cooldown} must be above 0 and at most 1, a fraction of steps"
+            )
+        shapes = {
+            "constant": constant,
+            "cosine": cosine,
+            "linear": linear,
+            "wsd": stable_then_linear,
+        }
         if schedule not in shapes:
             raise ValueError(f"schedule={schedule} is not one of {', '.join(shapes)}")
         self.lr, self.warmup, self.final_lr, self.steps = lr, warmup, final_lr, steps

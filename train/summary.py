@@ -84,7 +84,7 @@ def count(job: Job) -> dict[str, Any]:
     kernels = model.kernels(device.name, device.dtype, model.shape.max_len)
     parameter_bytes = sum(p.nbytes for p in model.parameters())
     return {
-        "n_kv_heads": one_or_all([block.attention.n_kv_heads for block in model.blocks]),
+        "n_kv_heads": one_or_all([m.n_kv_heads for m in model.mechanisms]),
         "params": params,
         "params_non_embedding": inner,
         "flops_per_token": model.flops_per_token(model.shape.max_len),
@@ -131,8 +131,7 @@ def measure(trainer: Trainer) -> dict[str, Any]:
         if job.corpus.val is not None:
             found["peak_eval_bytes"] = alive + allocation_peak(evaluate)
     if not job.settings.compile:  # hooks would time another program than the compiled one
-        mechanisms = [block.attention for block in job.model.blocks]
-        seconds = attention_seconds(mechanisms, step, job.device, PROFILED_STEPS)
+        seconds = attention_seconds(job.model.mechanisms, step, job.device, PROFILED_STEPS)
         found["attention_ms"] = 1e3 * seconds
     found["matmul_flops"] = matmul_flops(job.device)
     return found
@@ -145,8 +144,12 @@ def sample(job: Job) -> str:
     job.model.eval()
     with job.device.autocast():
         ids = generate(
-            job.model, job.prompt, wanted.tokens, temperature=wanted.temperature, top_k=wanted.top_k,
+            job.model,
+            job.prompt,
+            wanted.tokens,
+            temperature=wanted.temperature,
+            top_k=wanted.top_k,
             generator=generator,
-        )  # fmt: skip
+        )
     job.model.train()
     return tokenizers.decode(codec, [*job.prompt, *ids])

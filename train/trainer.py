@@ -94,7 +94,9 @@ class Trainer:
         loss = torch.zeros((), device=device.name)
         rows = settings.batch_size // settings.accumulate
         for part, (x, y) in enumerate(zip(inputs.split(rows), targets.split(rows), strict=True)):
-            torch.manual_seed(seed_of(settings.seed, step, part))  # dropout follows from (seed, step)
+            torch.manual_seed(
+                seed_of(settings.seed, step, part)
+            )  # dropout follows from (seed, step)
             part_loss = self.loss(x.to(device.name), y.to(device.name)) / settings.accumulate
             part_loss.backward()
             loss += part_loss.detach()
@@ -136,16 +138,21 @@ class Trainer:
             f"val loss {loss:.4f}  perplexity {self.validation['perplexity']:.3f}"
         )
 
-    def score(self, text: Tensor, between: Callable[[], object] = lambda: None) -> tuple[float, int]:
+    def score(
+        self, text: Tensor, between: Callable[[], object] = lambda: None
+    ) -> tuple[float, int]:
         """Nats and tokens of a text (N,) under the model as it stands."""
         self.model.eval()
         try:
             with self.job.device.autocast():
                 return score(
-                    self.model, text, context=self.model.shape.max_len,
-                    batch_size=self.job.settings.eval_batch_size, device=self.job.device.name,
+                    self.model,
+                    text,
+                    context=self.model.shape.max_len,
+                    batch_size=self.job.settings.eval_batch_size,
+                    device=self.job.device.name,
                     between=between,
-                )  # fmt: skip
+                )
         finally:
             self.model.train()
 
@@ -186,9 +193,12 @@ class Trainer:
         self.record.sync()
         try:
             checkpoint.save(
-                self.record.folder, self.step, dict(self.model.named_parameters()),
-                self.optimizer.state(), self.state(),
-            )  # fmt: skip
+                self.record.folder,
+                self.step,
+                dict(self.model.named_parameters()),
+                self.optimizer.state(),
+                self.state(),
+            )
         except OSError as error:
             raise Stopped("failed", str(error), 3) from error
         checkpoint.prune(self.record.folder, self.job.settings.keep)

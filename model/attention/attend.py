@@ -4,15 +4,13 @@ Shapes: B batch, T queries, S keys, H query heads, Hkv KV heads, G = H / Hkv, Dh
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.attention.base import Bias
 from model.dropout import dropout
-
-Bias = Callable[[Tensor, Tensor], Tensor | None]
 
 
 def attend(

@@ -3,16 +3,13 @@
 Shapes: B batch, T new tokens, S tokens so far, D dim, H query heads, Hkv KV heads, Dh head_dim.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-from model.attention.attend import Bias, attend, choose_kernel
+from model.attention.attend import attend, choose_kernel
+from model.attention.base import Bias, Rotate
 from model.cache import KVCache
 from model.shape import Shape, divisors
-
-Rotate = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class GQA(nn.Module):
@@ -58,15 +55,15 @@ class GQA(nn.Module):
 
     @property
     def cache_elements(self) -> int:
-        """Numbers cached per token: a key and a value for each KV head."""
+        """A key and a value for each KV head."""
         return 2 * self.n_kv_heads * self.head_dim
 
     def score_flops(self, length: int, causal: bool) -> float:
-        """Forward FLOPs of q k^T and weights v for one token; the causal half counted as half."""
+        """Of q k^T and weights v, every query head against `length` keys."""
         return 4 * self.n_heads * self.head_dim * length * (0.5 if causal else 1.0)
 
     def kernel(self, device: str, dtype: torch.dtype, length: int, biased: bool) -> str:
-        """The kernel that `attend` takes in training at this length."""
+        """The kernel that `attend` takes, given the dropout on its weights."""
         return choose_kernel(device, dtype, length, biased=biased, p=self.dropout)
 
 

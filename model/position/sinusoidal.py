@@ -26,7 +26,9 @@ class Sinusoidal(Position):
         self.amplitude = amplitude
 
     def embed(self, x: Tensor, pos: Tensor) -> Tensor:
-        return x * math.sqrt(x.size(-1)) + self.amplitude * self.encoding(x.size(-1), pos).to(x.dtype)
+        return x * math.sqrt(x.size(-1)) + self.amplitude * self.encoding(x.size(-1), pos).to(
+            x.dtype
+        )
 
     def encoding(self, dim: int, pos: Tensor) -> Tensor:
         """The encoding itself, float32: pos (T,) -> (T, dim)."""

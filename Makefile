@@ -1,0 +1,29 @@
+# make train, make test: each sets everything up first. PYTHON=python3.12 make train picks another Python.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test check format clean
+
+train: .venv/ready
+	$(BIN)/python train.py attn=gqa pos=rope
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv outputs/runs outputs/sweeps outputs/cache
+
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
