@@ -31,8 +31,10 @@ def score(
     if scored < 1:
         raise ValueError(f"a text of {len(tokens)} tokens has nothing to score")
     full = scored // context
-    starts = torch.arange(full) * context
-    batches = [(rows, context) for rows in starts.split(batch_size)]
+    batches = []
+    if full:
+        starts = torch.arange(full) * context
+        batches = [(rows, context) for rows in starts.split(batch_size)]
     if rest := scored - full * context:
         batches.append((torch.tensor([full * context]), rest))
     total = 0.0

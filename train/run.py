@@ -62,7 +62,8 @@ def open_tokenizer(folder: Path) -> Tokenizer:
 
 
 def trained_dtype(folder: Path) -> str:
-    """The dtype that a run computed in."""
+    """The dtype that a run computed in. Raises ValueError if the folder holds no run."""
+    open_config(folder)
     return str(read_json(folder / "environment.json").get("dtype"))
 
 

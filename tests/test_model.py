@@ -1,0 +1,168 @@
+"""The whole model: sizes, start, scoring, generating."""
+
+import math
+
+import pytest
+import torch
+from tiny import VOCAB, build, tokens
+
+from model.generate import generate
+from model.score import bits_per_byte, perplexity, score
+from model.shape import Shape
+from train.build import build_model, init_model
+from train.config import compose
+
+
+def count(*overrides: str, vocab_size: int = 65) -> tuple[int, int]:
+    with torch.device("meta"):
+        return build_model(compose(list(overrides)), vocab_size).count_parameters()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "params"),
+    [
+        ("attn=mha pos=learned", 2_697_600),
+        ("attn=gqa attn.n_kv_heads=3 pos=learned", 2_475_264),
+        ("attn=gqa attn.n_kv_heads=2 pos=learned", 2_401_152),
+        ("attn=mqa pos=learned", 2_327_040),
+        ("attn=mha pos=rope", 2_694_528),
+    ],
+)
+def test_the_coursework_model_has_its_published_size(overrides: str, params: int) -> None:
+    assert count("model=coursework", *overrides.split())[0] == params
+
+
+def test_gpt2_has_its_published_size() -> None:
+    total, inner = count("model=gpt2", "attn=mha", "pos=learned", vocab_size=50257)
+    assert total == 124_439_808
+    assert inner == total - 50257 * 768 - 1024 * 768
+
+
+def test_the_baby_gpt_has_its_published_size() -> None:
+    total, _ = count("model=shakespeare", "attn=mha", "pos=learned")
+    assert total - 256 * 384 == 10_646_784  # nanoGPT leaves the positions out: 10.65M
+
+
+def test_the_start_has_the_documented_spread() -> None:
+    config = compose(["model=coursework", "attn=mha", "pos=learned"])
+    model = build_model(config, 65)
+    init_model(model, config, 0)
+    spread = {n: p.std().item() for n, p in model.named_parameters() if p.dim() == 2}
+    assert spread["embed.weight"] == pytest.approx(0.02, rel=0.05)
+    assert spread["blocks.0.attention.out.weight"] == pytest.approx(0.02, rel=0.05)
+    small = 0.02 / math.sqrt(12)
+    assert spread["blocks.0.feedforward.out.weight"] == pytest.approx(small, rel=0.05)
+    assert all((p == 0).all() for n, p in model.named_parameters() if n.endswith("bias"))
+    assert (model.norm.weight == 1).all()
+
+
+@pytest.mark.parametrize("feedforward", ["gelu", "relu2", "swiglu"])
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
+@pytest.mark.parametrize("bias", ["true", "false"])
+def test_feedforwards_and_norms_are_choices_of_every_model(
+    feedforward: str, norm: str, bias: str
+) -> None:
+    choices = [f"model.feedforward={feedforward}", f"model.norm={norm}", f"model.bias={bias}"]
+    model = build("gqa", "rope", *choices, "model.ff_dim=48")
+    assert model(tokens(2, 16)).isfinite().all()
+    named = [n for n, _ in model.named_parameters() if n.endswith("bias")]
+    assert bool(named) == (bias == "true")
+    assert model.blocks[0].feedforward.up.out_features == 48
+
+
+def test_a_tied_head_is_the_token_table() -> None:
+    tied = build("mha", "none", "model.tie_embeddings=true")
+    free = build("mha", "none", "model.tie_embeddings=false")
+    assert tied.head.weight is tied.embed.weight
+    assert free.count_parameters()[0] - tied.count_parameters()[0] == VOCAB * 32
+    assert free.count_parameters()[1] - tied.count_parameters()[1] == VOCAB * 32
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"dim": 30}, r"dim=30 must be a multiple of n_heads=4; n_heads that work: 1, 2, 3, 5"),
+        ({"n_layers": 0}, "n_layers=0 must be at least 1"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"ff_dim": 0}, "ff_dim=0"),
+    ],
+)
+def test_impossible_shapes_are_refused(wrong: dict[str, int], message: str) -> None:
+    right = {"dim": 32, "n_heads": 4, "n_layers": 2, "max_len": 16, "vocab_size": 5}
+    with pytest.raises(ValueError, match=message):
+        Shape(**right | wrong)
+
+
+def test_a_score_is_the_sum_over_every_token_but_the_first() -> None:
+    model, text = build("mha", "rope"), tokens(100)
+    total, scored = score(model, text, context=16, batch_size=4, device="cpu")
+    expected = 0.0
+    for start in range(0, 99, 16):
+        window = text[start : start + 17]
+        logits = model(window[None, :-1])[0].log_softmax(dim=-1)
+        expected -= logits.gather(1, window[1:, None]).sum().item()
+    assert scored == 99
+    assert total == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("length", [2, 16, 17, 18, 100])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_score_does_not_depend_on_the_batch_size(length: int, dtype: str) -> None:
+    model, text = build("gqa", "learned"), tokens(length)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+        scores = [
+            score(model, text, context=16, batch_size=size, device="cpu") for size in (1, 3, 64)
+        ]
+    assert {tokens for _, tokens in scores} == {length - 1}
+    assert scores[0][0] == pytest.approx(scores[1][0], rel=1e-5)
+    assert scores[0][0] == pytest.approx(scores[2][0], rel=1e-5)
+
+
+def test_a_text_of_one_token_cannot_be_scored() -> None:
+    with pytest.raises(ValueError, match="a text of 1 tokens"):
+        score(build("mha", "none"), tokens(1), context=16, batch_size=1, device="cpu")
+
+
+def test_the_units_of_a_score() -> None:
+    assert perplexity(math.log(8)) == pytest.approx(8)
+    assert perplexity(1e4) == math.inf
+    assert bits_per_byte(80 * math.log(2), text_bytes=40) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("pos", ["learned", "rope"])
+def test_greedy_text_with_a_cache_is_that_without(pos: str) -> None:
+    model, prompt = build("gqa", pos), [1, 2, 3]
+    drawn = generate(model, prompt, 12, temperature=0, top_k=None, generator=torch.Generator())
+    text = list(prompt)
+    with torch.no_grad():
+        for _ in range(12):
+            text.append(int(model(torch.tensor([text]))[0, -1].argmax()))
+    assert drawn == text[3:]
+
+
+@pytest.mark.parametrize("pos", ["learned", "rope"])
+def test_text_may_grow_beyond_the_context(pos: str) -> None:
+    drawn = generate(
+        build("mha", pos), list(range(10)) * 3, 50, temperature=1.0, top_k=3,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert len(drawn) == 50
+
+
+def test_drawing_follows_its_seed_and_top_k() -> None:
+    model = build("mha", "rope")
+
+    def draw(seed: int, top_k: int | None) -> list[int]:
+        generator = torch.Generator().manual_seed(seed)
+        return generate(model, [1], 14, temperature=5.0, top_k=top_k, generator=generator)
+
+    assert draw(0, None) == draw(0, None) != draw(1, None)
+    assert draw(0, 1) == draw(1, 1)
+    for options, message in (
+        ({"temperature": -1.0, "top_k": None}, "temperature=-1.0"),
+        ({"temperature": 1.0, "top_k": 0}, "top_k=0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            generate(model, [1], 1, generator=torch.Generator(), **options)
+    with pytest.raises(ValueError, match="prompt is empty"):
+        generate(model, [], 1, temperature=1.0, top_k=None, generator=torch.Generator())

@@ -1,0 +1,315 @@
+"""What a run leaves behind, by the real commands."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny import RUN
+
+from data.store import verify
+from train.record import Record, Tracker, records
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SUMMARY = set(
+    "attn pos model seed n_kv_heads params params_non_embedding flops_per_token steps tokens "
+    "train_loss val_loss val_perplexity val_bits_per_byte val_tokens train_seconds wall_seconds "
+    "warmup_seconds step_ms step_ms_iqr tokens_per_second mfu attention_ms attention_share "
+    "peak_train_bytes peak_eval_bytes peak_process_bytes peak_method parameter_bytes gradient_bytes "
+    "optimizer_bytes kv_cache_bytes_per_token kernel device dtype compiled threads "
+    "data_fingerprint tokenizer_sha256".split()
+)
+
+
+def command(door: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, ROOT / door, *map(str, arguments)],
+        capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory, text: Path) -> list[str]:
+    cache = tmp_path_factory.mktemp("cache")
+    return [*RUN, f"data.path={text}", f"data.cache={cache}"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, places: list[str]) -> Path:
+    """A run by the real command, tracked offline."""
+    out = tmp_path_factory.mktemp("runs") / "gqa"
+    overrides = ["attn=gqa", "pos=rope", "steps=20", "wandb.mode=offline", f"out={out}"]
+    done = command("train.py", *places, *overrides)
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "perplexity",
+        "bits per byte",
+        "tokens per second",
+        "KV cache",
+        "sample:",
+        str(out),
+    ):
+        assert words in done.stdout
+    assert "\x1b" not in done.stderr + done.stdout  # no live progress in a log file
+    return out
+
+
+def test_a_run_leaves_every_file_of_the_contract(finished: Path) -> None:
+    config = json.loads((finished / "config.json").read_text())
+    assert config["choices"] | {"attn": "gqa", "pos": "rope"} == config["choices"]
+    environment = json.loads((finished / "environment.json").read_text())
+    assert {"torch", "device", "cpu", "threads", "dtype", "git_commit", "command"} <= set(
+        environment
+    )
+    assert json.loads((finished / "status.json").read_text()) == {
+        "state": "done",
+        "reason": None,
+        "last_step": 20,
+    }
+    assert (finished / "tokenizer.json").exists()
+    assert (finished / "sample.txt").read_text()
+    newest = finished / "checkpoints/step_000020"
+    verify(newest)
+    assert {p.name for p in newest.iterdir()} == {
+        "MANIFEST.json",
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+    }
+    assert list((finished / "wandb").glob("offline-run-*"))
+
+
+def test_the_records_are_complete(finished: Path) -> None:
+    lines = list(records(finished / "metrics.jsonl"))
+    train = [line for line in lines if line["split"] == "train"]
+    assert [line["step"] for line in train] == list(range(1, 21))
+    assert {"loss", "tokens", "seconds", "lr", "grad_norm"} <= set(train[0])
+    assert [line["tokens"] for line in train] == [64 * step for step in range(1, 21)]
+    assert [line["step"] for line in lines if line["split"] == "val"] == [5, 10, 15, 20]
+    seconds = [line["seconds"] for line in train]
+    assert seconds == sorted(seconds)
+
+
+def test_the_summary_has_every_key_and_is_consistent(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    assert set(summary) >= SUMMARY
+    assert not [key for key in SUMMARY if summary[key] is None]
+    lines = list(records(finished / "metrics.jsonl"))
+    train = [line["loss"] for line in lines if line["split"] == "train"]
+    assert summary["train_loss"] == pytest.approx(sum(train) / 20)
+    last = [line for line in lines if line["split"] == "val"][-1]
+    assert summary["val_loss"] == last["loss"]
+    assert summary["n_kv_heads"] == 2
+    assert summary["parameter_bytes"] == 4 * summary["params"] == summary["gradient_bytes"]
+    assert summary["optimizer_bytes"] == pytest.approx(8 * summary["params"], rel=0.01)
+    size = 2 if summary["dtype"] == "bfloat16" else 4
+    assert summary["kv_cache_bytes_per_token"] == 2 * 2 * 2 * 8 * size  # layers, k and v, heads
+    assert summary["kernel"] == "matmul"
+    clocks = [line["seconds"] for line in lines if line["split"] == "train"]
+    assert summary["train_seconds"] + summary["warmup_seconds"] == pytest.approx(clocks[-1])
+    assert summary["wall_seconds"] > summary["train_seconds"]
+    assert summary["attention_share"] == pytest.approx(summary["attention_ms"] / summary["step_ms"])
+    static = summary["parameter_bytes"] + summary["optimizer_bytes"]
+    assert summary["peak_train_bytes"] > static + summary["gradient_bytes"]
+
+
+def test_scoring_a_checkpoint_repeats_what_training_logged(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    done = command("eval.py", f"run={finished}", "threads=1")
+    assert done.returncode == 0, done.stderr
+    (path,) = (finished / "eval").iterdir()
+    result = json.loads(path.read_text())
+    assert result["loss"] == summary["val_loss"]
+    assert result["perplexity"] == summary["val_perplexity"]
+    assert result["bits_per_byte"] == summary["val_bits_per_byte"]
+    assert result["tokens"] == summary["val_tokens"]
+
+
+def test_a_run_writes_from_a_prompt(finished: Path) -> None:
+    ask = [f"run={finished}", "prompt=import", "tokens=20", "threads=1"]
+    once, again = command("sample.py", *ask), command("sample.py", *ask)
+    assert once.returncode == 0, once.stderr
+    assert once.stdout.startswith("import")
+    assert once.stdout == again.stdout
+    two = command("sample.py", *ask, "seed=1", "count=2")
+    assert two.stdout.count("import") >= 2
+
+
+def test_counting_without_training_is_quick_and_claims_nothing(
+    places: list[str], tmp_path: Path
+) -> None:
+    done = command("train.py", *places, "steps=0", f"out={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert set(summary) >= SUMMARY
+    assert summary["params"] > 0
+    assert summary["kv_cache_bytes_per_token"] > 0
+    for key in ("train_loss", "val_loss", "step_ms", "peak_train_bytes", "attention_ms", "mfu"):
+        assert summary[key] is None
+
+
+def start(places: list[str], out: Path, *more: str) -> subprocess.Popen[str]:
+    overrides = [*places, "steps=400", "save_every=10", "eval_every=50", f"out={out}", *more]
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *overrides],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+
+
+def wait_for_step(process: subprocess.Popen[str], out: Path, step: int) -> None:
+    deadline = time.monotonic() + 60
+    while max((r["step"] for r in records(out / "metrics.jsonl")), default=0) < step:
+        assert process.poll() is None, "ended too early"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def steps_and_losses(out: Path) -> list[tuple[int, float]]:
+    return [(r["step"], r["loss"]) for r in records(out / "metrics.jsonl") if r["split"] == "train"]
+
+
+def test_a_killed_and_resumed_run_repeats_the_uninterrupted_one(
+    places: list[str], tmp_path: Path
+) -> None:
+    recipe = ["model.dropout=0.1", "accumulate=2", "dtype=bfloat16"]
+    whole = start(places, tmp_path / "whole", *recipe)
+    parts = start(places, tmp_path / "parts", *recipe)
+    for step in (35, 160):
+        wait_for_step(parts, tmp_path / "parts", step)
+        parts.kill()
+        parts.communicate()
+        parts = start(places, tmp_path / "parts", *recipe, "resume=true")
+    for process in (whole, parts):
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    assert steps_and_losses(tmp_path / "parts") == steps_and_losses(tmp_path / "whole")
+    assert len(steps_and_losses(tmp_path / "parts")) == 400
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_says_so(
+    places: list[str], tmp_path: Path, number: int, code: int
+) -> None:
+    process = start(places, tmp_path / "run", "steps=100000", "save_every=null")
+    wait_for_step(process, tmp_path / "run", 30)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == code, errors
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    assert status["state"] == "interrupted"
+    assert f"step_{status['last_step']:06d}" in {
+        p.name for p in (tmp_path / "run/checkpoints").iterdir()
+    }
+    assert "goes on" in errors
+
+
+def test_a_sweep_runs_every_cell_and_shows_them_side_by_side(
+    places: list[str], tmp_path: Path
+) -> None:
+    ask = [*places, "-m", "name=two", "attn=mha,mqa", "steps=4"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *ask],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    folders = sorted((tmp_path / "outputs/sweeps/two").iterdir())
+    assert len(folders) == 2
+    attns = [json.loads((f / "summary.json").read_text())["attn"] for f in folders]
+    assert attns == ["mha", "mqa"]
+    assert "2 runs, 0 failed" in done.stdout
+
+
+def test_a_bad_cell_stops_a_sweep_before_it_starts(places: list[str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *places, "-m", "name=bad", "attn=gqa",
+         "attn.n_kv_heads=2,3"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "n_kv_heads=3 must divide n_heads=4" in done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("door", "arguments", "message"),
+    [
+        ("train.py", ["attn=gqaa"], "did you mean gqa?"),
+        ("train.py", ["attn=gqa", "attn.n_kv_heads=4", "model.n_heads=6"], "1, 2, 3, 6"),
+        ("train.py", ["data=text", "data.path=/no/such.txt"], "no such file"),
+        ("eval.py", ["run=/no/such/run"], "is not a run"),
+        ("eval.py", [], "run has no value yet"),
+        ("sample.py", ["run=/no/such/run"], "is not a run"),
+        ("sample.py", ["promt=x"], "did you mean prompt?"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    door: str, arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    done = command(door, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+
+
+def test_questions_beyond_a_run_are_refused(
+    places: list[str], finished: Path, tmp_path: Path
+) -> None:
+    learned = tmp_path / "learned"
+    assert command("train.py", *places, "pos=learned", "steps=2", f"out={learned}").returncode == 0
+    longer = command("eval.py", f"run={learned}", "context=17")
+    assert longer.returncode == 2
+    assert "context=17: pos=learned is not defined beyond 16 tokens" in longer.stderr
+    assert command("eval.py", f"run={finished}", "context=17").returncode == 0  # rope goes on
+    unknown = command("sample.py", f"run={finished}", "prompt=\u6f22")
+    assert (unknown.returncode, "outside the vocabulary" in unknown.stderr) == (2, True)
+    again = command("train.py", *places, f"out={learned}")
+    assert (again.returncode, "resume=true continues it" in again.stderr) == (2, True)
+    for which, message in (("7", "not complete"), ("newest", "not latest, best or a step")):
+        missing = command("eval.py", f"run={finished}", f"checkpoint={which}")
+        assert (missing.returncode, message in missing.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("door", ["train.py", "eval.py", "sample.py"])
+def test_help_is_a_page_worth_reading(door: str) -> None:
+    page = command(door, "--help")
+    assert page.returncode == 0
+    assert page.stderr == ""
+    assert page.stdout.count(f"python {door}") >= 4
+    for line in (ROOT / "configs" / door.replace(".py", ".yaml")).read_text().splitlines():
+        if line and line[0].isalpha() and not line.startswith("defaults"):
+            assert line in page.stdout
+
+
+def test_a_cut_off_record_is_dropped_and_later_ones_with_it(tmp_path: Path) -> None:
+    record = Record(tmp_path / "run")
+    for step in (1, 2, 3):
+        record.log({"step": step, "split": "train", "loss": 0.1 + step})
+    with record.metrics.open("a") as file:
+        file.write('{"step": 4, "spl')
+    assert [r["step"] for r in records(record.metrics)] == [1, 2, 3]
+    record.cut(2)
+    assert [r["step"] for r in records(record.metrics)] == [1, 2]
+
+
+def test_a_tracker_that_fails_warns_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    class Broken:
+        def log(self, *_: object, **__: object) -> None:
+            raise ConnectionResetError("the core died")
+
+    choices = {"attn": "gqa", "pos": "rope", "model": "nano"}
+    options = {"mode": "offline", "project": "p", "group": None, "tags": []}
+    monkeypatch.setattr(wandb, "init", lambda **_: Broken())
+    tracker = Tracker({"wandb": options, "choices": choices, "name": None}, tmp_path)
+    for step in range(3):
+        tracker.log({"step": step, "split": "train", "loss": 1.0})
+    tracker.finish({})
+    assert capsys.readouterr().err.count("warning: wandb failed, going on without it") == 1

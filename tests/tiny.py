@@ -1,0 +1,52 @@
+"""Tiny models of every variant, and the overrides of tiny runs."""
+
+import functools
+
+import pytest
+import torch
+
+from model.transformer import Transformer
+from train.build import build_model, init_model
+from train.config import Config, choices_of, compose
+
+TINY = [
+    "model.dim=32",
+    "model.n_layers=2",
+    "model.n_heads=4",
+    "model.max_len=16",
+    "data=text",
+    "data.tokenizer=char",
+]
+RUN = [
+    *TINY,
+    "steps=12",
+    "batch_size=4",
+    "eval_every=5",
+    "save_every=4",
+    "optim.warmup=2",
+    "sample.tokens=8",
+    "wandb.mode=disabled",
+    "threads=1",
+]
+VOCAB = 17
+
+variants = pytest.mark.parametrize(
+    ("attn", "pos"), [(a, p) for a in choices_of("attn") for p in choices_of("pos")]
+)
+
+
+@functools.cache
+def composed(*overrides: str) -> Config:
+    return compose([*TINY, "data.path=none", *overrides])
+
+
+def build(attn: str, pos: str, *overrides: str, seed: int = 0) -> Transformer:
+    """A tiny initialised model of a variant, in evaluation mode."""
+    config = composed(f"attn={attn}", f"pos={pos}", *overrides)
+    model = build_model(config, VOCAB)
+    init_model(model, config, seed)
+    return model.eval()
+
+
+def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(seed))
