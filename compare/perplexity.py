@@ -1,15 +1,19 @@
 """What a checkpoint is worth: its perplexity on every token of a split."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from compare.bigram import bigram_nats
 from model.score import bits_per_byte, perplexity, score
 from train import device as devices
 from train.cli import compose_door
 from train.config import arguments, choose
 from train.job import at_least
+from train.progress import CONSOLE
 from train.record import replace
-from train.run import open_config, open_corpus, open_model, trained_dtype
+from train.run import open_corpus, open_model, trained_dtype
 
 USAGE = """\
 Score a finished run on every token of its validation text: perplexity and bits per byte.
@@ -22,29 +26,27 @@ Examples
   python eval.py run=outputs/runs/mine context=64
   python eval.py run=outputs/runs/mine checkpoint=best batch_size=1 dtype=float32
   python eval.py run=outputs/runs/mine split=train
+  python eval.py run=outputs/runs/mine bigram=true
 """
 
 
+@dataclass(frozen=True, kw_only=True)
 class Options:
-    """The keys of eval.yaml, checked."""
+    """The keys of eval.yaml. Raises ValueError for what cannot be asked."""
 
-    def __init__(
-        self,
-        *,
-        run: str,
-        checkpoint: str,
-        split: str,
-        context: int | None,
-        batch_size: int | None,
-        device: str,
-        dtype: str | None,
-        threads: int | None,
-    ) -> None:
-        at_least(1, context=context, batch_size=batch_size, threads=threads)
-        choose("split", split, {"val": 0, "train": 0})
-        self.run, self.checkpoint, self.split = Path(run), checkpoint, split
-        self.context, self.batch_size = context, batch_size
-        self.device, self.dtype, self.threads = device, dtype, threads
+    run: str
+    checkpoint: str
+    split: str
+    context: int | None
+    batch_size: int | None
+    bigram: bool
+    device: str
+    dtype: str | None
+    threads: int | None
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "context", "batch_size", "threads")
+        choose("split", self.split, dict.fromkeys(("val", "train")))
 
 
 def evaluate(overrides: list[str]) -> int:
@@ -53,10 +55,27 @@ def evaluate(overrides: list[str]) -> int:
     if composed is None:
         return 0
     options = Options(**arguments("", composed, Options)[0])
-    config = open_config(options.run)
-    device = devices.pick(options.device, options.dtype or trained_dtype(options.run), False)
+    result = score_run(options)
+    name = "{split}_step{step}_context{context}_{dtype}.json".format(**result)
+    path = Path(options.run) / "eval" / name
+    path.parent.mkdir(exist_ok=True)
+    replace(path, json.dumps(result, indent=1) + "\n")
+    for key in ("tokens", "context", "perplexity", "bits_per_byte", "bigram_perplexity"):
+        if key in result:
+            value = result[key]
+            print(
+                f"  {key:<17}  {value:,}" if isinstance(value, int) else f"  {key:<17}  {value:.6g}"
+            )
+    print(f"\nwritten: {path}")
+    return 0
+
+
+def score_run(options: Options) -> dict[str, Any]:
+    """Score a run as asked. Raises ValueError for a run, a context or a text that does not fit."""
+    run = Path(options.run)
+    device = devices.pick(options.device, options.dtype or trained_dtype(run), False)
     devices.set_up(options.threads)
-    model, _, _, checkpoint = open_model(options.run, device, options.checkpoint)
+    model, _, config, checkpoint = open_model(run, device, options.checkpoint)
     context = options.context or model.shape.max_len
     if model.position.max_len is not None and context > model.position.max_len:
         raise ValueError(
@@ -65,16 +84,11 @@ def evaluate(overrides: list[str]) -> int:
         )
     corpus = open_corpus(config, checkpoint)
     text, text_bytes = corpus.split(options.split)
-    with device.autocast():
-        nats, tokens = score(
-            model,
-            text,
-            context=context,
-            batch_size=options.batch_size or config["eval_batch_size"],
-            device=device.name,
-        )
+    rows = options.batch_size or config["eval_batch_size"]
+    with device.autocast(), CONSOLE.status(f"scoring {len(text):,} tokens"):
+        nats, tokens = score(model, text, context=context, batch_size=rows, device=device.name)
     result = {
-        "run": str(options.run),
+        "run": options.run,
         "step": checkpoint.step,
         "split": options.split,
         "context": context,
@@ -87,13 +101,7 @@ def evaluate(overrides: list[str]) -> int:
         "data_fingerprint": corpus.fingerprint,
         "tokenizer_sha256": corpus.tokenizer_sha256,
     }
-    folder = options.run / "eval"
-    folder.mkdir(exist_ok=True)
-    path = (
-        folder / f"{options.split}_step{checkpoint.step}_context{context}_{device.dtype_name}.json"
-    )
-    replace(path, json.dumps(result, indent=1) + "\n")
-    for key in ("tokens", "context", "loss", "perplexity", "bits_per_byte"):
-        print(f"  {key:<13}  {result[key]:,.6g}" if key != "tokens" else f"  {key:<13}  {tokens:,}")
-    print(f"\nwritten: {path}")
-    return 0
+    if options.bigram:
+        pairs = bigram_nats(corpus.train, text, model.shape.vocab_size)
+        result["bigram_perplexity"] = perplexity(pairs / tokens)
+    return result

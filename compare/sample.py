@@ -1,5 +1,6 @@
 """Text from a checkpoint."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,29 +27,25 @@ Examples
 """
 
 
+@dataclass(frozen=True, kw_only=True)
 class Options:
-    """The keys of sample.yaml, checked."""
+    """The keys of sample.yaml. Raises ValueError for what cannot be asked."""
 
-    def __init__(
-        self,
-        *,
-        run: str,
-        prompt: str | None,
-        tokens: int,
-        count: int,
-        temperature: float,
-        top_k: int | None,
-        seed: int,
-        checkpoint: str,
-        device: str,
-        dtype: str | None,
-        threads: int | None,
-    ) -> None:
-        at_least(1, tokens=tokens, count=count, top_k=top_k, threads=threads)
-        at_least(0, temperature=temperature, seed=seed)
-        self.run, self.prompt, self.tokens, self.count = Path(run), prompt, tokens, count
-        self.temperature, self.top_k, self.seed = temperature, top_k, seed
-        self.checkpoint, self.device, self.dtype, self.threads = checkpoint, device, dtype, threads
+    run: str
+    prompt: str | None
+    tokens: int
+    count: int
+    temperature: float
+    top_k: int | None
+    seed: int
+    checkpoint: str
+    device: str
+    dtype: str | None
+    threads: int | None
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "tokens", "count", "top_k", "threads")
+        at_least(0, self, "temperature", "seed")
 
 
 def sample(overrides: list[str]) -> int:
@@ -57,9 +54,10 @@ def sample(overrides: list[str]) -> int:
     if composed is None:
         return 0
     options = Options(**arguments("", composed, Options)[0])
-    device = devices.pick(options.device, options.dtype or trained_dtype(options.run), False)
+    run = Path(options.run)
+    device = devices.pick(options.device, options.dtype or trained_dtype(run), False)
     devices.set_up(options.threads)
-    model, tokenizer, _, _ = open_model(options.run, device, options.checkpoint)
+    model, tokenizer, _, _ = open_model(run, device, options.checkpoint)
     prompt = encode(tokenizer, "\n" if options.prompt is None else options.prompt)
     generator = torch.Generator().manual_seed(options.seed)
     for number in range(options.count):

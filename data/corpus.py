@@ -12,6 +12,8 @@ from typing import Protocol
 import numpy as np
 import torch
 from filelock import FileLock
+from rich.console import Console
+from rich.progress import track
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -147,7 +149,11 @@ def tokenise(splits: dict[str, list[str]], kind: str, vocab_size: int, into: Pat
 
 def encode_all(codec: Tokenizer, documents: list[str]) -> Iterator[list[int]]:
     """Token ids of each document. Raises ValueError if decoding them gives another text."""
-    for batch in batched(documents, PIECE):
+    batches = list(batched(documents, PIECE))
+    console = Console(stderr=True)
+    for batch in track(
+        batches, "tokenising", console=console, disable=not console.is_terminal, transient=True
+    ):
         parts = [list(pieces(document)) for document in batch]
         flat = [piece for document in parts for piece in document]
         try:

@@ -1,5 +1,6 @@
 """What the command line asks for: one run, or a sweep of them, or help."""
 
+import itertools
 import os
 import re
 import shlex
@@ -84,40 +85,41 @@ def sweep(overrides: list[str]) -> int:
     configs = [compose(cell) for cell in cells]
     for config in configs:
         check(config)
-    name = configs[0]["name"] or time.strftime("%Y%m%d-%H%M%S")
-    folders = [Path("outputs/sweeps") / name / cell_name(i, cell) for i, cell in enumerate(cells)]
+    title = configs[0]["name"] or time.strftime("%Y%m%d-%H%M%S")
+    parent = Path(configs[0]["out"] or Path("outputs/sweeps") / title)
+    folders = [parent / name for name in cell_names(cells)]
     failed = 0
     for i, (cell, folder) in enumerate(zip(cells, folders, strict=True)):
         say(f"run {i + 1}/{len(cells)}: {shlex.join(cell)}")
         command = [sys.executable, sys.argv[0], *cell, f"out={quoted(str(folder))}", "resume=true"]
         code = wait(command)
-        if code in (130, 143):
-            return code
         failed += code != 0
         if code != 0:
             say(f"run {i + 1}/{len(cells)} failed with exit code {code}")
     print(side_by_side([(f.name, load_summary(f)) for f in folders]))
-    print(f"sweep: {folders[0].parent}  ({len(cells)} runs, {failed} failed)")
+    print(f"sweep: {parent}  ({len(cells)} runs, {failed} failed)")
     return 1 if failed else 0
 
 
 def wait(command: list[str]) -> int:
-    """Run a command to its end; a SIGINT goes to it too, and it is given the time to save."""
-    with subprocess.Popen(command) as process:
-        while True:
-            try:
-                code = process.wait()
-                return code if code >= 0 else 128 - code
-            except KeyboardInterrupt:
-                continue
+    """Run a command to its end. A SIGINT reaches it too: it saves, and then the sweep ends."""
+    process = subprocess.Popen(command)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise
+    return code if code >= 0 else 128 - code
 
 
-def cell_name(number: int, cell: list[str]) -> str:
-    """A folder name for a cell of a sweep: '003-attn-gqa_seed-1'."""
-    words = [
-        re.sub(r"[^\w.]+", "-", override) for override in cell if not override.startswith("name=")
-    ]
-    return f"{number:03d}-{'_'.join(words)}"[:120]
+def cell_names(cells: list[list[str]]) -> list[str]:
+    """Folder names that tell what differs between the cells of a sweep: '003_attn-gqa_seed-1'."""
+    differing = [len(set(column)) > 1 for column in zip(*cells, strict=True)]
+    names = []
+    for number, cell in enumerate(cells):
+        words = [re.sub(r"[^\w.]+", "-", o) for o in itertools.compress(cell, differing)]
+        names.append("_".join([f"{number:03d}", *words])[:120])
+    return names
 
 
 def help_page(usage: str, config: str) -> str:

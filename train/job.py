@@ -1,5 +1,6 @@
 """Everything that one training run needs, put together from its config and checked."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,74 +21,65 @@ from train.run import load, open_checkpoint, open_config, open_tokenizer
 from train.schedule import Schedule
 
 
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The scalars of train.yaml, checked. Raises ValueError for what cannot be trained."""
+    """The scalars of train.yaml. Raises ValueError for what cannot be trained."""
 
-    def __init__(
-        self,
-        *,
-        out: str | None,
-        name: str | None,
-        seed: int,
-        steps: int,
-        batch_size: int,
-        accumulate: int,
-        eval_every: int | None,
-        eval_batch_size: int,
-        save_every: int | None,
-        keep: int,
-        log_every: int,
-        resume: bool,
-        init_from: str | None,
-        device: str,
-        dtype: str,
-        threads: int | None,
-        compile: bool,
-    ) -> None:
-        at_least(0, steps=steps, seed=seed)
-        at_least(
-            1,
-            batch_size=batch_size,
-            accumulate=accumulate,
-            eval_every=eval_every,
-            keep=keep,
-            eval_batch_size=eval_batch_size,
-            save_every=save_every,
-            log_every=log_every,
-            threads=threads,
-        )
-        if batch_size % accumulate:
-            raise ValueError(f"accumulate={accumulate} must divide batch_size={batch_size}")
-        if (
-            name is not None
-            and not name.replace("-", "").replace("_", "").replace(".", "").isalnum()
-        ):
-            raise ValueError(f"name={name!r} may hold letters, digits, '-', '_' and '.' alone")
-        self.out, self.name, self.seed, self.steps = out, name, seed, steps
-        self.batch_size, self.accumulate = batch_size, accumulate
-        self.eval_every, self.eval_batch_size = eval_every, eval_batch_size
-        self.save_every, self.keep, self.log_every = save_every, keep, log_every
-        self.resume, self.init_from = resume, init_from
-        self.device, self.dtype, self.threads, self.compile = device, dtype, threads, compile
+    out: str | None
+    name: str | None
+    seed: int
+    steps: int
+    batch_size: int
+    accumulate: int
+    eval_every: int | None
+    eval_batch_size: int
+    save_every: int | None
+    keep: int
+    log_every: int
+    resume: bool
+    init_from: str | None
+    device: str
+    dtype: str
+    threads: int | None
+    compile: bool
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "steps", "seed")
+        at_least(1, self, "batch_size", "accumulate", "eval_every", "eval_batch_size")
+        at_least(1, self, "save_every", "keep", "log_every", "threads")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate={self.accumulate} must divide batch_size={self.batch_size}"
+            )
+        if self.name is not None and not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ValueError(f"name={self.name!r} may hold letters, digits, '-', '_' and '.' alone")
 
 
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the final model's sample is drawn."""
+    """How the final model's sample is drawn: the keys under sample."""
 
-    def __init__(
-        self, *, prompt: str | None, tokens: int, temperature: float, top_k: int | None
-    ) -> None:
-        at_least(0, **{"sample.tokens": tokens, "sample.temperature": temperature})
-        at_least(1, **{"sample.top_k": top_k})
-        self.prompt, self.tokens, self.temperature, self.top_k = prompt, tokens, temperature, top_k
+    prompt: str | None
+    tokens: int
+    temperature: float
+    top_k: int | None
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "tokens", "temperature", where="sample.")
+        at_least(1, self, "top_k", where="sample.")
 
 
+@dataclass(frozen=True, kw_only=True)
 class Tracking:
-    """How Weights & Biases mirrors the run."""
+    """How Weights & Biases mirrors the run: the keys under wandb."""
 
-    def __init__(self, *, mode: str, project: str, group: str | None, tags: list[str]) -> None:
-        choose("wandb.mode", mode, dict.fromkeys(("offline", "online", "disabled")))
-        self.mode, self.project, self.group, self.tags = mode, project, group, tags
+    mode: str
+    project: str
+    group: str | None
+    tags: list[str]
+
+    def __post_init__(self) -> None:
+        choose("wandb.mode", self.mode, dict.fromkeys(("offline", "online", "disabled")))
 
 
 @dataclass
@@ -201,8 +193,9 @@ def start_from(run: str, model: Transformer, corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def at_least(least: int, **values: float | None) -> None:
-    """Raise ValueError for the first value below `least`; None means that none is set."""
-    for name, value in values.items():
+def at_least(least: int, options: object, *names: str, where: str = "") -> None:
+    """Raise ValueError for the first of these options below `least`; None means that none is set."""
+    for name in names:
+        value = getattr(options, name)
         if value is not None and value < least:
-            raise ValueError(f"{name}={value} must be at least {least}")
+            raise ValueError(f"{where}{name}={value} must be at least {least}")

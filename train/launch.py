@@ -1,5 +1,6 @@
 """Start, resume or repeat one run: the folder, the training, the answer."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,15 @@ def train(job: Job, record: Record, *, resumed: bool) -> int:
         hint = f"; resume=true out={record.folder} goes on" if stop.state == "interrupted" else ""
         say(f"{stop.state} after step {trainer.step}: {stop}{hint}")
         return stop.code
+    except OSError as error:  # the disk: nothing else is read or written from here on
+        with contextlib.suppress(OSError):
+            record.status("failed", trainer.step, str(error))
+        say(f"failed after step {trainer.step}: {error}")
+        return 3
     except BaseException as error:
         record.status("failed", trainer.step, f"{type(error).__name__}: {error}")
+        if isinstance(error, ValueError):  # not bad input any more, but a fault of ours
+            raise RuntimeError(f"training failed after step {trainer.step}") from error
         raise
 
 

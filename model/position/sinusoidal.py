@@ -1,7 +1,5 @@
 """Fixed sine and cosine positions."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -10,10 +8,11 @@ from model.shape import Shape
 
 
 class Sinusoidal(Position):
-    """PE(p, 2i) = sin(p / base^(2i/D)), PE(p, 2i+1) = cos(same), added to sqrt(D) * embedding.
+    """Adds amplitude * PE, with PE(p, 2i) = sin(p / base^(2i/D)), PE(p, 2i+1) = cos(the same).
 
-    Vaswani et al. 2017, sections 3.4 and 3.5, https://arxiv.org/abs/1706.03762. `amplitude` scales
-    the encoding; 1 is the paper's. Raises ValueError if dim is odd.
+    Vaswani et al. 2017, section 3.5, https://arxiv.org/abs/1706.03762. The paper adds waves of
+    amplitude 1 to embeddings of spread 1; ours start with a spread of 0.02, so the same balance is
+    an `amplitude` of 0.02. Raises ValueError if dim is odd.
     """
 
     def __init__(self, shape: Shape, *, base: float, amplitude: float) -> None:
@@ -26,9 +25,7 @@ class Sinusoidal(Position):
         self.amplitude = amplitude
 
     def embed(self, x: Tensor, pos: Tensor) -> Tensor:
-        return x * math.sqrt(x.size(-1)) + self.amplitude * self.encoding(x.size(-1), pos).to(
-            x.dtype
-        )
+        return x + self.amplitude * self.encoding(x.size(-1), pos).to(x.dtype)
 
     def encoding(self, dim: int, pos: Tensor) -> Tensor:
         """The encoding itself, float32: pos (T,) -> (T, dim)."""
