@@ -26,7 +26,7 @@ def test_every_yaml_composes_and_fits_its_constructors(choice: str) -> None:
 
 def test_numbers_may_be_spelled_as_people_do() -> None:
     config = compose(["steps=1e3", "optim.lr=5e-4", "data.vocab_size=4_096", "optim.clip=2"])
-    settings = check(config)[0]
+    settings = check(config).settings
     assert settings.steps == 1000
     assert isinstance(settings.steps, int)
     assert config["optim"]["lr"] == 5e-4

@@ -11,7 +11,7 @@ import torch
 
 from train import checkpoint
 from train.config import Config
-from train.job import assemble
+from train.job import assemble, check
 from train.launch import launch
 from train.record import Record, records
 from train.trainer import Stopped, Trainer
@@ -63,7 +63,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         stop_after(patch, step)
         with pytest.raises(KeyboardInterrupt):
             run(config(*overrides), tmp_path / "parts")
-    assert json.loads((tmp_path / "parts/status.json").read_text())["state"] == "failed"
+    assert json.loads((tmp_path / "parts/status.json").read_text())["state"] == "interrupted"
     parts = run(config(*overrides, "resume=true"), tmp_path / "parts")
     for split in ("train", "val"):
         assert losses(tmp_path / "parts", split) == losses(tmp_path / "whole", split)
@@ -113,7 +113,7 @@ def test_validation_scores_every_token_at_any_batch_size(
         run(config(f"pos={pos}", f"eval_batch_size={size}"), tmp_path / str(size))
         for size in (1, 7, 64)
     ]
-    tokens = len(assemble(config()).corpus.val)
+    tokens = len(assemble(check(config())).corpus.val)
     for summary in summaries:
         assert summary["val_tokens"] == tokens - 1
         assert summary["val_perplexity"] == pytest.approx(math.exp(summary["val_loss"]))
@@ -130,7 +130,7 @@ def test_without_a_validation_split_nothing_is_claimed(config: Make, tmp_path: P
 def test_a_loss_that_is_not_finite_stops_before_it_does_harm(
     config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = assemble(config())
+    job = assemble(check(config()))
     trainer = Trainer(job, Record(tmp_path / "run"))
     before = {n: p.clone() for n, p in job.model.named_parameters()}
     with torch.no_grad():
@@ -269,7 +269,7 @@ def test_starting_from_weights_keeps_them_and_grows_a_learned_table(
 ) -> None:
     run(config(), tmp_path / "a")
     parent = checkpoint.find(tmp_path / "a")[0].model()
-    job = assemble(config(f"init_from={tmp_path}/a", "model.max_len=24", "seed=5"))
+    job = assemble(check(config(f"init_from={tmp_path}/a", "model.max_len=24", "seed=5")))
     table = job.model.position.table.weight
     assert table.shape == (24, 32)
     assert torch.equal(table[:16], parent["position.table.weight"])
@@ -286,8 +286,8 @@ def test_weights_that_do_not_fit_are_refused(config: Make, tmp_path: Path, text:
     run(config(), tmp_path / "a")
     start = f"init_from={tmp_path}/a"
     with pytest.raises(ValueError, match=r"weight is \(32, 32\) there, \(64, 64\) here"):
-        assemble(config(start, "model.dim=64"))
+        assemble(check(config(start, "model.dim=64")))
     with pytest.raises(ValueError, match="position.table.weight is not of this model"):
-        assemble(config(start, "pos=rope"))
+        assemble(check(config(start, "pos=rope")))
     with pytest.raises(ValueError, match="its tokenizer is another"):
-        assemble(config(start, "data.tokenizer=byte"))
+        assemble(check(config(start, "data.tokenizer=byte")))

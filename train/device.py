@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import importlib.metadata
 import platform
 import shutil
 import sys
@@ -91,18 +92,11 @@ def set_up(threads: int | None) -> None:
 
 def describe(device: Device) -> Mapping[str, object]:
     """The hardware and versions that a run's numbers depend on."""
-    import datasets
-    import hydra
-    import numpy
-    import tokenizers
-
+    packages = ("numpy", "datasets", "tokenizers", "safetensors", "hydra-core", "wandb")
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "tokenizers": tokenizers.__version__,
-        "datasets": datasets.__version__,
-        "hydra": hydra.__version__,
+        **{name: importlib.metadata.version(name) for name in packages},
         "platform": platform.platform(),
         "device": device.name,
         "dtype": device.dtype_name,

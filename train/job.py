@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from data.batches import Batches
-from data.corpus import Corpus, prepare
+from data.corpus import Corpus, Source, prepare
 from data.tokenizer import encode
 from model.transformer import Transformer
 from train import device as devices
@@ -82,15 +82,25 @@ class Tracking:
         choose("wandb.mode", self.mode, dict.fromkeys(("offline", "online", "disabled")))
 
 
-@dataclass
-class Job:
-    """A model, its data and its optimizer, ready to train."""
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A config whose every part is checked, as far as that goes without reading the text."""
 
     config: Config
     settings: Settings
     sampling: Sampling
     tracking: Tracking
     device: Device
+    source: Source
+    corpus: dict[str, Any]  # arguments of `prepare`
+    batches: dict[str, Any]  # arguments of `Batches`
+
+
+@dataclass(kw_only=True)
+class Job:
+    """A plan with its corpus, its model and its optimizer: ready to train."""
+
+    plan: Plan
     corpus: Corpus
     batches: Batches
     model: Transformer
@@ -100,14 +110,22 @@ class Job:
     prompt: list[int]  # what the final sample continues
     parent: dict[str, Any] | None  # the run and step that the weights come from
 
+    @property
+    def settings(self) -> Settings:
+        return self.plan.settings
+
+    @property
+    def device(self) -> Device:
+        return self.plan.device
+
 
 GROUPS = ("model", "attn", "pos", "data", "optim", "sample", "wandb", "choices")
 
 
-def check(config: Config) -> tuple[Settings, Sampling, Tracking, Device]:
-    """The parts of a config that need no data. Raises ValueError, in one line, for any mistake.
+def check(config: Config) -> Plan:
+    """Check every part of a config. Raises ValueError, in one line, for any mistake.
 
-    Builds the model without memory and touches the files of the source, but reads no corpus.
+    Builds the model without memory and looks at the files of the source, but reads no corpus.
     """
     scalars = {key: value for key, value in config.items() if key not in GROUPS}
     settings = Settings(**arguments("", scalars, Settings)[0])
@@ -116,56 +134,54 @@ def check(config: Config) -> tuple[Settings, Sampling, Tracking, Device]:
     device = devices.pick(settings.device, settings.dtype, settings.compile)
     with torch.device("meta"):
         build_optimizer(config, build_model(config, vocab_size=1), settings.steps)
-    build_source(config)
+    source, corpus, batches = build_source(config)
     if settings.init_from is not None:
         open_config(Path(settings.init_from))
-    return settings, sampling, tracking, device
+    return Plan(
+        config=config,
+        settings=settings,
+        sampling=sampling,
+        tracking=tracking,
+        device=device,
+        source=source,
+        corpus=corpus,
+        batches=batches,
+    )
 
 
-def assemble(config: Config) -> Job:
+def assemble(plan: Plan) -> Job:
     """Read the corpus and build everything. Raises ValueError for what does not fit together."""
-    settings, sampling, tracking, device = check(config)
+    config, settings = plan.config, plan.settings
     devices.set_up(settings.threads)
-    source, corpus_options, batch_options = build_source(config)
-    corpus = prepare(source, say=say, **corpus_options)
+    corpus = prepare(plan.source, say=say, **plan.corpus)
     model = build_model(config, corpus.tokenizer.get_vocab_size())
     batches = Batches(
         corpus.train,
         rows=settings.batch_size,
         length=model.shape.max_len,
         seed=settings.seed,
-        **batch_options,
+        **plan.batches,
     )
     if corpus.val is not None and len(corpus.val) < 2:
-        raise ValueError(
-            f"the validation text has {len(corpus.val)} token; raise data.val_fraction, or set it to 0"
-        )
-    prompt = (
-        first_tokens(corpus)
-        if sampling.prompt is None
-        else encode(corpus.tokenizer, sampling.prompt)
-    )
+        raise ValueError("the validation text has 1 token: raise data.val_fraction, or set it to 0")
+    asked = plan.sampling.prompt
+    prompt = first_tokens(corpus) if asked is None else encode(corpus.tokenizer, asked)
     init_model(model, config, settings.seed)
     parent = start_from(settings.init_from, model, corpus) if settings.init_from else None
-    model = model.to(device.name)
+    model = model.to(plan.device.name)
     if settings.compile:
         model.compile()
     optimizer, schedule = build_optimizer(config, model, settings.steps)
-    clip = clipping(clip=config["optim"]["clip"])
     return Job(
-        config,
-        settings,
-        sampling,
-        tracking,
-        device,
-        corpus,
-        batches,
-        model,
-        optimizer,
-        schedule,
-        clip,
-        prompt,
-        parent,
+        plan=plan,
+        corpus=corpus,
+        batches=batches,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        clip=clipping(clip=config["optim"]["clip"]),
+        prompt=prompt,
+        parent=parent,
     )
 
 

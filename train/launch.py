@@ -9,7 +9,7 @@ from train.config import Config
 from train.device import describe
 from train.job import Job, assemble, check
 from train.progress import printable, say, table
-from train.record import Record, Tracker, git_commit, read_json
+from train.record import Record, Tracker, git_commit, read_json, replace
 from train.run import fresh_folder, open_config, state_of
 from train.summary import count_only, sample, summarise
 from train.trainer import Stopped, Trainer
@@ -26,7 +26,8 @@ def launch(config: Config) -> int:
 
     Raises ValueError, before anything is written, for what cannot be run.
     """
-    settings = check(config)[0]
+    plan = check(config)
+    settings = plan.settings
     folder = Path(settings.out) if settings.out else None
     state = state_of(folder) if folder else None
     if folder and state:
@@ -40,7 +41,7 @@ def launch(config: Config) -> int:
             return 0
     record = Record(folder or fresh_folder(config))
     try:
-        return train(assemble(config), record, resumed=state is not None)
+        return train(assemble(plan), record, resumed=state is not None)
     finally:
         record.close()
 
@@ -65,7 +66,7 @@ def train(job: Job, record: Record, *, resumed: bool) -> int:
     begin(record, job, environment)
     if job.settings.steps == 0:
         return finish(record, trainer, count_only(trainer))
-    trainer.tracker = Tracker(job.config, record.folder)
+    trainer.tracker = Tracker(job.plan.config, record.folder)
     record.status("running", trainer.step)
     try:
         trainer.fit()
@@ -82,7 +83,8 @@ def train(job: Job, record: Record, *, resumed: bool) -> int:
         say(f"failed after step {trainer.step}: {error}")
         return 3
     except BaseException as error:
-        record.status("failed", trainer.step, f"{type(error).__name__}: {error}")
+        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        record.status(state, trainer.step, f"{type(error).__name__}: {error}")
         if isinstance(error, ValueError):  # not bad input any more, but a fault of ours
             raise RuntimeError(f"training failed after step {trainer.step}") from error
         raise
@@ -102,17 +104,22 @@ def restore(trainer: Trainer, environment: dict[str, object]) -> None:
         say(f"warning: {problem}; falling back to an earlier checkpoint")
     if saved is not None:
         trainer.restore(saved)
+    steps, planned = trainer.job.settings.steps, open_config(record.folder)["steps"]
+    if trainer.step > steps:
+        raise ValueError(f"steps={steps}, but the run is at step {trainer.step} already")
+    if steps != planned:
+        say(f"resume: steps was {planned}, now {steps}: the learning rate follows the new length")
     record.cut(trainer.step)
     say(f"resuming {record.folder} after step {trainer.step}")
 
 
 def begin(record: Record, job: Job, environment: dict[str, object]) -> None:
     """Write what is known before training, and say it."""
-    record.write("config.json", job.config)
     record.write("environment.json", environment)
-    (record.folder / "tokenizer.json").write_text(job.corpus.tokenizer_json, encoding="utf-8")
+    replace(record.folder / "tokenizer.json", job.corpus.tokenizer_json)
     record.metrics.touch()
-    choices, model = job.config["choices"], job.model
+    record.write("config.json", job.plan.config)  # last: with it, the folder holds a run
+    choices, model = job.plan.config["choices"], job.model
     say(
         f"attn={choices['attn']} pos={choices['pos']} model={choices['model']}: "
         f"{model.count_parameters()[0]:,} parameters, vocabulary {model.shape.vocab_size:,}, "

@@ -39,7 +39,7 @@ class Optimizer:
         for key, value in state.items():
             name, kind = key.rsplit("/", 1)
             parameter = self.parameters[name]
-            owner[parameter].state[parameter][kind] = value
+            owner[parameter].state[parameter][kind] = value.to(parameter.device)
 
     @property
     def nbytes(self) -> int:

@@ -43,9 +43,15 @@ def state_of(folder: Path) -> str | None:
         return None
     if not folder.is_dir():
         raise ValueError(f"out={folder} is a file, not a folder")
-    if (folder / "status.json").exists():
-        return str(read_json(folder / "status.json").get("state"))
-    if any(path.name != ".lock" for path in folder.iterdir()):
+    if (folder / "config.json").exists():
+        status = folder / "status.json"
+        return str(read_json(status).get("state")) if status.exists() else "interrupted"
+    beginning = {
+        "environment.json",
+        "tokenizer.json",
+        "metrics.jsonl",
+    }  # of a start that was killed
+    if any(p.name not in beginning and not p.name.startswith(".") for p in folder.iterdir()):
         raise ValueError(f"out={folder} holds other files; choose a new or empty folder")
     return None
 

@@ -40,9 +40,9 @@ def answer(trainer: Trainer, measured: dict[str, Any]) -> dict[str, Any]:
     counts = count(job)
     flops = counts["flops_per_token"]
     return {
-        "attn": job.config["choices"]["attn"],
-        "pos": job.config["choices"]["pos"],
-        "model": job.config["choices"]["model"],
+        "attn": job.plan.config["choices"]["attn"],
+        "pos": job.plan.config["choices"]["pos"],
+        "model": job.plan.config["choices"]["model"],
         "seed": job.settings.seed,
         **counts,
         "steps": trainer.step,
@@ -139,7 +139,7 @@ def measure(trainer: Trainer) -> dict[str, Any]:
 
 def sample(job: Job) -> str:
     """Text from the final model, its prompt first."""
-    wanted, codec = job.sampling, job.corpus.tokenizer
+    wanted, codec = job.plan.sampling, job.corpus.tokenizer
     generator = torch.Generator().manual_seed(job.settings.seed)
     job.model.eval()
     with job.device.autocast():

@@ -94,9 +94,7 @@ class Trainer:
         loss = torch.zeros((), device=device.name)
         rows = settings.batch_size // settings.accumulate
         for part, (x, y) in enumerate(zip(inputs.split(rows), targets.split(rows), strict=True)):
-            torch.manual_seed(
-                seed_of(settings.seed, step, part)
-            )  # dropout follows from (seed, step)
+            torch.manual_seed(seed_of(settings.seed, step, part))  # all that dropout depends on
             part_loss = self.loss(x.to(device.name), y.to(device.name)) / settings.accumulate
             part_loss.backward()
             loss += part_loss.detach()
@@ -191,6 +189,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint. Raises Stopped, the earlier ones intact, if the disk refuses."""
         self.record.sync()
+        self.clock.wall_seconds, self.started = self.wall_seconds, perf_counter()
         try:
             checkpoint.save(
                 self.record.folder,
@@ -207,7 +206,6 @@ class Trainer:
     def state(self) -> dict[str, object]:
         """All that a checkpoint keeps beside tensors."""
         validated = self.validation.get("step") == self.step
-        self.clock.wall_seconds, self.started = self.wall_seconds, perf_counter()
         return {
             "losses": self.losses,
             "validation": self.validation,
@@ -215,15 +213,22 @@ class Trainer:
             "clock": asdict(self.clock),
             "peaks": asdict(self.peaks),
             "parent": self.job.parent,
-            "data_fingerprint": self.job.corpus.fingerprint,
-            "tokenizer_sha256": self.job.corpus.tokenizer_sha256,
+            **self.text(),
+        }
+
+    def text(self) -> dict[str, str]:
+        """What identifies the tokens trained on."""
+        corpus = self.job.corpus
+        return {
+            "data_fingerprint": corpus.fingerprint,
+            "tokenizer_sha256": corpus.tokenizer_sha256,
         }
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go on from a checkpoint. Raises ValueError if it was trained on other data."""
         state = saved.state
-        for key, now in self.state().items():
-            if key in ("data_fingerprint", "tokenizer_sha256") and state[key] != now:
+        for key, now in self.text().items():
+            if state[key] != now:
                 raise ValueError(f"resume: {key} is {now}, but the run began with {state[key]}")
         weights = saved.model()
         with torch.no_grad():

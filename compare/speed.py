@@ -1,0 +1,135 @@
+"""How fast a training step is, beside transformers' GPT-2 of the same shape: python -m compare.speed."""
+
+import statistics
+import sys
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any, cast
+
+import torch
+from torch.nn import functional as F
+
+from data.batches import Batches
+from train import device as devices
+from train.build import build_model, build_optimizer, init_model
+from train.cli import door
+from train.config import compose
+from train.device import Device
+from train.job import Job, check
+from train.trainer import Trainer
+
+USAGE = """\
+Time one training step of each contender, in alternation, and print medians and ratios.
+
+  python -m compare.speed [KEY=VALUE ...]      keys of train.py; model=shakespeare without dropout,
+                                               attn=mha pos=learned batch_size=16 unless given
+
+The peer is transformers' GPT-2, eager, float32: pip install transformers.
+"""
+VOCAB = 65
+ROUNDS = 9
+DEFAULTS = ["model=shakespeare", "attn=mha", "pos=learned", "model.dropout=0", "batch_size=16"]
+
+
+def main(overrides: list[str]) -> int:
+    """`python -m compare.speed`."""
+    if {"-h", "--help"} & set(overrides):
+        print(USAGE)
+        return 0
+    contenders: dict[str, Callable[[], object]] = {}
+    for dtype in ("auto", "float32"):
+        job = bare_job([*DEFAULTS, f"dtype={dtype}", *overrides])
+        contenders[f"ours, {job.device.dtype_name}"] = step_of(job)
+    contenders["transformers GPT-2, eager, float32"] = peer(job)
+    devices.set_up(None)
+    times = alternate(contenders, job.device)
+    slowest = statistics.median(times["transformers GPT-2, eager, float32"])
+    print(f"{'step':<36}  median ms     IQR   times as fast")
+    for name, seconds in times.items():
+        low, middle, high = (1e3 * q for q in statistics.quantiles(seconds, n=4))
+        print(f"{name:<36}  {middle:9.1f}  {high - low:6.1f}   {1e3 * slowest / middle:13.2f}")
+    return 0
+
+
+def bare_job(overrides: list[str]) -> Job:
+    """A job on random tokens."""
+    plan = check(compose(overrides))
+    model = build_model(plan.config, VOCAB)
+    init_model(model, plan.config, 0)
+    model = model.to(plan.device.name)
+    optimizer, schedule = build_optimizer(plan.config, model, plan.settings.steps)
+    text = torch.randint(VOCAB, (100_000,))
+    rows, length = plan.settings.batch_size, model.shape.max_len
+    return Job(
+        plan=plan,
+        corpus=cast(Any, None),
+        batches=Batches(text, rows=rows, length=length, seed=0, sampling="crops"),
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        clip=1.0,
+        prompt=[],
+        parent=None,
+    )
+
+
+def step_of(job: Job) -> Callable[[], object]:
+    """The trainer's own step, with nothing recorded."""
+    trainer = Trainer(job, cast(Any, None))
+    return lambda: trainer.update(0)
+
+
+def peer(job: Job) -> Callable[[], object]:
+    """transformers' GPT-2 of a job's shape: forward, backward, clipping and AdamW, by its defaults."""
+    try:
+        from transformers import GPT2Config, GPT2LMHeadModel
+    except ImportError as error:
+        raise ValueError("the peer is not installed: pip install transformers") from error
+    shape = job.model.shape
+    config = GPT2Config(
+        vocab_size=shape.vocab_size,
+        n_positions=shape.max_len,
+        n_embd=shape.dim,
+        n_layer=shape.n_layers,
+        n_head=shape.n_heads,
+        resid_pdrop=shape.dropout,
+        embd_pdrop=shape.dropout,
+        attn_pdrop=shape.dropout,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    model: Any = GPT2LMHeadModel(config)
+    model.to(job.device.name).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    def step() -> None:
+        inputs, targets = job.batches(0)
+        logits = model(inputs.to(job.device.name)).logits
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten().to(job.device.name))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+
+    return step
+
+
+def alternate(
+    contenders: dict[str, Callable[[], object]], device: Device
+) -> dict[str, list[float]]:
+    """Seconds of each contender's step, taken in turn after two rounds of warm-up."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(ROUNDS + 2):
+        for name, step in contenders.items():
+            device.synchronize()
+            start = perf_counter()
+            step()
+            device.synchronize()
+            if turn >= 2:
+                times[name].append(perf_counter() - start)
+    return times
+
+
+if __name__ == "__main__":
+    sys.exit(door(main, sys.argv[1:]))
