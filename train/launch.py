@@ -142,8 +142,8 @@ def print_answer(folder: Path, summary: dict[str, Any]) -> None:
     """The table, a few lines of sampled text and the folder."""
     print(table(summary))
     if (folder / "sample.txt").exists():
-        lines = printable((folder / "sample.txt").read_text(encoding="utf-8")).strip().splitlines()
-        if lines:
+        text = printable((folder / "sample.txt").read_text(encoding="utf-8"))
+        if lines := [line for line in text.splitlines() if line.strip()]:
             print("\nsample:", *[f"  | {line}" for line in lines[:8]], sep="\n")
     print(f"\nrun: {folder}")
 
