@@ -81,7 +81,8 @@ def prepare(
     if not 0 <= val_fraction < 1:
         raise ValueError(f"val_fraction={val_fraction} must be at least 0 and below 1")
     tokenizers.check(tokenizer, vocab_size)
-    spec = Path(tokenizer).read_text() if Path(tokenizer).is_file() else f"{tokenizer}:{vocab_size}"
+    built = tokenizer in tokenizers.KINDS
+    spec = f"{tokenizer}:{vocab_size}" if built else Path(tokenizer).read_text(encoding="utf-8")
     key = hashlib.sha256(
         json.dumps([VERSION, source.key(), spec, val_fraction, shuffle]).encode()
     ).hexdigest()
@@ -125,64 +126,79 @@ def tokenise(splits: dict[str, list[str]], kind: str, vocab_size: int, into: Pat
     codec = tokenizers.build(kind, splits["train"], everything, vocab_size)
     end = codec.token_to_id(tokenizers.END_OF_TEXT)
     dtype = np.uint16 if codec.get_vocab_size() <= 1 << 16 else np.uint32
-    fingerprint = hashlib.sha256()
-    meta: dict[str, object] = {"dtype": np.dtype(dtype).name}
     tables = {}
     with (into / "tokens.bin").open("wb") as file:
         for name, documents in splits.items():
-            rows, position = [], 0
-            for number, ids in enumerate(encode_all(codec, documents)):
-                if number and end is not None:
-                    file.write(np.array([end], dtype).tobytes())
-                    position += 1
+            rows = np.zeros((len(documents), 3), np.int64)  # first token, tokens, bytes
+            position, last = 0, -1
+            for number, ids in encode_all(codec, documents):
+                if number != last:
+                    if number > 0 and end is not None:
+                        file.write(np.array([end], dtype).tobytes())
+                        position += 1
+                    rows[number] = position, 0, len(documents[number].encode())
+                    last = number
                 file.write(np.array(ids, dtype).tobytes())
-                text = documents[number].encode()
-                fingerprint.update(f"{name}:{len(text)}:".encode() + text)
-                rows.append((position, len(ids), len(text)))
                 position += len(ids)
-            tables[name] = np.array(rows, np.int64).reshape(-1, 3)
-            meta[name] = position
+                rows[number, 1] += len(ids)
+            tables[name] = rows
     np.savez(into / "documents.npz", allow_pickle=False, **tables)
     (into / "tokenizer.json").write_text(codec.to_str(), encoding="utf-8")
-    (into / "meta.json").write_text(json.dumps(meta | {"fingerprint": fingerprint.hexdigest()}))
+    meta = {"dtype": np.dtype(dtype).name, "fingerprint": fingerprint(splits)}
+    ends = {name: int(rows[-1, :2].sum()) if len(rows) else 0 for name, rows in tables.items()}
+    (into / "meta.json").write_text(json.dumps(meta | ends))
 
 
-def encode_all(codec: Tokenizer, documents: list[str]) -> Iterator[list[int]]:
-    """Token ids of each document. Raises ValueError if decoding them gives another text."""
-    batches = list(batched(documents, PIECE))
+def fingerprint(splits: dict[str, list[str]]) -> str:
+    """SHA-256 of the documents of each split, whatever the tokenizer."""
+    digest = hashlib.sha256()
+    for name, documents in splits.items():
+        for document in documents:
+            text = document.encode()
+            digest.update(f"{name}:{len(text)}:".encode() + text)
+    return digest.hexdigest()
+
+
+def encode_all(codec: Tokenizer, documents: list[str]) -> Iterator[tuple[int, list[int]]]:
+    """Token ids of all documents in order, piece by piece, each with its document's number.
+
+    Raises ValueError if decoding them gives another text.
+    """
+    numbered = [(n, piece) for n, document in enumerate(documents) for piece in pieces(document)]
     console = Console(stderr=True)
     for batch in track(
-        batches, "tokenising", console=console, disable=not console.is_terminal, transient=True
+        list(batched(numbered)),
+        "tokenising",
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
     ):
-        parts = [list(pieces(document)) for document in batch]
-        flat = [piece for document in parts for piece in document]
+        texts = [piece for _, piece in batch]
         try:
-            encoded = codec.encode_batch_fast(flat, add_special_tokens=False)
+            encoded = codec.encode_batch_fast(texts, add_special_tokens=False)
         except Exception as error:  # the library raises bare Exceptions
             raise ValueError(f"the tokenizer cannot encode this text: {error}") from error
         ids = [list(encoding.ids) for encoding in encoded]
-        check_lossless(flat, codec.decode_batch(ids, skip_special_tokens=False))
-        iterator = iter(ids)
-        for document in parts:
-            yield [token for _ in document for token in next(iterator)]
+        check_lossless(texts, codec.decode_batch(ids, skip_special_tokens=False))
+        yield from zip((number for number, _ in batch), ids, strict=True)
 
 
-def batched(documents: list[str], size: int) -> Iterator[list[str]]:
-    """Runs of documents of about `size` characters (a longer one comes alone)."""
-    batch: list[str] = []
+def batched(numbered: list[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    """Runs of pieces of about 16 full ones: enough to keep all cores busy, bounded in memory."""
+    batch: list[tuple[int, str]] = []
     held = 0
-    for document in documents:
-        if batch and held + len(document) > size:
+    for number, piece in numbered:
+        batch.append((number, piece))
+        held += len(piece)
+        if held >= 16 * PIECE:
             yield batch
             batch, held = [], 0
-        batch.append(document)
-        held += len(document)
     if batch:
         yield batch
 
 
 def pieces(document: str) -> Iterator[str]:
-    """Cut a long document where no token is split, so that memory stays bounded."""
+    """Cut a long document where no token is split."""
     start = 0
     while cut := SAFE_CUT.search(document, start + PIECE):
         yield document[start : cut.end()]

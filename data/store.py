@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 MANIFEST = "MANIFEST.json"
+TEMPORARY = ".tmp-"  # how the names of folders begin that were never finished
 
 
 def publish(folder: Path, write: Callable[[Path], None]) -> None:
@@ -15,10 +16,11 @@ def publish(folder: Path, write: Callable[[Path], None]) -> None:
 
     Every file, a manifest of their SHA-256 and both directories are synced before and after the
     rename, so a crash or power loss leaves the old state or the new one. An existing `folder` is
-    replaced. Raises OSError with the bytes free if anything cannot be written.
+    replaced. The caller keeps other writers of this folder out. Raises OSError, with the bytes free,
+    if anything cannot be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.parent / f".tmp-{os.getpid()}-{folder.name}"
+    temporary = folder.parent / f"{TEMPORARY}{folder.name}"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
@@ -39,7 +41,7 @@ def publish(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def verify(folder: Path) -> None:
-    """Raise ValueError, naming the file, unless `folder` is exactly what `publish` left there."""
+    """Raise ValueError, naming the file, unless `folder` holds all that `publish` left there."""
     try:
         hashes = json.loads((folder / MANIFEST).read_text())
         for name, expected in hashes.items():
@@ -55,7 +57,9 @@ def sha256(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Force a file or directory to disk."""
+    """Force a file or directory to disk (Windows has no way to do so for a directory)."""
+    if os.name == "nt" and path.is_dir():
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -6,6 +6,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END_OF_TEXT = "<|endoftext|>"
+KINDS = ("char", "byte", "bpe")
 
 
 def build(kind: str, train: Iterable[str], everything: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -26,7 +27,7 @@ def build(kind: str, train: Iterable[str], everything: Iterable[str], vocab_size
 
 def check(kind: str, vocab_size: int) -> None:
     """Raise ValueError for a kind or size that `build` could not build, before any text is read."""
-    if kind not in ("char", "byte", "bpe"):
+    if kind not in KINDS:
         from_file(Path(kind))
     if kind == "bpe" and vocab_size < 257:
         raise ValueError(

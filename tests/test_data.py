@@ -273,7 +273,7 @@ def test_cutting_a_long_document_changes_no_token() -> None:
     codec = tokenizers.bpe([long[:100_000]], 400)
     assert len(list(pieces(long))) > 3
     assert "".join(pieces(long)) == long
-    (ids,) = encode_all(codec, [long])
+    ids = [token for _, part in encode_all(codec, [long]) for token in part]
     assert ids == codec.encode(long).ids
 
 

@@ -14,6 +14,7 @@ from train.config import Config
 from train.job import assemble, check
 from train.launch import launch
 from train.record import Record, records
+from train.run import fresh_folder
 from train.trainer import Stopped, Trainer
 
 Make = Callable[..., Config]
@@ -256,6 +257,38 @@ def test_a_folder_in_use_is_refused(config: Make, tmp_path: Path) -> None:
         run(config(), tmp_path / "a")
     held.close()
     run(config(), tmp_path / "a")
+
+
+def test_an_unfinished_save_is_swept_away(config: Make, tmp_path: Path) -> None:
+    run(config("optim.schedule=constant"), tmp_path / "a")
+    (tmp_path / "a/checkpoints/.tmp-step_000014").mkdir()
+    run(config("optim.schedule=constant", "steps=16", "resume=true"), tmp_path / "a")
+    assert not list((tmp_path / "a/checkpoints").glob(".tmp*"))
+
+
+def test_a_run_cannot_be_resumed_to_a_step_that_is_past(config: Make, tmp_path: Path) -> None:
+    run(config(), tmp_path / "a")
+    with pytest.raises(ValueError, match="steps=8, but the run is at step 12 already"):
+        run(config("steps=8", "resume=true"), tmp_path / "a")
+
+
+def test_a_start_that_was_killed_before_it_began_can_be_resumed(
+    config: Make, tmp_path: Path
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/environment.json").write_text("{}")
+    assert run(config("resume=true"), tmp_path / "a")["steps"] == 12
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds other files"):
+        run(config("resume=true"), tmp_path / "b")
+
+
+def test_starts_in_the_same_second_have_folders_of_their_own(
+    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len({fresh_folder(config()) for _ in range(4)}) == 4
 
 
 def test_bad_data_leaves_no_folder(config: Make, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data.store import publish, verify
+from data.store import TEMPORARY, publish, verify
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,12 @@ def find(run: Path, which: str = "latest") -> tuple[Checkpoint | None, list[str]
         else:
             return Checkpoint(folder, step_of(folder)), problems
     return None, problems
+
+
+def sweep(run: Path) -> None:
+    """Delete what a killed save left unfinished."""
+    for folder in (run / "checkpoints").glob(f"{TEMPORARY}*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def prune(run: Path, keep: int) -> None:

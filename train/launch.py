@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from train.checkpoint import find
+from train.checkpoint import find, sweep
 from train.config import Config
 from train.device import describe
 from train.job import Job, assemble, check
@@ -99,6 +99,7 @@ def restore(trainer: Trainer, environment: dict[str, object]) -> None:
     for key in ("device", "cpu", "gpu", "threads", "torch"):
         if before[key] != environment[key]:
             say(f"resume: {key} was {before[key]}, now {environment[key]}: no longer bit for bit")
+    sweep(record.folder)
     saved, problems = find(record.folder)
     for problem in problems:
         say(f"warning: {problem}; falling back to an earlier checkpoint")

@@ -3,7 +3,6 @@
 import ctypes
 import os
 import platform
-import resource
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -136,14 +135,21 @@ def reset_process_peak() -> None:
             return
 
 
-def process_peak() -> int:
-    """The most memory that the process held since the last reset, libraries included, in bytes."""
+def process_peak() -> int | None:
+    """The most memory that the process held since the last reset, libraries included, in bytes.
+
+    Where the mark cannot be reset (macOS) since the start; None where it cannot be read (Windows).
+    """
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return 1024 * int(line.split()[1])
     except OSError:
         pass
+    try:
+        import resource
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
