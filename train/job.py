@@ -91,6 +91,7 @@ class Plan:
     sampling: Sampling
     tracking: Tracking
     device: Device
+    max_len: int  # tokens of context
     source: Source
     corpus: dict[str, Any]  # arguments of `prepare`
     batches: dict[str, Any]  # arguments of `Batches`
@@ -133,7 +134,8 @@ def check(config: Config) -> Plan:
     tracking = Tracking(**arguments("wandb", config["wandb"], Tracking)[0])
     device = devices.pick(settings.device, settings.dtype, settings.compile)
     with torch.device("meta"):
-        build_optimizer(config, build_model(config, vocab_size=1), settings.steps)
+        model = build_model(config, vocab_size=1)
+        build_optimizer(config, model, settings.steps)
     source, corpus, batches = build_source(config)
     if settings.init_from is not None:
         open_config(Path(settings.init_from))
@@ -143,6 +145,7 @@ def check(config: Config) -> Plan:
         sampling=sampling,
         tracking=tracking,
         device=device,
+        max_len=model.shape.max_len,
         source=source,
         corpus=corpus,
         batches=batches,
@@ -154,11 +157,10 @@ def assemble(plan: Plan) -> Job:
     config, settings = plan.config, plan.settings
     devices.set_up(settings.threads)
     corpus = prepare(plan.source, say=say, **plan.corpus)
-    model = build_model(config, corpus.tokenizer.get_vocab_size())
     batches = Batches(
         corpus.train,
         rows=settings.batch_size,
-        length=model.shape.max_len,
+        length=plan.max_len,
         seed=settings.seed,
         **plan.batches,
     )
@@ -166,6 +168,7 @@ def assemble(plan: Plan) -> Job:
         raise ValueError("the validation text has 1 token: raise data.val_fraction, or set it to 0")
     asked = plan.sampling.prompt
     prompt = first_tokens(corpus) if asked is None else encode(corpus.tokenizer, asked)
+    model = build_model(config, corpus.tokenizer.get_vocab_size())
     init_model(model, config, settings.seed)
     parent = start_from(settings.init_from, model, corpus) if settings.init_from else None
     model = model.to(plan.device.name)
