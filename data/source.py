@@ -125,8 +125,8 @@ def open_dataset(path: str, **options: object) -> Iterable[dict[str, object]]:
     import datasets  # a second to import, and a cached corpus never needs it
 
     datasets.disable_progress_bars()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    logging.getLogger("datasets").setLevel(logging.ERROR)
+    for library in ("datasets", "huggingface_hub"):  # what they log, the ValueError says
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         yield from datasets.load_dataset(path, streaming=True, **options)
     except Exception as error:

@@ -1,13 +1,13 @@
 """Time and memory are measured, not guessed."""
 
 import sys
-import time
 from collections.abc import Callable
 
 import pytest
 import torch
 from tiny import build, tokens
 
+from train import meter
 from train.device import Device
 from train.meter import (
     Clock,
@@ -71,18 +71,26 @@ def test_warm_up_is_counted_apart_and_the_middle_is_the_median() -> None:
     assert clock.step_ms() == (pytest.approx(300.0), pytest.approx(200.0))
 
 
-def test_attention_time_is_that_of_attention_forward_and_backward() -> None:
+def test_attention_time_is_that_of_attention_forward_and_backward(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(meter, "perf_counter", lambda: now)
+
+    def takes(seconds: float) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            nonlocal now
+            now += seconds
+
+        return hook
+
     model, x = build("mha", "rope").train(), tokens(2, 16)
-
-    def slow(delay: float) -> Callable[..., None]:
-        return lambda *_: time.sleep(delay)
-
     mechanism = model.mechanisms[0]
-    mechanism.q.register_forward_hook(slow(0.02))  # inside: forward
-    mechanism.q.register_full_backward_hook(slow(0.03))  # inside: backward
-    model.blocks[0].feedforward.register_forward_hook(slow(0.5))  # outside
+    mechanism.q.register_forward_hook(takes(2.0))  # inside: forward
+    mechanism.q.register_full_backward_hook(takes(3.0))  # inside: backward
+    model.blocks[0].feedforward.register_forward_hook(takes(50.0))  # outside
     seconds = attention_seconds(model.mechanisms, lambda: model(x).sum().backward(), CPU, repeats=3)
-    assert 0.05 < seconds < 0.4
+    assert seconds == 5.0
     assert not mechanism._forward_hooks  # the timers are gone
 
 

@@ -240,6 +240,7 @@ def test_a_bad_cell_stops_a_sweep_before_it_starts(places: list[str], tmp_path: 
         ("train.py", ["attn=gqaa"], "did you mean gqa?"),
         ("train.py", ["attn=gqa", "attn.n_kv_heads=4", "model.n_heads=6"], "1, 2, 3, 6"),
         ("train.py", ["data=text", "data.path=/no/such.txt"], "no such file"),
+        ("train.py", ["data=text", "data.path={half}"], "Missing a closing quotation mark"),
         ("eval.py", ["run=/no/such/run"], "is not a run"),
         ("eval.py", [], "run has no value yet"),
         ("sample.py", ["run=/no/such/run"], "is not a run"),
@@ -249,7 +250,9 @@ def test_a_bad_cell_stops_a_sweep_before_it_starts(places: list[str], tmp_path: 
 def test_bad_input_is_one_line_and_exit_code_2(
     door: str, arguments: list[str], message: str, tmp_path: Path
 ) -> None:
-    done = command(door, *arguments)
+    half = tmp_path / "half.jsonl"
+    half.write_text('{"text": "whole"}\n{"text": "cut o')
+    done = command(door, *(argument.format(half=half) for argument in arguments))
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
