@@ -98,8 +98,7 @@ def score_run(options: Options) -> dict[str, Any]:
         "loss": nats / tokens,
         "perplexity": perplexity(nats / tokens),
         "bits_per_byte": bits_per_byte(nats, text_bytes),
-        "data_fingerprint": corpus.fingerprint,
-        "tokenizer_sha256": corpus.tokenizer_sha256,
+        **corpus.identity,
     }
     if options.bigram:
         pairs = bigram_nats(corpus.train, text, model.shape.vocab_size)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -57,8 +57,18 @@ class Corpus:
         return tokens, int(self.documents[name][:, 2].sum()) - len(first.encode())
 
     @property
-    def tokenizer_sha256(self) -> str:
-        return hashlib.sha256(self.tokenizer_json.encode()).hexdigest()
+    def identity(self) -> dict[str, str]:
+        """What tells these tokens from others, as runs record it."""
+        return {
+            "data_fingerprint": self.fingerprint,
+            "tokenizer_sha256": hashlib.sha256(self.tokenizer_json.encode()).hexdigest(),
+        }
+
+    def check_identity(self, recorded: Mapping[str, str], doing: str) -> None:
+        """Raise ValueError, saying what one was `doing`, if a run began with other tokens."""
+        for key, now in self.identity.items():
+            if recorded[key] != now:
+                raise ValueError(f"{doing}: {key} is {now}, but the run began with {recorded[key]}")
 
 
 def prepare(

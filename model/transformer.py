@@ -136,6 +136,9 @@ class Transformer(nn.Module):
 
 
 def seed_of(*parts: object) -> int:
-    """A 63-bit seed that depends on all parts: the same everywhere, for (seed, name) or (seed, step)."""
+    """A seed that depends on all parts, (seed, name) or (seed, step), and is the same everywhere.
+
+    It has 63 bits; torch's CPU generator heeds the last 32 of them.
+    """
     digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -301,7 +301,7 @@ def test_the_fingerprint_is_of_the_text_and_not_of_the_tokenizer(tmp_path: Path)
     b = corpus(Documents("some text, and more"), tmp_path, tokenizer="byte")
     c = corpus(Documents("some text, and less"), tmp_path)
     assert a.fingerprint == b.fingerprint != c.fingerprint
-    assert a.tokenizer_sha256 != b.tokenizer_sha256
+    assert a.identity["tokenizer_sha256"] != b.identity["tokenizer_sha256"]
 
 
 def test_a_prepared_corpus_is_found_again_and_a_damaged_one_is_rebuilt(tmp_path: Path) -> None:

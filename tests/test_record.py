@@ -11,7 +11,7 @@ import pytest
 from tiny import RUN
 
 from data.store import verify
-from train.record import Record, Tracker, records
+from train.record import Record, Tracker, Tracking, records
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -309,9 +309,9 @@ def test_a_tracker_that_fails_warns_once(
             raise ConnectionResetError("the core died")
 
     choices = {"attn": "gqa", "pos": "rope", "model": "nano"}
-    options = {"mode": "offline", "project": "p", "group": None, "tags": []}
+    options = Tracking(mode="offline", project="p", group=None, tags=[])
     monkeypatch.setattr(wandb, "init", lambda **_: Broken())
-    tracker = Tracker({"wandb": options, "choices": choices, "name": None}, tmp_path)
+    tracker = Tracker(options, {"choices": choices, "name": None}, tmp_path)
     for step in range(3):
         tracker.log({"step": step, "split": "train", "loss": 1.0})
     tracker.finish({})

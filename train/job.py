@@ -13,10 +13,11 @@ from data.tokenizer import encode
 from model.transformer import Transformer
 from train import device as devices
 from train.build import build_model, build_optimizer, build_source, clipping, init_model
-from train.config import Config, arguments, choose
+from train.config import Config, arguments
 from train.device import Device
 from train.optimizer import Optimizer
 from train.progress import say
+from train.record import Tracking
 from train.run import load, open_checkpoint, open_config, open_tokenizer
 from train.schedule import Schedule
 
@@ -67,19 +68,6 @@ class Sampling:
     def __post_init__(self) -> None:
         at_least(0, self, "tokens", "temperature", where="sample.")
         at_least(1, self, "top_k", where="sample.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tracking:
-    """How Weights & Biases mirrors the run: the keys under wandb."""
-
-    mode: str
-    project: str
-    group: str | None
-    tags: list[str]
-
-    def __post_init__(self) -> None:
-        choose("wandb.mode", self.mode, dict.fromkeys(("offline", "online", "disabled")))
 
 
 @dataclass(frozen=True, kw_only=True)

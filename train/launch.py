@@ -66,7 +66,7 @@ def train(job: Job, record: Record, *, resumed: bool) -> int:
     begin(record, job, environment)
     if job.settings.steps == 0:
         return finish(record, trainer, count_only(trainer))
-    trainer.tracker = Tracker(job.plan.config, record.folder)
+    trainer.tracker = Tracker(job.plan.tracking, job.plan.config, record.folder)
     record.status("running", trainer.step)
     try:
         trainer.fit()

@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from filelock import FileLock, Timeout
 
-from train.config import Config
+from train.config import Config, choose
 
 
 class Record:
@@ -109,28 +110,40 @@ def git_commit() -> str | None:
     return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """How Weights & Biases mirrors the run: the keys under wandb."""
+
+    mode: str
+    project: str
+    group: str | None
+    tags: list[str]
+
+    def __post_init__(self) -> None:
+        choose("wandb.mode", self.mode, dict.fromkeys(("offline", "online", "disabled")))
+
+
 class Tracker:
     """Mirrors records to Weights & Biases. The first thing to fail ends it with one warning."""
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    def __init__(self, options: Tracking, config: Config, folder: Path) -> None:
         self.run: Any = None
-        options = config["wandb"]
-        if options["mode"] != "disabled":
+        if options.mode != "disabled":
             self.guard(lambda: self.start(options, config, folder))
 
-    def start(self, options: Config, config: Config, folder: Path) -> None:
+    def start(self, options: Tracking, config: Config, folder: Path) -> None:
         import wandb  # only when asked for
 
         choices = config["choices"]
         self.run = wandb.init(
-            project=options["project"],
-            group=options["group"] or config["name"],
+            project=options.project,
+            group=options.group or config["name"],
             name=folder.name,
             id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
-            tags=[choices["attn"], choices["pos"], choices["model"], *options["tags"]],
+            tags=[choices["attn"], choices["pos"], choices["model"], *options.tags],
             config=config,
             dir=folder,
-            mode=options["mode"],
+            mode=cast(Any, options.mode),
             resume="allow",
             settings=wandb.Settings(
                 console="off", silent=True, x_disable_stats=True, init_timeout=8

@@ -46,11 +46,8 @@ def state_of(folder: Path) -> str | None:
     if (folder / "config.json").exists():
         status = folder / "status.json"
         return str(read_json(status).get("state")) if status.exists() else "interrupted"
-    beginning = {
-        "environment.json",
-        "tokenizer.json",
-        "metrics.jsonl",
-    }  # of a start that was killed
+    # What a start that was killed may leave before there is a config:
+    beginning = {"environment.json", "tokenizer.json", "metrics.jsonl"}
     if any(p.name not in beginning and not p.name.startswith(".") for p in folder.iterdir()):
         raise ValueError(f"out={folder} holds other files; choose a new or empty folder")
     return None
@@ -77,12 +74,7 @@ def open_corpus(config: Config, checkpoint: Checkpoint) -> Corpus:
     """The corpus that a run was trained on. Raises ValueError if the text here is another."""
     source, options, _ = build_source(config)
     corpus = prepare(source, say=say, **options)
-    for key, now in (
-        ("data_fingerprint", corpus.fingerprint),
-        ("tokenizer_sha256", corpus.tokenizer_sha256),
-    ):
-        if checkpoint.state[key] != now:
-            raise ValueError(f"{key} is {now[:16]}..., the run's {checkpoint.state[key][:16]}...")
+    corpus.check_identity(checkpoint.state, "evaluate")
     return corpus
 
 

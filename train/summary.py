@@ -71,8 +71,7 @@ def answer(trainer: Trainer, measured: dict[str, Any]) -> dict[str, Any]:
         "dtype": job.device.dtype_name,
         "compiled": job.settings.compile,
         "threads": torch.get_num_threads(),
-        "data_fingerprint": job.corpus.fingerprint,
-        "tokenizer_sha256": job.corpus.tokenizer_sha256,
+        **job.corpus.identity,
         "parent": job.parent,
     }
 

@@ -18,6 +18,7 @@ from train.job import Job
 from train.meter import Clock, Peaks
 from train.progress import Bar, say
 from train.record import Record, Tracker
+from train.run import load
 
 WARMUP_STEPS = 5  # of each start, timed apart; at most a quarter of its steps
 LAST = 50  # steps whose mean is the training loss
@@ -213,27 +214,14 @@ class Trainer:
             "clock": asdict(self.clock),
             "peaks": asdict(self.peaks),
             "parent": self.job.parent,
-            **self.text(),
-        }
-
-    def text(self) -> dict[str, str]:
-        """What identifies the tokens trained on."""
-        corpus = self.job.corpus
-        return {
-            "data_fingerprint": corpus.fingerprint,
-            "tokenizer_sha256": corpus.tokenizer_sha256,
+            **self.job.corpus.identity,
         }
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go on from a checkpoint. Raises ValueError if it was trained on other data."""
         state = saved.state
-        for key, now in self.text().items():
-            if state[key] != now:
-                raise ValueError(f"resume: {key} is {now}, but the run began with {state[key]}")
-        weights = saved.model()
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(weights[name])
+        self.job.corpus.check_identity(state, "resume")
+        load(self.model, saved.model(), str(saved.folder))
         self.optimizer.load(saved.optimizer())
         self.step = saved.step
         self.losses, self.validation = state["losses"], state["validation"]
