@@ -40,13 +40,13 @@ def test_text_may_hold_any_character() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("attn=gqaa", r"attn=gqaa: no such choice; did you mean gqa\? \(known: gqa, mha, mqa"),
+        ("attn=gqaa", r"attn=gqaa: no such choice; did you mean gqa\? \(known: gqa, mha, mla, mqa"),
         ("model.n_head=4", r"model.n_head: no such key; did you mean model.n_heads\?"),
         ("stepz=3", r"stepz: no such key; did you mean steps\?"),
         ("+new=3", "new: no such key"),
         ("model.dim.x=3", "model.dim.x: no such key; model.dim has none"),
-        ("attn=mqa attn.n_kv_heads=3", r"attn.n_kv_heads: no such key here; attn=gqa has it"),
-        ("attn=mha attn.n_kv_heads=2", r"attn.n_kv_heads: no such key here; attn=gqa has it"),
+        ("attn=mqa attn.n_kv_heads=3", r"attn.n_kv_heads: no such key here; attn=gqa, attn=sliding have it"),
+        ("attn=mha attn.n_kv_heads=2", r"attn.n_kv_heads: no such key here; attn=gqa, attn=sliding have it"),
         ("steps", "steps: write KEY=VALUE"),
         ("attn=mha,gqa", "several values need -m"),
         ("data=text", r"data.path has no value yet: give data.path=..."),
@@ -119,22 +119,26 @@ def test_a_sweep_is_every_combination() -> None:
 )
 def test_a_config_can_name_only_classes_defined_in_their_package(path: str) -> None:
     with pytest.raises(ValueError, match="is no class defined in model.attention"):
-        target("attn", {"_target_": path})
+        target("attn", {"_target_": path}, "attn")
 
 
 def test_a_new_variant_is_one_python_file_and_one_yaml() -> None:
-    """Nothing outside a scheme's own files names it."""
+    """Nothing names a scheme but its own file, and siblings that build on it."""
     code = [
         p
         for folder in ("model", "data", "train", "compare")
         for p in (CONFIGS.parent / folder).rglob("*.py")
     ]
-    for group in ("attn", "pos"):
+    for group, folder in (("attn", "attention"), ("pos", "position")):
         for name in choices_of(group):
-            cls = target(group, composed(f"{group}={name}")[group])
-            for path in code:
-                if path.name != f"{cls.__module__.rsplit('.', 1)[1]}.py":
-                    assert f"import {cls.__name__}" not in path.read_text(), path
+            node = composed(f"{group}={name}")[group]
+            for part in (
+                v for v in [node, *node.values()] if isinstance(v, dict) and "_target_" in v
+            ):
+                cls = target(group, part, group)
+                for path in code:
+                    if path.parent.name != folder:
+                        assert f"import {cls.__name__}" not in path.read_text(), path
 
 
 def test_room_in_the_vocabulary_is_allowed_and_lack_of_it_refused() -> None:

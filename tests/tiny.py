@@ -1,22 +1,13 @@
 """Tiny models of every variant, and the overrides of tiny runs."""
 
-import functools
-
 import pytest
 import torch
 
+from compare.battery import TINY, VOCAB, composed
 from model.transformer import Transformer
 from train.build import build_model, init_model
-from train.config import Config, choices_of, compose
+from train.config import choices_of
 
-TINY = [
-    "model.dim=32",
-    "model.n_layers=2",
-    "model.n_heads=4",
-    "model.max_len=16",
-    "data=text",
-    "data.tokenizer=char",
-]
 RUN = [
     *TINY,
     "steps=12",
@@ -28,16 +19,10 @@ RUN = [
     "wandb.mode=disabled",
     "threads=1",
 ]
-VOCAB = 17
 
 variants = pytest.mark.parametrize(
     ("attn", "pos"), [(a, p) for a in choices_of("attn") for p in choices_of("pos")]
 )
-
-
-@functools.cache
-def composed(*overrides: str) -> Config:
-    return compose([*TINY, "data.path=none", *overrides])
 
 
 def build(attn: str, pos: str, *overrides: str, seed: int = 0) -> Transformer:

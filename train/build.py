@@ -10,6 +10,7 @@ import torch
 
 from data.batches import SAMPLINGS, Batches
 from data.corpus import Source, prepare
+from model.attention.base import Mechanism
 from model.feedforward import FEEDFORWARDS
 from model.norm import NORMS
 from model.shape import Shape
@@ -22,8 +23,8 @@ PACKAGES = {"attn": "model.attention", "pos": "model.position", "data": "data", 
 SCALED_INIT = {"all": "out.weight", "feedforward": "feedforward.out.weight"}
 
 
-def target(group: str, node: Config) -> type:
-    """The class that a node's `_target_` names.
+def target(group: str, node: Config, where: str) -> type:
+    """The class that the `_target_` of a node names; the node is called `where` in errors.
 
     Configs are rebuilt from runs that people share, so only a class that is defined in a module of
     its group's package counts: `model.attention.grouped.GQA`, but not what such a module imported.
@@ -38,7 +39,7 @@ def target(group: str, node: Config) -> type:
             found = None
         if isinstance(found, type) and found.__module__ == match[1]:
             return found
-    raise ValueError(f"{group}._target_={path} is no class defined in {PACKAGES[group]}")
+    raise ValueError(f"{where}._target_={path} is no class defined in {PACKAGES[group]}")
 
 
 def build_model(config: Config, vocab_size: int) -> Transformer:
@@ -57,7 +58,7 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
             "null takes the tokenizer's"
         )
     feedforward, norm, _ = parts(**names)
-    attention, position = factory("attn", config), factory("pos", config)
+    attention, position = attention_of_layers(config["attn"]), factory("pos", config["pos"])
     try:
         return Transformer(
             Shape(**sizes),
@@ -86,15 +87,50 @@ def parts(*, feedforward: str, norm: str, scaled_init: str) -> tuple[type, type,
     )
 
 
-def factory(group: str, config: Config) -> Callable[..., Any]:
-    """The class that a group names, waiting for a shape, with the group's own keys filled in."""
-    part = target(group, config[group])
-    return partial(part, **arguments(group, config[group], part)[0])
+def attention_of_layers(node: Config) -> Callable[[Shape, int], Mechanism]:
+    """The attention of each layer: one mechanism for all, or those of a pattern in their order.
+
+    A pattern is a node of named mechanisms and an `order` of their names, repeated to the model's
+    depth. Raises ValueError for an order that names others, or leaves one of them out.
+    """
+    if "order" not in node:
+        return factory("attn", node)
+    parts = {
+        key: factory("attn", part, where=f"attn.{key}")
+        for key, part in node.items()
+        if isinstance(part, dict)
+    }
+    order = arguments("attn", {k: v for k, v in node.items() if k not in parts}, pattern)[0][
+        "order"
+    ]
+    for name in order:
+        choose("attn.order", name, parts)
+
+    def attention(shape: Shape, layer: int) -> Mechanism:
+        used = set(order[: shape.n_layers])
+        if unused := sorted(parts.keys() - used):
+            raise ValueError(
+                f"attn.order={','.join(order)} over n_layers={shape.n_layers} layers never uses "
+                f"{', '.join(unused)}"
+            )
+        return parts[order[layer % len(order)]](shape, layer)
+
+    return attention
+
+
+def pattern(*, order: list[str]) -> None:
+    """The keys of a pattern, beside its mechanisms."""
+
+
+def factory(group: str, node: Config, where: str = "") -> Callable[..., Any]:
+    """The class that a group's node names, waiting for a shape, with the node's own keys filled in."""
+    part = target(group, node, where or group)
+    return partial(part, **arguments(where or group, node, part)[0])
 
 
 def build_source(config: Config) -> tuple[Source, dict[str, Any], dict[str, Any]]:
     """A config's text source, then the arguments of `prepare` and of `Batches`."""
-    kind = target("data", config["data"])
+    kind = target("data", config["data"], "data")
     source, corpus, batches = arguments(
         "data", config["data"], kind, prepare, Batches, given={"say", "rows", "length", "seed"}
     )
@@ -106,7 +142,7 @@ def build_optimizer(
     config: Config, model: torch.nn.Module, steps: int
 ) -> tuple[Optimizer, Schedule]:
     """A config's optimizer over a model, and the schedule of its learning rate."""
-    kind = target("optim", config["optim"])
+    kind = target("optim", config["optim"], "optim")
     own, rate, trainer = arguments(
         "optim", config["optim"], kind, Schedule, clipping, given={"steps"}
     )

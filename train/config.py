@@ -129,7 +129,8 @@ def check_key(override: Override, base: Any) -> None:
             keys = [k for k in node if not k.startswith("_")] if isinstance(node, dict) else []
             where = ".".join(path[: depth + 1])
             if others := having(path[0], key) if depth == 1 else []:
-                raise ValueError(f"{where}: no such key here; {', '.join(others)} has it")
+                verb = "has" if len(others) == 1 else "have"
+                raise ValueError(f"{where}: no such key here; {', '.join(others)} {verb} it")
             if not keys:
                 raise ValueError(f"{where}: no such key; {'.'.join(path[:depth])} has none")
             prefix = "".join(f"{p}." for p in path[:depth])

@@ -101,14 +101,14 @@ def one_or_all(values: list[Any]) -> Any:
 
 @torch.no_grad()
 def cache_bytes_per_token(model: Transformer, device: Device) -> int:
-    """Bytes that decoding really keeps of one token, in the run's compute dtype."""
-    n = min(4, model.shape.max_len)
+    """Bytes a token that decoding really keeps of a full context, in the run's compute dtype."""
+    n = model.shape.max_len
     cache = KVCache(model.shape.n_layers, n)
     model.eval()
     with device.autocast():
         model(torch.zeros(1, n, dtype=torch.int64, device=device.name), cache)
     model.train()
-    return cache.nbytes // n
+    return round(cache.nbytes / n)
 
 
 def measure(trainer: Trainer) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """softmax(q k^T / sqrt(Dh) + bias) v under the causal mask: the only place that calls a kernel.
 
-Shapes: B batch, T queries, S keys, H query heads, Hkv KV heads, G = H / Hkv, Dh head_dim.
+Shapes: B batch, T queries, S keys, H query heads, Hkv KV heads, G = H / Hkv, Dh head_dim, Dv of values.
 """
 
 import math
@@ -16,7 +16,7 @@ from model.dropout import dropout
 def attend(
     q: Tensor, k: Tensor, v: Tensor, q_pos: Tensor, k_pos: Tensor, bias: Bias, p: float = 0.0
 ) -> Tensor:
-    """Causal attention of q (B, H, T, Dh) over k, v (B, Hkv, S, Dh) -> (B, H, T, Dh).
+    """Causal attention of q (B, H, T, Dh) over k (B, Hkv, S, Dh), v (B, Hkv, S, Dv) -> (B, H, T, Dv).
 
     Query i sees the keys with k_pos <= q_pos[i]. `bias(q_pos, k_pos)` is added to the scores;
     `p` is dropout on the weights, for training. Keys are never copied out to H heads where the
@@ -34,9 +34,12 @@ def attend(
     if not shared and k.size(1) != q.size(1):
         group = q.size(1) // k.size(1)
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    return F.scaled_dot_product_attention(
+    width = v.size(-1)
+    v = F.pad(v, (0, k.size(-1) - width))  # fused kernels take one width alone
+    y = F.scaled_dot_product_attention(
         q, k, v, mask, dropout_p=p, is_causal=mask is None, enable_gqa=k.size(1) != q.size(1)
     )
+    return y[..., :width]
 
 
 def choose_kernel(device: str, dtype: torch.dtype, length: int, *, biased: bool, p: float) -> str:

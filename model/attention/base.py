@@ -19,7 +19,8 @@ class Mechanism(Protocol):
     Its last projection is called `out`: the scaled initialisation finds it by that name.
     """
 
-    n_kv_heads: int
+    #: Heads that keys and values have of their own; None for a mechanism without such heads.
+    n_kv_heads: int | None
 
     def __call__(
         self, x: Tensor, pos: Tensor, rotate: Rotate, bias: Bias, cache: KVCache | None
@@ -31,15 +32,22 @@ class Mechanism(Protocol):
         """
         ...
 
-    @property
-    def cache_elements(self) -> int:
-        """Numbers cached per token."""
+    def cache_elements(self, length: int) -> int:
+        """Numbers that a sequence's cache holds after so many tokens."""
         ...
 
     def score_flops(self, length: int, causal: bool) -> float:
-        """Forward FLOPs of scores and values for one token of a sequence of this length.
+        """Forward FLOPs of scores and values in training, for one token of a sequence of this length.
 
-        With `causal` half of the full square is counted.
+        All that is computed; with `causal`, the pairs that a query may see alone, its own counted
+        half: half of the full square where nothing else limits it.
+        """
+        ...
+
+    def decode_flops(self, length: int, *, cached: bool = True) -> float:
+        """FLOPs of attention for one token that follows `length` others, projections included.
+
+        Without a cache, what it would hold of the others is computed again.
         """
         ...
 

@@ -19,6 +19,9 @@ class GQA(nn.Module):
     Raises ValueError unless n_kv_heads divides n_heads.
     """
 
+    #: Tokens that the cache keeps: None for all.
+    keep: int | None = None
+
     def __init__(self, shape: Shape, layer: int, *, n_kv_heads: int) -> None:
         super().__init__()
         if n_kv_heads < 1 or shape.n_heads % n_kv_heads:
@@ -44,23 +47,33 @@ class GQA(nn.Module):
         q, k = rotate(q, k, pos)
         k_pos = pos
         if cache is not None:
-            k, v = cache.append(self.layer, k, v)  # (B, Hkv, S, Dh)
-            k_pos = torch.arange(k.size(2), device=x.device)
-        y = attend(q, k, v, pos, k_pos, bias, self.dropout if self.training else 0.0)
+            k_pos, k, v = cache.append(self.layer, k, v, keep=self.keep)  # (B, Hkv, S, Dh)
+        y = self.attend(q, k, v, pos, k_pos, bias)
         return self.out(y.transpose(1, 2).flatten(2))  # (B, T, D)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, q_pos: Tensor, k_pos: Tensor, bias: Bias
+    ) -> Tensor:
+        """Values by the weights that queries give to keys -> (B, H, T, Dh)."""
+        return attend(q, k, v, q_pos, k_pos, bias, self.dropout if self.training else 0.0)
 
     def heads(self, x: Tensor, n: int) -> Tensor:
         """(B, T, n * Dh) -> (B, n, T, Dh)."""
         return x.unflatten(-1, (n, self.head_dim)).transpose(1, 2)
 
-    @property
-    def cache_elements(self) -> int:
-        """A key and a value for each KV head."""
-        return 2 * self.n_kv_heads * self.head_dim
+    def cache_elements(self, length: int) -> int:
+        """A key and a value for each KV head and token."""
+        return 2 * self.n_kv_heads * self.head_dim * length
 
     def score_flops(self, length: int, causal: bool) -> float:
         """Of q k^T and weights v, every query head against `length` keys."""
         return 4 * self.n_heads * self.head_dim * length * (0.5 if causal else 1.0)
+
+    def decode_flops(self, length: int, *, cached: bool = True) -> float:
+        """Four projections, and scores and values over the token itself and those before."""
+        weights = sum(p.weight.numel() for p in (self.q, self.k, self.v, self.out))
+        again = 0 if cached else (self.k.weight.numel() + self.v.weight.numel()) * length
+        return 2 * (weights + again) + self.score_flops(length + 1, causal=False)
 
     def kernel(self, device: str, dtype: torch.dtype, length: int, biased: bool) -> str:
         """The kernel that `attend` takes, given the dropout on its weights."""

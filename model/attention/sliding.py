@@ -1,0 +1,94 @@
+"""Sliding-window attention.
+
+Shapes: B batch, T queries, S keys, H query heads, Hkv KV heads, Dh head_dim, N tokens, w window.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from model.attention.attend import choose_kernel
+from model.attention.base import Bias
+from model.attention.grouped import GQA
+from model.shape import Shape
+
+#: Fewest queries that share a block of keys: fewer would waste less, but cost more calls.
+BLOCK = 64
+
+
+class Sliding(GQA):
+    """Grouped-query attention in which a token sees itself and the floor(w / 2) tokens before it.
+
+    Beltagy et al. 2020, https://arxiv.org/abs/2004.05150, causal half; Mistral's W counts the token
+    itself: W = floor(w / 2) + 1. Queries go in blocks, each against the keys within its reach, so
+    time and memory are O(N w), and the cache keeps W tokens. From w = 2 (N - 1) on it is full
+    attention. `window` None is max_len; `n_kv_heads` None is n_heads.
+    Raises ValueError for a negative window.
+    """
+
+    def __init__(
+        self, shape: Shape, layer: int, *, window: int | None, n_kv_heads: int | None
+    ) -> None:
+        super().__init__(
+            shape, layer, n_kv_heads=shape.n_heads if n_kv_heads is None else n_kv_heads
+        )
+        window = shape.max_len if window is None else window
+        if window < 0:
+            raise ValueError(f"window={window} must be at least 0, or null for max_len")
+        self.back = window // 2
+        self.seen = self.keep = self.back + 1  # tokens, itself included
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, q_pos: Tensor, k_pos: Tensor, bias: Bias
+    ) -> Tensor:
+        if k.size(2) <= self.seen:  # nothing lies outside
+            return super().attend(q, k, v, q_pos, k_pos, bias)
+
+        def within(q_pos: Tensor, k_pos: Tensor) -> Tensor:
+            far = q_pos[:, None] - k_pos > self.back
+            mask = torch.zeros(far.shape, device=far.device).masked_fill_(far, -math.inf)
+            added = bias(q_pos, k_pos)
+            return mask if added is None else added + mask
+
+        before = k.size(2) - q.size(2)  # keys of cached tokens
+        pieces = []
+        for start, end, first in self.blocks(q.size(2), before):
+            keys = slice(first, before + end)
+            part = q[:, :, start:end], k[:, :, keys], v[:, :, keys], q_pos[start:end], k_pos[keys]
+            pieces.append(super().attend(*part, within))
+        return torch.cat(pieces, dim=2)
+
+    def blocks(self, queries: int, before: int = 0) -> list[tuple[int, int, int]]:
+        """(first query, one after its last, first key) of each block."""
+        size = max(BLOCK, self.back)
+        return [
+            (start, min(start + size, queries), max(0, before + start - self.back))
+            for start in range(0, queries, size)
+        ]
+
+    def cache_elements(self, length: int) -> int:
+        """As of grouped-query attention, for the last W tokens."""
+        return super().cache_elements(min(length, self.seen))
+
+    def score_flops(self, length: int, causal: bool) -> float:
+        """Of the window alone, or with the corners of the blocks."""
+        if causal:
+            inner, ramp = max(0, length - self.seen), min(length, self.seen)
+            pairs = ramp * ramp / 2 + inner * (self.back + 0.5)
+        elif length <= self.seen:
+            pairs = length * length
+        else:
+            pairs = sum((end - start) * (end - first) for start, end, first in self.blocks(length))
+        return 4 * self.n_heads * self.head_dim * pairs / length
+
+    def decode_flops(self, length: int, *, cached: bool = True) -> float:
+        """As of grouped-query attention, over the window."""
+        return super().decode_flops(min(length, self.back), cached=cached)
+
+    def kernel(self, device: str, dtype: torch.dtype, length: int, biased: bool) -> str:
+        """Beyond the window, the kernel for a block with a mask."""
+        if length <= self.seen:
+            return super().kernel(device, dtype, length, biased)
+        keys = min(length, max(BLOCK, self.back) + self.back)
+        return choose_kernel(device, dtype, keys, biased=True, p=self.dropout)

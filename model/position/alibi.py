@@ -1,0 +1,36 @@
+"""Attention with linear biases."""
+
+import torch
+from torch import Tensor
+
+from model.position.base import Position
+from model.shape import Shape
+
+
+class ALiBi(Position):
+    """Adds -slope * (i - j) to the score of query i and key j, a fixed slope for each head.
+
+    Press et al. 2021, https://arxiv.org/abs/2108.12409.
+    """
+
+    slopes: Tensor
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        self.register_buffer("slopes", torch.tensor(slopes(shape.n_heads)), persistent=False)
+
+    def bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        distance = q_pos[:, None] - k_pos  # (T, S)
+        return -self.slopes[:, None, None] * distance  # (H, T, S)
+
+
+def slopes(n_heads: int) -> list[float]:
+    """2^(-8 i / n) for i = 1 ... n, where n heads are a power of two.
+
+    For other numbers those of the power of two below, then every second one of the power above:
+    the authors' rule, https://github.com/ofirpress/attention_with_linear_biases.
+    """
+    n = 1 << (n_heads.bit_length() - 1)
+    own = [2 ** (-8 * i / n) for i in range(1, n + 1)]
+    between = [2 ** (-4 * i / n) for i in range(1, 2 * n + 1, 2)]
+    return own + between[: n_heads - n]

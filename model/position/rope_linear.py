@@ -1,0 +1,24 @@
+"""Rotary positions, interpolated to a longer context."""
+
+import torch
+from torch import Tensor
+
+from model.position.rope import RoPE
+from model.shape import Shape
+
+
+class LinearRoPE(RoPE):
+    """RoPE at positions p / factor: `factor` times the length spans the angles that were trained.
+
+    Position interpolation, Chen et al. 2023, https://arxiv.org/abs/2306.15595.
+    Raises ValueError for a factor below 1.
+    """
+
+    def __init__(self, shape: Shape, *, base: float, fraction: float, factor: float) -> None:
+        super().__init__(shape, base=base, fraction=fraction)
+        if factor < 1:
+            raise ValueError(f"factor={factor} must be at least 1")
+        self.factor = factor
+
+    def frequencies(self, width: int, device: torch.device) -> Tensor:
+        return super().frequencies(width, device) / self.factor

@@ -1,0 +1,26 @@
+"""Rotary positions with a base that grows with the context."""
+
+import torch
+from torch import Tensor
+
+from model.position.rope import RoPE, geometric
+from model.shape import Shape
+
+
+class NTKRoPE(RoPE):
+    """RoPE with base * factor^(w / (w - 2)), w channels: the slowest pair turns `factor` times slower.
+
+    The fastest pair is left as it was. "NTK-aware" scaling, described in section 3.1 of
+    https://arxiv.org/abs/2309.00071. Raises ValueError for a factor below 1, or a single pair.
+    """
+
+    def __init__(self, shape: Shape, *, base: float, fraction: float, factor: float) -> None:
+        super().__init__(shape, base=base, fraction=fraction)
+        if factor < 1:
+            raise ValueError(f"factor={factor} must be at least 1")
+        self.factor = factor
+
+    def frequencies(self, width: int, device: torch.device) -> Tensor:
+        if width < 4:
+            raise ValueError(f"NTK scaling needs at least 4 turned channels, not {width}")
+        return geometric(self.base * self.factor ** (width / (width - 2)), width, device)
