@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check format clean
+.PHONY: train test doctor check format clean
 
 train: .venv/ready
 	$(BIN)/python train.py attn=gqa pos=rope
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+doctor: .venv/ready
+	$(BIN)/python -m compare.doctor
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ from compare.bigram import bigram_nats
 from model.score import bits_per_byte, perplexity, score
 from train import device as devices
 from train.cli import compose_door
-from train.config import arguments, choose
+from train.config import Config, arguments, choose
 from train.job import at_least
 from train.progress import CONSOLE
 from train.record import replace
@@ -27,6 +27,7 @@ Examples
   python eval.py run=outputs/runs/mine checkpoint=best batch_size=1 dtype=float32
   python eval.py run=outputs/runs/mine split=train
   python eval.py run=outputs/runs/mine bigram=true
+  python eval.py run=outputs/runs/mine context=512 pos=rope_yarn pos.factor=4
 """
 
 
@@ -54,10 +55,16 @@ def evaluate(overrides: list[str]) -> int:
     composed = compose_door(overrides, "eval", USAGE)
     if composed is None:
         return 0
+    choices, position = composed.pop("choices"), composed.pop("pos", None)
     options = Options(**arguments("", composed, Options)[0])
-    result = score_run(options)
-    name = "{split}_step{step}_context{context}_{dtype}.json".format(**result)
-    path = Path(options.run) / "eval" / name
+    other = {"pos": position, "choices": choices} if position else {}
+    result = score_run(options, other)
+    name = "{split}_step{step}_context{context}_{dtype}".format(**result)
+    if position:
+        name += f"_{choices['pos']}" + "".join(
+            f"-{key}-{value}" for key, value in position.items() if not key.startswith("_")
+        )
+    path = Path(options.run) / "eval" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     replace(path, json.dumps(result, indent=1) + "\n")
     for key in ("tokens", "context", "perplexity", "bits_per_byte", "bigram_perplexity"):
@@ -70,12 +77,15 @@ def evaluate(overrides: list[str]) -> int:
     return 0
 
 
-def score_run(options: Options) -> dict[str, Any]:
-    """Score a run as asked. Raises ValueError for a run, a context or a text that does not fit."""
+def score_run(options: Options, other: Config) -> dict[str, Any]:
+    """Score a run as asked, with `other` parts in place of its own.
+
+    Raises ValueError for a run, a part, a context or a text that does not fit.
+    """
     run = Path(options.run)
     device = devices.pick(options.device, options.dtype or trained_dtype(run), False)
     devices.set_up(options.threads)
-    model, _, config, checkpoint = open_model(run, device, options.checkpoint)
+    model, _, config, checkpoint = open_model(run, device, options.checkpoint, other)
     context = options.context or model.shape.max_len
     if model.position.max_len is not None and context > model.position.max_len:
         raise ValueError(
@@ -93,6 +103,8 @@ def score_run(options: Options) -> dict[str, Any]:
         "split": options.split,
         "context": context,
         "dtype": device.dtype_name,
+        "pos": config["choices"]["pos"],
+        "pos_options": {k: v for k, v in config["pos"].items() if not k.startswith("_")},
         "tokens": tokens,
         "nats": nats,
         "loss": nats / tokens,

@@ -53,6 +53,7 @@ def sample(overrides: list[str]) -> int:
     composed = compose_door(overrides, "sample", USAGE)
     if composed is None:
         return 0
+    del composed["choices"]
     options = Options(**arguments("", composed, Options)[0])
     run = Path(options.run)
     device = devices.pick(options.device, options.dtype or trained_dtype(run), False)

@@ -9,13 +9,12 @@ from typing import Any, cast
 import torch
 from torch.nn import functional as F
 
-from data.batches import Batches
+from compare.probe import bare_job
 from train import device as devices
-from train.build import build_model, build_optimizer, init_model
 from train.cli import door
 from train.config import compose
 from train.device import Device
-from train.job import Job, check
+from train.job import Job
 from train.trainer import Trainer
 
 USAGE = """\
@@ -38,7 +37,7 @@ def main(overrides: list[str]) -> int:
         return 0
     contenders: dict[str, Callable[[], object]] = {}
     for dtype in ("auto", "float32"):
-        job = bare_job([*DEFAULTS, f"dtype={dtype}", *overrides])
+        job = bare_job(compose([*DEFAULTS, f"dtype={dtype}", *overrides]), VOCAB)
         contenders[f"ours, {job.device.dtype_name}"] = step_of(job)
     contenders["transformers GPT-2, eager, float32"] = peer(job)
     devices.set_up(None)
@@ -49,28 +48,6 @@ def main(overrides: list[str]) -> int:
         low, middle, high = (1e3 * q for q in statistics.quantiles(seconds, n=4))
         print(f"{name:<36}  {middle:9.1f}  {high - low:6.1f}   {1e3 * slowest / middle:13.2f}")
     return 0
-
-
-def bare_job(overrides: list[str]) -> Job:
-    """A job on random tokens."""
-    plan = check(compose(overrides))
-    model = build_model(plan.config, VOCAB)
-    init_model(model, plan.config, 0)
-    model = model.to(plan.device.name)
-    optimizer, schedule = build_optimizer(plan.config, model, plan.settings.steps)
-    text = torch.randint(VOCAB, (100_000,))
-    rows, length = plan.settings.batch_size, model.shape.max_len
-    return Job(
-        plan=plan,
-        corpus=cast(Any, None),
-        batches=Batches(text, rows=rows, length=length, seed=0, sampling="crops"),
-        model=model,
-        optimizer=optimizer,
-        schedule=schedule,
-        clip=1.0,
-        prompt=[],
-        parent=None,
-    )
 
 
 def step_of(job: Job) -> Callable[[], object]:

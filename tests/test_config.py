@@ -45,8 +45,14 @@ def test_text_may_hold_any_character() -> None:
         ("stepz=3", r"stepz: no such key; did you mean steps\?"),
         ("+new=3", "new: no such key"),
         ("model.dim.x=3", "model.dim.x: no such key; model.dim has none"),
-        ("attn=mqa attn.n_kv_heads=3", r"attn.n_kv_heads: no such key here; attn=gqa, attn=sliding have it"),
-        ("attn=mha attn.n_kv_heads=2", r"attn.n_kv_heads: no such key here; attn=gqa, attn=sliding have it"),
+        (
+            "attn=mqa attn.n_kv_heads=3",
+            r"attn.n_kv_heads: no such key here; attn=gqa, attn=sliding have it",
+        ),
+        (
+            "attn=mha attn.n_kv_heads=2",
+            r"attn.n_kv_heads: no such key here; attn=gqa, attn=sliding have it",
+        ),
         ("steps", "steps: write KEY=VALUE"),
         ("attn=mha,gqa", "several values need -m"),
         ("data=text", r"data.path has no value yet: give data.path=..."),

@@ -107,7 +107,7 @@ def test_the_summary_has_every_key_and_is_consistent(finished: Path) -> None:
     assert summary["parameter_bytes"] == 4 * summary["params"] == summary["gradient_bytes"]
     assert summary["optimizer_bytes"] == pytest.approx(8 * summary["params"], rel=0.01)
     size = 2 if summary["dtype"] == "bfloat16" else 4
-    assert summary["kv_cache_bytes_per_token"] == 2 * 2 * 2 * 8 * size  # layers, k and v, heads
+    assert summary["kv_cache_bytes_per_token"] == 3 * 2 * 2 * 8 * size  # layers, k and v, heads
     assert summary["kernel"] == "matmul"
     clocks = [line["seconds"] for line in lines if line["split"] == "train"]
     assert summary["train_seconds"] + summary["warmup_seconds"] == pytest.approx(clocks[-1])

@@ -1,6 +1,5 @@
 """What the command line asks for: one run, or a sweep of them, or help."""
 
-import itertools
 import os
 import re
 import shlex
@@ -10,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from train.config import CONFIGS, Config, choices_of, compose, expand, keys_of, quoted
+from train.config import CONFIGS, Config, choices_of, compose, expand, fits, keys_of, parse, quoted
 
 USAGE = """\
 Train a small decoder-only language model with the attention and the positions of your choice,
@@ -18,6 +17,7 @@ and record what it cost and what it bought.
 
   python train.py [KEY=VALUE ...]            one run
   python train.py -m KEY=A,B,C [...]         a sweep: every combination, each in its own process
+  python train.py plan=true [...]            what one run, or with -m a sweep, would cost
 
 Examples
   python train.py attn=gqa pos=rope
@@ -44,24 +44,51 @@ def door(main: Callable[[list[str]], int], arguments: list[str]) -> int:
         return 130
 
 
-def train(arguments: list[str]) -> int:
-    """`python train.py`: exit code 0 done, 1 a sweep with failed runs, 3 stopped, 128+ on a signal."""
+def train(arguments: list[str], plan: Callable[[list[tuple[str, Config]]], int]) -> int:
+    """`python train.py`: exit code 0 done, 1 a sweep with failed runs, 3 stopped, 128+ on a signal.
+
+    `plan` is what plan=true calls instead, with the names and configs of all runs.
+    """
     if {"-h", "--help"} & set(arguments):
         print(help_page(USAGE, "train"))
         return 0
     multirun = [a for a in arguments if a in ("-m", "--multirun")]
     overrides = [a for a in arguments if a not in multirun]
-    return sweep(overrides) if multirun else run(compose(overrides))
+    cells = cells_of(overrides, multirun=bool(multirun))
+    configs = [compose(cell) for cell in cells]
+    if any(config["plan"] for config in configs):
+        return plan(list(zip(cell_names(cells), configs, strict=True)))
+    return sweep(cells, configs) if multirun or len(cells) > 1 else run(configs[0])
+
+
+def cells_of(overrides: list[str], *, multirun: bool) -> list[list[str]]:
+    """The overrides of every run that a command line asks for, each once.
+
+    They are the combinations of the values listed, times those of each line of the config's `sweep`
+    key; what the command line itself sets wins over such a line.
+    """
+    cells = []
+    for cell in expand(overrides) if multirun else [overrides]:
+        lines = compose(cell)["sweep"]
+        if lines is None:
+            cells.append(cell)
+            continue
+        if not fits(lines, list[str]):
+            raise ValueError(f"sweep={lines} is not a list of texts")
+        own = {override.get_key_element() for override in parse(cell)}
+        for line in lines:
+            for more in expand(shlex.split(line)):
+                more = [o for o in more if o.partition("=")[0] not in own]
+                cells.append([*more, *cell, "sweep=null"])
+    return list(map(list, dict.fromkeys(map(tuple, cells))))
 
 
 def compose_door(overrides: list[str], name: str, usage: str) -> Config | None:
-    """The config of a command without groups; None after showing its help, if that was asked for."""
+    """The config of a command; None after showing its help, if that was asked for."""
     if {"-h", "--help"} & set(overrides):
         print(help_page(usage, name))
         return None
-    config = compose(overrides, door=name)
-    del config["choices"]
-    return config
+    return compose(overrides, door=name)
 
 
 def run(config: Config) -> int:
@@ -71,18 +98,16 @@ def run(config: Config) -> int:
     return launch(config)
 
 
-def sweep(overrides: list[str]) -> int:
-    """Train every combination, one process after the other, and show them side by side.
+def sweep(cells: list[list[str]], configs: list[Config]) -> int:
+    """Train every cell, one process after the other, and show them side by side.
 
     All are checked before any starts. Started again under the same name, it skips what is done and
     resumes what was interrupted.
     """
     from train.job import check
     from train.launch import load_summary
-    from train.progress import say, side_by_side
+    from train.progress import by_step, say, side_by_side
 
-    cells = list(expand(overrides))
-    configs = [compose(cell) for cell in cells]
     for config in configs:
         check(config)
     title = configs[0]["name"] or time.strftime("%Y%m%d-%H%M%S")
@@ -97,8 +122,19 @@ def sweep(overrides: list[str]) -> int:
         if code != 0:
             say(f"run {i + 1}/{len(cells)} failed with exit code {code}")
     print(side_by_side([(f.name, load_summary(f)) for f in folders]))
+    if any(config["init_from"] for config in configs):
+        print("\nvalidation loss by step\n" + by_step([(f.name, validations(f)) for f in folders]))
     print(f"sweep: {parent}  ({len(cells)} runs, {failed} failed)")
     return 1 if failed else 0
+
+
+def validations(folder: Path) -> dict[int, float]:
+    """The validation loss of a run at each step that has one."""
+    from train.record import records
+
+    path = folder / "metrics.jsonl"
+    found = records(path) if path.exists() else iter(())
+    return {r["step"]: r["loss"] for r in found if r["split"] == "val"}
 
 
 def wait(command: list[str]) -> int:
@@ -114,10 +150,10 @@ def wait(command: list[str]) -> int:
 
 def cell_names(cells: list[list[str]]) -> list[str]:
     """Folder names that tell what differs between the cells of a sweep: '003_attn-gqa_seed-1'."""
-    differing = [len(set(column)) > 1 for column in zip(*cells, strict=True)]
+    shared = set.intersection(*map(set, cells))
     names = []
     for number, cell in enumerate(cells):
-        words = [re.sub(r"[^\w.]+", "-", o) for o in itertools.compress(cell, differing)]
+        words = [re.sub(r"[^\w.]+", "-", o) for o in cell if o not in shared]
         names.append("_".join([f"{number:03d}", *words])[:120])
     return names
 

@@ -149,7 +149,7 @@ def having(group: str, key: str) -> list[str]:
 
 def keys_of(path: Path) -> list[str]:
     """The keys that a YAML file sets at its top level."""
-    return re.findall(r"^([a-z]\w*):", path.read_text(), re.MULTILINE)
+    return re.findall(r"^(?!defaults:)([a-z]\w*):", path.read_text(), re.MULTILINE)
 
 
 def suggest(wrong: str, right: Collection[str], prefix: str = "") -> str:

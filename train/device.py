@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import importlib.metadata
+import os
 import platform
 import shutil
 import sys
@@ -72,6 +73,15 @@ def multiplies_bfloat16(device: str) -> bool:
     if device == "cpu":
         return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return False
+
+
+def memory_bytes(device: Device) -> int | None:
+    """The memory of a device in bytes; None where the system does not say."""
+    if device.name == "cuda":
+        return torch.cuda.get_device_properties(0).total_memory
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
 
 
 def set_up(threads: int | None) -> None:

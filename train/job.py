@@ -13,7 +13,8 @@ from data.tokenizer import encode
 from model.transformer import Transformer
 from train import device as devices
 from train.build import build_model, build_optimizer, build_source, clipping, init_model
-from train.config import Config, arguments
+from train.config import Config, arguments, choose
+from train.convert import HOW, adapt
 from train.device import Device
 from train.optimizer import Optimizer
 from train.progress import say
@@ -39,6 +40,7 @@ class Settings:
     log_every: int
     resume: bool
     init_from: str | None
+    convert: str
     device: str
     dtype: str
     threads: int | None
@@ -52,6 +54,7 @@ class Settings:
             raise ValueError(
                 f"accumulate={self.accumulate} must divide batch_size={self.batch_size}"
             )
+        choose("convert", self.convert, dict.fromkeys(HOW))
         if self.name is not None and not re.fullmatch(r"\w[\w.-]*", self.name):
             raise ValueError(f"name={self.name!r} may hold letters, digits, '-', '_' and '.' alone")
 
@@ -108,7 +111,8 @@ class Job:
         return self.plan.device
 
 
-GROUPS = ("model", "attn", "pos", "data", "optim", "sample", "wandb", "choices")
+#: Keys of train.yaml that are no scalars of one run.
+APART = "model attn pos data optim sample wandb choices plan sweep".split()
 
 
 def check(config: Config) -> Plan:
@@ -116,7 +120,7 @@ def check(config: Config) -> Plan:
 
     Builds the model without memory and looks at the files of the source, but reads no corpus.
     """
-    scalars = {key: value for key, value in config.items() if key not in GROUPS}
+    scalars = {key: value for key, value in config.items() if key not in APART}
     settings = Settings(**arguments("", scalars, Settings)[0])
     sampling = Sampling(**arguments("sample", config["sample"], Sampling)[0])
     tracking = Tracking(**arguments("wandb", config["wandb"], Tracking)[0])
@@ -159,7 +163,9 @@ def assemble(plan: Plan) -> Job:
     prompt = first_tokens(corpus) if asked is None else encode(corpus.tokenizer, asked)
     model = build_model(config, corpus.tokenizer.get_vocab_size())
     init_model(model, config, settings.seed)
-    parent = start_from(settings.init_from, model, corpus) if settings.init_from else None
+    parent = None
+    if settings.init_from:
+        parent = start_from(settings.init_from, settings.convert, model, corpus)
     model = model.to(plan.device.name)
     if settings.compile:
         model.compile()
@@ -185,15 +191,24 @@ def first_tokens(corpus: Corpus) -> list[int]:
         return corpus.train[:1].tolist()
 
 
-def start_from(run: str, model: Transformer, corpus: Corpus) -> dict[str, Any]:
-    """Take over the weights of a run's last checkpoint; say where they come from, back to the start."""
+def start_from(run: str, how: str, model: Transformer, corpus: Corpus) -> dict[str, Any]:
+    """Take over the weights of a run's last checkpoint; say where they come from, back to the start.
+
+    Key and value heads become fewer as `how` says. Raises ValueError for weights that do not fit.
+    """
     folder = Path(run)
-    checkpoint = open_checkpoint(folder)
+    checkpoint, before = open_checkpoint(folder), open_config(folder)
     if open_tokenizer(folder).to_str() != corpus.tokenizer.to_str():
         raise ValueError(
             f"init_from={run}: its tokenizer is another; data.tokenizer={run}/tokenizer.json takes it over"
         )
-    load(model, checkpoint.model(), f"init_from={run}", resize=True)
+    choices = " ".join(f"{group}={before['choices'][group]}" for group in ("attn", "pos", "model"))
+    where = f"init_from={run} ({choices})"
+    if before["model"]["n_heads"] != model.shape.n_heads:
+        raise ValueError(
+            f"{where}: it has {before['model']['n_heads']} heads, model.n_heads={model.shape.n_heads} here"
+        )
+    load(model, adapt(checkpoint.model(), model, how), where)
     return {
         "run": str(folder.resolve()),
         "step": checkpoint.step,

@@ -85,6 +85,32 @@ def side_by_side(rows: list[tuple[str, Mapping[str, Any] | None]]) -> str:
     return "\n".join(lines)
 
 
+def by_step(rows: list[tuple[str, Mapping[int, float]]]) -> str:
+    """A loss of several runs at the steps they share, one run a line, eight steps at most."""
+    width = max(len(name) for name, _ in rows)
+    steps = sorted({step for _, losses in rows for step in losses})
+    shown = sorted({steps[round(i * (len(steps) - 1) / 7)] for i in range(8)}) if steps else []
+    lines = [f"{'step':<{width}}  " + "  ".join(f"{step:>7}" for step in shown)]
+    for name, losses in rows:
+        cells = [f"{losses[step]:7.4f}" if step in losses else " " * 7 for step in shown]
+        lines.append(f"{name:<{width}}  " + "  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def columns(rows: list[list[str]]) -> str:
+    """Rows as a table: the first column to the left, all others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
+            ]
+        )
+        for row in rows
+    )
+
+
 def number(value: float | None, style: str, unit: str = "") -> str:
     return "not measured" if value is None else f"{value:{style}}{unit}"
 

@@ -87,13 +87,16 @@ def open_checkpoint(folder: Path, which: str = "latest") -> Checkpoint:
 
 
 def open_model(
-    folder: Path, device: Device, which: str = "latest"
+    folder: Path, device: Device, which: str = "latest", other: Config | None = None
 ) -> tuple[Transformer, Tokenizer, Config, Checkpoint]:
     """A trained model, ready to evaluate, with its tokenizer, config and checkpoint.
 
+    `other` replaces parts of its config, such as a position scheme without weights of its own.
     Raises ValueError if the run is incomplete, or its files do not belong together.
     """
     config = open_config(folder)
+    for key, part in (other or {}).items():
+        config[key] = config[key] | part if key == "choices" else part
     tokenizer = open_tokenizer(folder)
     checkpoint = open_checkpoint(folder, which)
     try:
@@ -104,11 +107,8 @@ def open_model(
     return model.to(device.name).eval(), tokenizer, config, checkpoint
 
 
-def load(model: Transformer, weights: dict[str, Any], where: str, *, resize: bool = False) -> None:
-    """Copy weights into a model by name. Raises ValueError unless names and shapes are the same.
-
-    With `resize`, a position table may have more or fewer rows: those that exist in both are kept.
-    """
+def load(model: Transformer, weights: dict[str, Any], where: str) -> None:
+    """Copy weights into a model by name. Raises ValueError unless names and shapes are the same."""
     mine = dict(model.named_parameters())
     for name in sorted(mine.keys() | weights.keys()):
         if name not in mine or name not in weights:
@@ -116,9 +116,6 @@ def load(model: Transformer, weights: dict[str, Any], where: str, *, resize: boo
                 f"{where}: {name} is {'not of this model' if name in weights else 'missing'}"
             )
         target, source = mine[name].data, weights[name]
-        if resize and name.startswith("position.") and target.shape[1:] == source.shape[1:]:
-            rows = min(len(target), len(source))
-            target, source = target[:rows], source[:rows]
         if target.shape != source.shape:
             raise ValueError(
                 f"{where}: {name} is {tuple(source.shape)} there, {tuple(target.shape)} here"

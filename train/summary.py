@@ -52,6 +52,7 @@ def answer(trainer: Trainer, measured: dict[str, Any]) -> dict[str, Any]:
         "val_perplexity": val.get("perplexity"),
         "val_bits_per_byte": val.get("bits_per_byte"),
         "val_tokens": val.get("val_tokens"),
+        "start_val_loss": trainer.start_loss,
         "train_seconds": clock.train_seconds if trained else None,
         "wall_seconds": trainer.wall_seconds if trained else None,
         "warmup_seconds": clock.warmup_seconds if trained else None,

@@ -42,6 +42,7 @@ class Trainer:
         self.step = 0  # optimizer steps done
         self.losses: list[float] = []  # of the last steps
         self.validation: dict[str, float] = {}  # the last one
+        self.start_loss: float | None = None  # validation before the first step, of given weights
         self.clock = Clock()
         self.peaks = Peaks()
         self.started = perf_counter()
@@ -58,6 +59,10 @@ class Trainer:
         with self.signals(), Bar(settings.steps, self.step) as bar:
             while True:
                 last = self.step == settings.steps
+                if self.step == 0 and self.job.parent:
+                    bar.doing("validating")
+                    self.validate()
+                    self.start_loss = self.validation.get("loss")
                 if due(self.step, settings.eval_every, last):
                     bar.doing("validating")
                     self.validate()
@@ -115,14 +120,16 @@ class Trainer:
 
     def validate(self) -> None:
         """Score the whole validation split, if there is one, unless this step has been."""
-        self.peaks.note_training(self.job.device)
+        if self.step:
+            self.peaks.note_training(self.job.device)
         corpus = self.job.corpus
         if corpus.val is None or self.validation.get("step") == self.step:
             return
         start = perf_counter()
         text, text_bytes = corpus.split("val")
         nats, tokens = self.score(text, between=self.heed_signal)
-        self.peaks.note_validation(self.job.device)
+        if self.step:
+            self.peaks.note_validation(self.job.device)
         loss = nats / tokens
         self.validation = {
             "step": self.step,
@@ -132,8 +139,9 @@ class Trainer:
             "val_tokens": tokens,
         }
         self.log("val", **self.validation, eval_seconds=perf_counter() - start)
+        trained = f"train loss {self.train_loss:.4f}  " if self.losses else ""
         say(
-            f"step {self.step}/{self.job.settings.steps}  train loss {self.train_loss:.4f}  "
+            f"step {self.step}/{self.job.settings.steps}  {trained}"
             f"val loss {loss:.4f}  perplexity {self.validation['perplexity']:.3f}"
         )
 
@@ -210,6 +218,7 @@ class Trainer:
         return {
             "losses": self.losses,
             "validation": self.validation,
+            "start_loss": self.start_loss,
             "val_loss": self.validation["loss"] if validated else None,
             "clock": asdict(self.clock),
             "peaks": asdict(self.peaks),
@@ -225,6 +234,7 @@ class Trainer:
         self.optimizer.load(saved.optimizer())
         self.step = saved.step
         self.losses, self.validation = state["losses"], state["validation"]
+        self.start_loss = state.get("start_loss")
         self.clock, self.peaks = Clock(**state["clock"]), Peaks(**state["peaks"])
         self.job.parent = state["parent"]
 

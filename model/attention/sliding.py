@@ -51,21 +51,37 @@ class Sliding(GQA):
             added = bias(q_pos, k_pos)
             return mask if added is None else added + mask
 
-        before = k.size(2) - q.size(2)  # keys of cached tokens
+        sizes = self.blocks(q.size(2))
+        parts = zip(
+            q.split(sizes, dim=2),
+            self.windows(k, sizes, 2),
+            self.windows(v, sizes, 2),
+            q_pos.split(sizes),
+            self.windows(k_pos, sizes, 0),
+            strict=True,
+        )
         pieces = []
-        for start, end, first in self.blocks(q.size(2), before):
-            keys = slice(first, before + end)
-            part = q[:, :, start:end], k[:, :, keys], v[:, :, keys], q_pos[start:end], k_pos[keys]
-            pieces.append(super().attend(*part, within))
+        for part in parts:
+            pieces.append(super().attend(*part, within))  # noqa: PERF401 - super() needs a loop
         return torch.cat(pieces, dim=2)
 
-    def blocks(self, queries: int, before: int = 0) -> list[tuple[int, int, int]]:
-        """(first query, one after its last, first key) of each block."""
+    def blocks(self, queries: int) -> list[int]:
+        """How many queries each block has."""
         size = max(BLOCK, self.back)
-        return [
-            (start, min(start + size, queries), max(0, before + start - self.back))
-            for start in range(0, queries, size)
+        return [min(size, queries - start) for start in range(0, queries, size)]
+
+    def windows(self, x: Tensor, sizes: list[int], dim: int) -> list[Tensor]:
+        """For each block of queries, its own part of x and the `back` before it.
+
+        Made of splits: the gradient of a slice of all of x would be as long as x, for every block.
+        """
+        cached = x.size(dim) - sum(sizes)
+        pieces = x.split([cached, *sizes], dim)
+        tails = [
+            p.narrow(dim, max(0, n - self.back), min(n, self.back))
+            for p, n in zip(pieces, [cached, *sizes], strict=True)
         ]
+        return [torch.cat(pair, dim) for pair in zip(tails[:-1], pieces[1:], strict=True)]
 
     def cache_elements(self, length: int) -> int:
         """As of grouped-query attention, for the last W tokens."""
@@ -79,7 +95,8 @@ class Sliding(GQA):
         elif length <= self.seen:
             pairs = length * length
         else:
-            pairs = sum((end - start) * (end - first) for start, end, first in self.blocks(length))
+            sizes = self.blocks(length)
+            pairs = sum(n * (n + min(self.back, i * sizes[0])) for i, n in enumerate(sizes))
         return 4 * self.n_heads * self.head_dim * pairs / length
 
     def decode_flops(self, length: int, *, cached: bool = True) -> float:
