@@ -7,7 +7,7 @@ BIN := .venv/bin
 train: .venv/ready
 	$(BIN)/python train.py attn=gqa pos=rope
 
-test: .venv/ready
+test: .venv/peers
 	$(BIN)/python -m pytest
 
 doctor: .venv/ready
@@ -29,4 +29,8 @@ clean:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+.venv/peers: .venv/ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,peers]"
 	@touch $@

@@ -69,6 +69,9 @@ def training_bytes(config: Config, vocab_size: int, device: Device) -> dict[str,
         model = build_model(config, vocab_size).train()
         optimizer, _ = build_optimizer(config, model, config["steps"])
         tokens = torch.zeros(rows, model.shape.max_len, dtype=torch.int64)
+        if config["accumulate"] > 1:  # all micro-batches but the first add to gradients that exist
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
         tracker = MemTracker()
         tracker.track_external(model)
         with tracker:

@@ -41,19 +41,31 @@ def main(overrides: list[str]) -> int:
     contenders = {"sliding": [*both, *SLIDING, *own], "full": [*both, "attn=mha"]}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     peaks: dict[str, list[float]] = {name: [] for name in contenders}
+    kernels: dict[str, list[str]] = {name: [] for name in contenders}
     devices.set_up(None)
     for length in track(LENGTHS, "timing", console=CONSOLE, disable=not CONSOLE.is_terminal):
         passes = {name: layer_pass(choice, length) for name, choice in contenders.items()}
-        times = alternate({name: work for name, (work, _) in passes.items()})
-        for name, (work, device) in passes.items():
+        times = alternate({name: work for name, (work, *_) in passes.items()})
+        for name, (work, device, kernel) in passes.items():
+            kernels[name].append(kernel)
             seconds[name].append(statistics.median(times[name]))
             peaks[name].append(peak_of(work, device))
-    rows = [["N", *(f"{name} {what}" for name in contenders for what in ("ms", "x", "MiB", "x"))]]
+    rows = [
+        [
+            "N",
+            *(
+                f"{name} {what}"
+                for name in contenders
+                for what in ("ms", "x", "MiB", "x", "kernel")
+            ),
+        ]
+    ]
     for i, length in enumerate(LENGTHS):
         row = [f"{length:,}"]
         for name in contenders:
             row += [f"{1e3 * seconds[name][i]:,.1f}", growth(seconds[name], i)]
             row += [f"{peaks[name][i] / 2**20:,.1f}", growth(peaks[name], i)]
+            row.append(kernels[name][i])
         rows.append(row)
     print(f"one layer on {device.name} in {device.dtype_name}, {torch.get_num_threads()} threads")
     print(columns(rows))
@@ -63,8 +75,8 @@ def main(overrides: list[str]) -> int:
     return 0
 
 
-def layer_pass(overrides: list[str], length: int) -> tuple[Callable[[], None], Device]:
-    """Forward and backward of the first attention layer of a model, at this length."""
+def layer_pass(overrides: list[str], length: int) -> tuple[Callable[[], None], Device, str]:
+    """Forward and backward of the first attention layer of a model at this length, and its kernel."""
     config = compose([*overrides, f"model.max_len={length}"])
     device = devices.pick(config["device"], config["dtype"], False)
     model = build_model(config, 65)
@@ -82,7 +94,7 @@ def layer_pass(overrides: list[str], length: int) -> tuple[Callable[[], None], D
         x.grad = None
         device.synchronize()
 
-    return work, device
+    return work, device, model.kernels(device.name, device.dtype, length)[0]
 
 
 def alternate(passes: dict[str, Callable[[], None]]) -> dict[str, list[float]]:

@@ -6,6 +6,7 @@ import pytest
 from tiny import composed
 
 from train.build import build_model, target
+from train.cli import cell_names, cells_of
 from train.config import CONFIGS, choices_of, compose, expand
 from train.job import check
 
@@ -16,7 +17,11 @@ GROUPS = ("model", "attn", "pos", "data", "optim")
     "choice", [f"{g}={c}" for g in (*GROUPS, "experiment") for c in choices_of(g)]
 )
 def test_every_yaml_composes_and_fits_its_constructors(choice: str) -> None:
-    needed = {"data=text": ["data.path=README.md"], "data=hub": ["data.path=owner/name"]}
+    needed = {
+        "data=text": ["data.path=README.md"],
+        "data=hub": ["data.path=owner/name"],
+        "experiment=uptrain": ["init_from=null"],
+    }
     config = compose([choice, *needed.get(choice, [])])
     group, name = choice.split("=")
     assert group == "experiment" or config["choices"][group] == name
@@ -151,3 +156,30 @@ def test_room_in_the_vocabulary_is_allowed_and_lack_of_it_refused() -> None:
     assert build_model(composed("model.vocab_size=100"), 17).shape.vocab_size == 100
     with pytest.raises(ValueError, match="model.vocab_size=10 is smaller than the tokenizer's 17"):
         build_model(composed("model.vocab_size=10"), 17)
+
+
+def test_an_experiment_may_name_its_own_runs() -> None:
+    cells = cells_of(["experiment=coursework/cost", "seed=3"], multirun=False)
+    assert [c[:-1] for c in cells] == [
+        ["attn=mha", "experiment=coursework/cost", "seed=3"],
+        ["attn=gqa", "attn.n_kv_heads=4", "experiment=coursework/cost", "seed=3"],
+        ["attn=mqa", "experiment=coursework/cost", "seed=3"],
+    ]
+    assert all(compose(cell)["sweep"] is None for cell in cells)
+
+
+def test_the_command_line_wins_over_the_lines_of_a_sweep() -> None:
+    sweep = "sweep=['attn=mha,gqa seed=0,1','attn=mqa seed=0,1']"
+    cells = cells_of([sweep, "seed=5"], multirun=False)
+    assert [cell[0] for cell in cells] == ["attn=mha", "attn=gqa", "attn=mqa"]
+    assert {compose(cell)["seed"] for cell in cells} == {5}
+    both = cells_of([sweep, "seed=5,6"], multirun=True)
+    assert len(both) == 6
+    assert cells_of(["attn=mqa", "seed=5"], multirun=False) == [["attn=mqa", "seed=5"]]
+    with pytest.raises(ValueError, match="sweep=3 is not a list"):
+        cells_of(["sweep=3"], multirun=False)
+
+
+def test_cells_are_named_by_what_differs() -> None:
+    cells = [["a=1", "attn=mha", "s=null"], ["a=1", "attn=gqa", "attn.n_kv_heads=4", "s=null"]]
+    assert cell_names(cells) == ["000_attn-mha", "001_attn-gqa_attn.n_kv_heads-4"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tiny import RUN
 
+from compare.perplexity import evaluate
 from data.store import verify
 from train.record import Record, Tracker, Tracking, records
 
@@ -127,6 +128,24 @@ def test_scoring_a_checkpoint_repeats_what_training_logged(finished: Path) -> No
     assert result["perplexity"] == summary["val_perplexity"]
     assert result["bits_per_byte"] == summary["val_bits_per_byte"]
     assert result["tokens"] == summary["val_tokens"]
+
+
+def test_positions_may_be_scaled_at_evaluation_alone(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {}
+    for scheme in ([], ["pos=rope_linear", "pos.factor=2"], ["pos=rope_yarn", "pos.factor=2"],
+                   ["pos=rope"], ["pos=rope_linear", "pos.factor=1"]):  # fmt: skip
+        assert evaluate([f"run={finished}", "context=32", *scheme]) == 0
+        path = Path(capsys.readouterr().out.split("written: ")[1].strip())
+        result = json.loads(path.read_text())
+        found[path.name] = result["nats"]
+        assert result["pos"] == (scheme[0].partition("=")[2] if scheme else "rope")
+    plain, linear, yarn, same, unscaled = found.values()  # five files: none overwrites another
+    assert plain == same == unscaled
+    assert len({plain, linear, yarn}) == 3
+    with pytest.raises(ValueError, match="position.table.weight is missing"):
+        evaluate([f"run={finished}", "pos=t5"])
 
 
 def test_a_run_writes_from_a_prompt(finished: Path) -> None:

@@ -106,7 +106,7 @@ def sweep(cells: list[list[str]], configs: list[Config]) -> int:
     """
     from train.job import check
     from train.launch import load_summary
-    from train.progress import by_step, say, side_by_side
+    from train.progress import by_step, number, say, side_by_side
 
     for config in configs:
         check(config)
@@ -122,8 +122,11 @@ def sweep(cells: list[list[str]], configs: list[Config]) -> int:
         if code != 0:
             say(f"run {i + 1}/{len(cells)} failed with exit code {code}")
     print(side_by_side([(f.name, load_summary(f)) for f in folders]))
-    if any(config["init_from"] for config in configs):
+    if parents := sorted({c["init_from"] for c in configs if c["init_from"]}):
         print("\nvalidation loss by step\n" + by_step([(f.name, validations(f)) for f in folders]))
+        for parent in parents:
+            before = (load_summary(Path(parent)) or {}).get("val_loss")
+            print(f"of {parent}: {number(before, '.4f')}")
     print(f"sweep: {parent}  ({len(cells)} runs, {failed} failed)")
     return 1 if failed else 0
 

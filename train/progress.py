@@ -86,10 +86,10 @@ def side_by_side(rows: list[tuple[str, Mapping[str, Any] | None]]) -> str:
 
 
 def by_step(rows: list[tuple[str, Mapping[int, float]]]) -> str:
-    """A loss of several runs at the steps they share, one run a line, eight steps at most."""
+    """A loss of several runs at the steps they share, one run a line, nine steps at most."""
     width = max(len(name) for name, _ in rows)
     steps = sorted({step for _, losses in rows for step in losses})
-    shown = sorted({steps[round(i * (len(steps) - 1) / 7)] for i in range(8)}) if steps else []
+    shown = sorted({steps[round(i * (len(steps) - 1) / 8)] for i in range(9)}) if steps else []
     lines = [f"{'step':<{width}}  " + "  ".join(f"{step:>7}" for step in shown)]
     for name, losses in rows:
         cells = [f"{losses[step]:7.4f}" if step in losses else " " * 7 for step in shown]
