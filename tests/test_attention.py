@@ -234,8 +234,8 @@ def test_a_pattern_gives_each_layer_its_own_attention() -> None:
     ("override", "message"),
     [
         ("attn.order=[local,far]", "attn.order=far: no such choice; known: global, local"),
-        ("model.n_layers=2", "over n_layers=2 layers never uses global"),
-        ("attn.order=[]", "never uses global, local"),
+        ("attn.order=[local,local]", r"attn.order=\[local,local\] leaves out global"),
+        ("attn.order=[]", "leaves out global, local"),
         ("attn.order=local", "attn.order=local is not a list"),
     ],
 )

@@ -91,7 +91,7 @@ def attention_of_layers(node: Config) -> Callable[[Shape, int], Mechanism]:
     """The attention of each layer: one mechanism for all, or those of a pattern in their order.
 
     A pattern is a node of named mechanisms and an `order` of their names, repeated to the model's
-    depth. Raises ValueError for an order that names others, or leaves one of them out.
+    depth. Raises ValueError for an order that is empty, names others, or leaves one of them out.
     """
     if "order" not in node:
         return factory("attn", node)
@@ -105,17 +105,9 @@ def attention_of_layers(node: Config) -> Callable[[Shape, int], Mechanism]:
     ]
     for name in order:
         choose("attn.order", name, parts)
-
-    def attention(shape: Shape, layer: int) -> Mechanism:
-        used = set(order[: shape.n_layers])
-        if unused := sorted(parts.keys() - used):
-            raise ValueError(
-                f"attn.order={','.join(order)} over n_layers={shape.n_layers} layers never uses "
-                f"{', '.join(unused)}"
-            )
-        return parts[order[layer % len(order)]](shape, layer)
-
-    return attention
+    if unused := sorted(parts.keys() - set(order)):
+        raise ValueError(f"attn.order=[{','.join(order)}] leaves out {', '.join(unused)}")
+    return lambda shape, layer: parts[order[layer % len(order)]](shape, layer)
 
 
 def pattern(*, order: list[str]) -> None:

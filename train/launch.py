@@ -127,6 +127,8 @@ def begin(record: Record, job: Job, environment: dict[str, object]) -> None:
         f"{len(job.corpus.train):,} training tokens, on {job.device.name} in {job.device.dtype_name} "
         f"with {environment['threads']} threads"
     )
+    if "order" in job.plan.config["attn"]:
+        say(f"layers: {', '.join(type(m).__name__ for m in model.mechanisms)}")
 
 
 def finish(record: Record, trainer: Trainer, summary: dict[str, Any]) -> int:
