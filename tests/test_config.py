@@ -6,7 +6,7 @@ import pytest
 from tiny import composed
 
 from train.build import build_model, target
-from train.cli import cell_names, cells_of
+from train.cli import cell_names, cells_of, train
 from train.config import CONFIGS, choices_of, compose, expand
 from train.job import check
 
@@ -20,7 +20,6 @@ def test_every_yaml_composes_and_fits_its_constructors(choice: str) -> None:
     needed = {
         "data=text": ["data.path=README.md"],
         "data=hub": ["data.path=owner/name"],
-        "experiment=uptrain": ["init_from=null"],
     }
     config = compose([choice, *needed.get(choice, [])])
     group, name = choice.split("=")
@@ -176,8 +175,23 @@ def test_the_command_line_wins_over_the_lines_of_a_sweep() -> None:
     both = cells_of([sweep, "seed=5,6"], multirun=True)
     assert len(both) == 6
     assert cells_of(["attn=mqa", "seed=5"], multirun=False) == [["attn=mqa", "seed=5"]]
-    with pytest.raises(ValueError, match="sweep=3 is not a list"):
-        cells_of(["sweep=3"], multirun=False)
+    for nothing in ("sweep=3", "sweep=[]"):
+        with pytest.raises(ValueError, match=r"sweep=(3|\[\]) is not a list"):
+            cells_of([nothing], multirun=False)
+
+
+def test_a_conversion_needs_a_run_to_convert() -> None:
+    (cell, *others) = cells_of(["experiment=uptrain"], multirun=False)
+    assert len(others) == 2
+    with pytest.raises(ValueError, match=r"init_from has no value yet: give init_from=..."):
+        compose(cell)
+    given = cells_of(["experiment=uptrain", "init_from=some/run"], multirun=False)
+    assert [compose(c)["init_from"] for c in given] == ["some/run"] * 3
+
+
+def test_plan_is_a_yes_or_a_no() -> None:
+    with pytest.raises(ValueError, match="plan=maybe is not true or false"):
+        train(["plan=maybe"], lambda runs: 0)
 
 
 def test_cells_are_named_by_what_differs() -> None:

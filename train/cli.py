@@ -56,6 +56,9 @@ def train(arguments: list[str], plan: Callable[[list[tuple[str, Config]]], int])
     overrides = [a for a in arguments if a not in multirun]
     cells = cells_of(overrides, multirun=bool(multirun))
     configs = [compose(cell) for cell in cells]
+    for config in configs:
+        if not fits(config["plan"], bool):
+            raise ValueError(f"plan={config['plan']} is not true or false")
     if any(config["plan"] for config in configs):
         return plan(list(zip(cell_names(cells), configs, strict=True)))
     return sweep(cells, configs) if multirun or len(cells) > 1 else run(configs[0])
@@ -73,8 +76,8 @@ def cells_of(overrides: list[str], *, multirun: bool) -> list[list[str]]:
         if lines is None:
             cells.append(cell)
             continue
-        if not fits(lines, list[str]):
-            raise ValueError(f"sweep={lines} is not a list of texts")
+        if not fits(lines, list[str]) or not lines:
+            raise ValueError(f"sweep={lines} is not a list of texts, each a line of overrides")
         own = {override.get_key_element() for override in parse(cell)}
         for line in lines:
             for more in expand(shlex.split(line)):
