@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from compare.cost import weights_outside_attention
 from model.cache import KVCache
 from model.position.base import Position
 from model.transformer import Transformer
@@ -153,15 +154,12 @@ def flops(variant: Variant) -> None:
     counted = training.get_total_flops()
     require(counted == said, f"a training step takes {counted:,} FLOPs, not {said:,.0f}")
 
-    mechanisms = [m for m in model.mechanisms if isinstance(m, nn.Module)]
-    inside = {id(p) for m in mechanisms for p in m.modules()}
-    outside = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m) not in inside]
     x, cache = variant.tokens(1, LENGTH), KVCache(model.shape.n_layers, LENGTH)
     with torch.no_grad():
         model.eval()(x[:, :-1], cache)
         with FlopCounterMode(display=False) as decoding:
             model(x[:, -1:], cache)
-    said = sum(2 * m.weight.numel() for m in outside)
+    said = 2 * weights_outside_attention(model)
     said += sum(m.decode_flops(LENGTH - 1) for m in model.mechanisms)
     counted = decoding.get_total_flops()
     require(counted == said, f"a decoded token takes {counted:,} FLOPs, not {said:,.0f}")

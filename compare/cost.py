@@ -1,7 +1,7 @@
 """What a model costs, from its config alone: nothing is allocated and nothing is trained."""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -59,10 +59,10 @@ def weights_outside_attention(model: Transformer) -> int:
 
 
 def training_bytes(config: Config, vocab_size: int, device: Device) -> dict[str, int]:
-    """Tensor bytes at the highest point of a training step, in all and by kind.
+    """Tensor bytes at the highest point of forward and backward, in all and by kind.
 
-    The step runs on tensors without memory (`FakeTensorMode`), so whatever a variant allocates is
-    counted without being told; what a fused kernel keeps to itself is not.
+    They run on tensors without memory (`FakeTensorMode`), so whatever a variant allocates is counted
+    without being told. What a fused kernel keeps to itself is not, nor the scratch of Muon's step.
     """
     rows = config["batch_size"] // config["accumulate"]
     with FakeTensorMode(), torch.device(device.name):
@@ -81,11 +81,12 @@ def training_bytes(config: Config, vocab_size: int, device: Device) -> dict[str,
             del logits
             loss.backward()
         optimizer.step(0.0)
-    peak: dict[Any, int] = tracker.get_tracker_snapshot("peak")[torch.device(device.name)]
-    kinds = {getattr(kind, "value", kind): size for kind, size in peak.items()}
+    peaks = tracker.get_tracker_snapshot("peak")
+    (peak,) = (peak for where, peak in peaks.items() if where.type == device.name)
+    kinds: dict[str, int] = {getattr(kind, "value", kind): size for kind, size in peak.items()}
     return {
         "total": kinds["Total"] + optimizer.nbytes,
         "parameters": kinds["Parameter"],
         "optimizer": optimizer.nbytes,
-        "activations": kinds["Activation"] + kinds["Temp"] + kinds["Gradient"],
+        "activations": kinds["Activation"] + kinds["Temp"],
     }

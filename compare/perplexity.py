@@ -13,7 +13,7 @@ from train.config import Config, arguments, choose
 from train.job import at_least
 from train.progress import CONSOLE
 from train.record import replace
-from train.run import open_corpus, open_model, trained_dtype
+from train.run import open_config, open_corpus, open_model, trained_dtype
 
 USAGE = """\
 Score a finished run on every token of its validation text: perplexity and bits per byte.
@@ -57,6 +57,12 @@ def evaluate(overrides: list[str]) -> int:
         return 0
     choices, position = composed.pop("choices"), composed.pop("pos", None)
     options = Options(**arguments("", composed, Options)[0])
+    if position:
+        asked = {override.partition("=")[0] for override in overrides}
+        own = open_config(Path(options.run))["pos"]
+        position |= {k: own[k] for k in own.keys() & position.keys() if f"pos.{k}" not in asked} | {
+            "_target_": position["_target_"]
+        }
     other = {"pos": position, "choices": choices} if position else {}
     result = score_run(options, other)
     name = "{split}_step{step}_context{context}_{dtype}".format(**result)

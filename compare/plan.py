@@ -15,8 +15,7 @@ def plan(runs: list[tuple[str, Config]]) -> int:
     from train.job import check
     from train.progress import CONSOLE, columns, say
 
-    for _, config in runs:
-        check(config)
+    runs = [(name, check(config).config) for name, config in runs]
     devices.set_up(runs[0][1]["threads"])
     known: dict[str, tuple[list[str], list[str], float | None]] = {}
     training, decoding, seconds = [], [], []
@@ -30,7 +29,7 @@ def plan(runs: list[tuple[str, Config]]) -> int:
         training.append([name, *costs])
         decoding.append([name, *decodes])
         seconds.append(took)
-    lengths = sorted({config["model"]["max_len"] for _, config in runs})
+    lengths = sorted({int(config["model"]["max_len"]) for _, config in runs})
     print(columns([TRAINING, *training]))
     after = " or ".join(f"{length:,}" for length in lengths)
     print(f"\none more token after {after}, all layers; attention in multiply-adds")

@@ -11,7 +11,7 @@ from rich.progress import track
 
 from train import device as devices
 from train.build import build_model, init_model
-from train.cli import door
+from train.cli import door, group_of
 from train.config import compose
 from train.device import Device
 from train.meter import allocation_peak
@@ -36,13 +36,19 @@ def main(overrides: list[str]) -> int:
     if {"-h", "--help"} & set(overrides):
         print(USAGE)
         return 0
-    own = [o for o in overrides if o.startswith("attn.")]
+    own = [o for o in overrides if group_of(o.partition("=")[0]) == "attn"]
+    if "attn" in (o.partition("=")[0] for o in own):
+        raise ValueError(
+            "attn: the contenders are sliding and full attention; attn.window=W sets one"
+        )
     both = [*DEFAULTS, *(o for o in overrides if o not in own)]
-    contenders = {"sliding": [*both, *SLIDING, *own], "full": [*both, "attn=mha"]}
+    heads = [o for o in own if o.startswith("attn.n_kv_heads=")]
+    full = ["attn=gqa", *heads] if heads else ["attn=mha"]
+    contenders = {"sliding": [*both, *SLIDING, *own], "full": [*both, *full]}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     peaks: dict[str, list[float]] = {name: [] for name in contenders}
     kernels: dict[str, list[str]] = {name: [] for name in contenders}
-    devices.set_up(None)
+    devices.set_up(compose(both)["threads"])
     for length in track(LENGTHS, "timing", console=CONSOLE, disable=not CONSOLE.is_terminal):
         passes = {name: layer_pass(choice, length) for name, choice in contenders.items()}
         times = alternate({name: work for name, (work, *_) in passes.items()})

@@ -61,6 +61,7 @@ def test_text_may_hold_any_character() -> None:
         ("attn=mha,gqa", "several values need -m"),
         ("data=text", r"data.path has no value yet: give data.path=..."),
         ("~seed", "seed is missing"),
+        ("~attn", "~attn: attn cannot be left out"),
         ("steps=-1", "steps=-1 must be at least 0"),
         ("steps=1.5", "steps=1.5 is not a whole number"),
         ("steps=many", "steps=many is not a whole number"),
@@ -175,6 +176,10 @@ def test_the_command_line_wins_over_the_lines_of_a_sweep() -> None:
     both = cells_of([sweep, "seed=5,6"], multirun=True)
     assert len(both) == 6
     assert cells_of(["attn=mqa", "seed=5"], multirun=False) == [["attn=mqa", "seed=5"]]
+    line = "sweep=['attn=gqa attn.n_kv_heads=4 seed=0']"
+    assert cells_of([line, "attn=mla", "++seed=5"], multirun=False) == [
+        [line, "attn=mla", "++seed=5", "sweep=null"]
+    ]
     for nothing in ("sweep=3", "sweep=[]"):
         with pytest.raises(ValueError, match=r"sweep=(3|\[\]) is not a list"):
             cells_of([nothing], multirun=False)

@@ -1,6 +1,7 @@
 """From many KV heads to few."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from train.config import Config
 from train.convert import HOW, adapt
 from train.job import assemble, check
 from train.launch import launch
-from train.record import records
+from train.record import records, replace
 
 Make = Callable[..., Config]
 
@@ -80,6 +81,12 @@ def test_conversion_starts_from_the_parents_loss_and_recovers(config: Make, tmp_
         assert [r["step"] for r in lines] == [0, 5, 10, 15, 20]
         starts[how], ends[how] = summary["start_val_loss"], summary["val_loss"]
         assert starts[how] == lines[0]["loss"]
+    shutil.rmtree(tmp_path / "mean/checkpoints")  # as if killed before the first
+    replace(tmp_path / "mean/status.json", '{"state": "interrupted"}')
+    again = ["attn=gqa", "pos=rope", "steps=20", f"out={tmp_path}/mean", "resume=true"]
+    assert launch(config(*again, f"init_from={tmp_path}/mha")) == 0
+    redone = [r["step"] for r in records(tmp_path / "mean/metrics.jsonl") if r["split"] == "val"]
+    assert redone == [0, 5, 10, 15, 20]
     before = json.loads((tmp_path / "mha/summary.json").read_text())
     assert before["start_val_loss"] is None
     assert before["val_loss"] < starts["mean"] < starts["random"]

@@ -167,6 +167,8 @@ def test_impossible_choices_are_refused() -> None:
     for fraction in (0, 1.5):
         with pytest.raises(ValueError, match=f"fraction={fraction} must be above 0"):
             RoPE(SHAPE, base=10000, fraction=fraction)
+    wide = Shape(dim=200, n_heads=4, n_layers=1, max_len=16, vocab_size=5)
+    assert RoPE(wide, base=10000, fraction=0.28).turned(50) == 14  # 14.000000000000002
     with pytest.raises(ValueError, match=r"fraction=0.3 of 8 channels is 2.4"):
         RoPE(SHAPE, base=10000, fraction=0.3)
     for scheme in (LinearRoPE, NTKRoPE):

@@ -1,6 +1,7 @@
 """What a run leaves behind, by the real commands."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -146,6 +147,22 @@ def test_positions_may_be_scaled_at_evaluation_alone(
     assert len({plain, linear, yarn}) == 3
     with pytest.raises(ValueError, match="position.table.weight is missing"):
         evaluate([f"run={finished}", "pos=t5"])
+
+
+def test_another_scheme_at_evaluation_keeps_what_the_run_had(
+    finished: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    config = json.loads((run / "config.json").read_text())
+    config["pos"]["base"] = 50
+    (run / "config.json").write_text(json.dumps(config))
+    nats = []
+    for scheme in ([], ["pos=rope_linear", "pos.factor=1"], ["pos=rope", "pos.base=10000"]):
+        assert evaluate([f"run={run}", *scheme]) == 0
+        path = Path(capsys.readouterr().out.split("written: ")[1].strip())
+        nats.append(json.loads(path.read_text())["nats"])
+    assert nats[0] == nats[1] != nats[2]
 
 
 def test_a_run_writes_from_a_prompt(finished: Path) -> None:

@@ -78,11 +78,11 @@ def cells_of(overrides: list[str], *, multirun: bool) -> list[list[str]]:
             continue
         if not fits(lines, list[str]) or not lines:
             raise ValueError(f"sweep={lines} is not a list of texts, each a line of overrides")
-        own = {override.get_key_element() for override in parse(cell)}
+        own = {override.get_key_element().lstrip("+") for override in parse(cell)}
         for line in lines:
             for more in expand(shlex.split(line)):
-                more = [o for o in more if o.partition("=")[0] not in own]
-                cells.append([*more, *cell, "sweep=null"])
+                kept = [o for o in more if not {key := o.partition("=")[0], group_of(key)} & own]
+                cells.append([*kept, *cell, "sweep=null"])
     return list(map(list, dict.fromkeys(map(tuple, cells))))
 
 
@@ -99,6 +99,11 @@ def run(config: Config) -> int:
     from train.launch import launch  # torch takes a second to import; --help and typos need none
 
     return launch(config)
+
+
+def group_of(key: str) -> str:
+    """attn of attn.n_kv_heads and of attn@attn.global."""
+    return re.split("[.@]", key)[0]
 
 
 def sweep(cells: list[list[str]], configs: list[Config]) -> int:
@@ -127,9 +132,9 @@ def sweep(cells: list[list[str]], configs: list[Config]) -> int:
     print(side_by_side([(f.name, load_summary(f)) for f in folders]))
     if parents := sorted({c["init_from"] for c in configs if c["init_from"]}):
         print("\nvalidation loss by step\n" + by_step([(f.name, validations(f)) for f in folders]))
-        for parent in parents:
-            before = (load_summary(Path(parent)) or {}).get("val_loss")
-            print(f"of {parent}: {number(before, '.4f')}")
+        for run in parents:
+            before = (load_summary(Path(run)) or {}).get("val_loss")
+            print(f"of {run}: {number(before, '.4f')}")
     print(f"sweep: {parent}  ({len(cells)} runs, {failed} failed)")
     return 1 if failed else 0
 
@@ -167,7 +172,7 @@ def cell_names(cells: list[list[str]]) -> list[str]:
 def help_page(usage: str, config: str) -> str:
     """A command's usage, its groups with their choices, and its keys with their comments."""
     text = (CONFIGS / f"{config}.yaml").read_text()
-    groups = re.findall(r"^  - (?:optional )?([a-z]+): (\w+)$", text, re.MULTILINE)
+    groups = re.findall(r"^  - (?:optional )?([a-z]+): (\w+)", text, re.MULTILINE)
     lines = [usage]
     if groups:
         lines.append(
@@ -177,7 +182,7 @@ def help_page(usage: str, config: str) -> str:
             names = [f"*{c}" if c == default else c for c in choices_of(group)]
             lines.append(f"  {group:<11} {'  '.join(names)}")
         lines.append("")
-        for group in ("model", "attn", "pos", "data", "optim"):
+        for group in (group for group, _ in groups if group != "experiment"):
             keys = {k for c in choices_of(group) for k in keys_of(CONFIGS / group / f"{c}.yaml")}
             lines.append(f"  {group}.*  {' '.join(sorted(keys))}")
         lines.append("")

@@ -108,6 +108,8 @@ def choices_of(group: str) -> list[str]:
 def check_choice(override: Override) -> None:
     """Raise ValueError if an override picks a group's choice that does not exist."""
     group, value = override.key_or_group, override.value()
+    if is_group(group) and override.is_delete():
+        raise ValueError(f"{override.input_line}: {group} cannot be left out")
     if override.is_sweep_override():
         raise ValueError(
             f"{override.input_line}: several values need -m; a text with commas needs quotes, as in "

@@ -129,6 +129,7 @@ def check(config: Config) -> Plan:
         model = build_model(config, vocab_size=1)
         build_optimizer(config, model, settings.steps)
         model(torch.zeros(1, 1, dtype=torch.int64))
+    config = config | vars(settings)  # numbers as their types: 1e1 rows are 10
     source, corpus, batches = build_source(config)
     if settings.init_from is not None:
         open_config(Path(settings.init_from))

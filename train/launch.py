@@ -17,7 +17,7 @@ from train.trainer import Stopped, Trainer
 #: What may change when a run is resumed: none of it touches what is learned at a step.
 FREE_ON_RESUME = frozenset(
     "out name steps eval_every eval_batch_size save_every keep log_every resume device threads "
-    "sample wandb plan sweep".split()
+    "sample wandb plan sweep convert".split()
 )
 
 
@@ -110,7 +110,7 @@ def restore(trainer: Trainer, environment: dict[str, object]) -> None:
         raise ValueError(f"steps={steps}, but the run is at step {trainer.step} already")
     if steps != planned:
         say(f"resume: steps was {planned}, now {steps}: the learning rate follows the new length")
-    record.cut(trainer.step)
+    record.cut(trainer.step if saved else -1)
     say(f"resuming {record.folder} after step {trainer.step}")
 
 

@@ -20,7 +20,7 @@ def attend(
 
     Query i sees the keys with k_pos <= q_pos[i]. `bias(q_pos, k_pos)` is added to the scores;
     `p` is dropout on the weights, for training. Keys are never copied out to H heads where the
-    kernel can avoid it, and every variant takes the same kernel: see `choose_kernel`.
+    kernel can avoid it. Which kernel, `choose_kernel` says.
     """
     added = bias(q_pos, k_pos)
     kernel = choose_kernel(q.device.type, q.dtype, k.size(2), biased=added is not None, p=p)
@@ -43,7 +43,7 @@ def attend(
 
 
 def choose_kernel(device: str, dtype: torch.dtype, length: int, *, biased: bool, p: float) -> str:
-    """The fastest correct kernel for keys of this length: the same for every variant.
+    """The fastest correct kernel for keys of this length, whatever the mechanism.
 
     `matmul` is ours: two products around a softmax. `flash` and `sdpa` are torch's fused kernels,
     `sdpa` with the KV heads copied out, because there they take no grouped heads.

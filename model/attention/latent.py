@@ -22,7 +22,7 @@ class MLA(nn.Module):
     model. A head's query and key have Dh channels without position and R more that are turned; the
     turned key is one for all heads. The cache holds the latent and that key. Decoding absorbs the
     up-projections into query and output, so cached latents are attended to as they are.
-    `latent_dim` None is 4 Dh and `rope_dim` None Dh / 2, the paper's choice.
+    `latent_dim` None is 4 Dh, `rope_dim` None the even number below Dh / 2: the paper's choice.
     Raises ValueError for a latent below 1, or a turned key that is odd or empty.
     """
 

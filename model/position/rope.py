@@ -51,12 +51,13 @@ class RoPE(Position):
 
     def turned(self, width: int) -> int:
         """How many of a head's channels are turned."""
-        turned = self.fraction * width
-        if turned % 2 or turned < 2:
+        exact = self.fraction * width
+        turned = round(exact)
+        if turned % 2 or turned < 2 or abs(turned - exact) > 1e-6:
             raise ValueError(
-                f"fraction={self.fraction} of {width} channels is {turned:g}, not an even number"
+                f"fraction={self.fraction} of {width} channels is {exact:g}, not an even number"
             )
-        return int(turned)
+        return turned
 
 
 def geometric(base: float, width: int, device: torch.device) -> Tensor:
