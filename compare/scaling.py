@@ -4,11 +4,11 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from time import perf_counter
 
 import torch
 from rich.progress import track
 
+from compare.speed import alternate
 from train import device as devices
 from train.build import build_model, init_model
 from train.cli import door, group_of
@@ -51,8 +51,9 @@ def main(overrides: list[str]) -> int:
     devices.set_up(compose(both)["threads"])
     for length in track(LENGTHS, "timing", console=CONSOLE, disable=not CONSOLE.is_terminal):
         passes = {name: layer_pass(choice, length) for name, choice in contenders.items()}
-        times = alternate({name: work for name, (work, *_) in passes.items()})
-        for name, (work, device, kernel) in passes.items():
+        device = passes["full"][1]
+        times = alternate({name: work for name, (work, *_) in passes.items()}, device, ROUNDS)
+        for name, (work, _, kernel) in passes.items():
             kernels[name].append(kernel)
             seconds[name].append(statistics.median(times[name]))
             peaks[name].append(peak_of(work, device))
@@ -98,21 +99,8 @@ def layer_pass(overrides: list[str], length: int) -> tuple[Callable[[], None], D
         y.float().sum().backward()
         model.zero_grad()
         x.grad = None
-        device.synchronize()
 
     return work, device, model.kernels(device.name, device.dtype, length)[0]
-
-
-def alternate(passes: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
-    """Seconds of each pass, taken in turn after one round of warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in passes}
-    for turn in range(ROUNDS + 1):
-        for name, work in passes.items():
-            start = perf_counter()
-            work()
-            if turn:
-                times[name].append(perf_counter() - start)
-    return times
 
 
 def peak_of(work: Callable[[], None], device: Device) -> int:

@@ -2,7 +2,7 @@
 
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Any, cast
 
@@ -93,11 +93,11 @@ def peer(job: Job) -> Callable[[], object]:
 
 
 def alternate(
-    contenders: dict[str, Callable[[], object]], device: Device
+    contenders: Mapping[str, Callable[[], object]], device: Device, rounds: int = ROUNDS
 ) -> dict[str, list[float]]:
     """Seconds of each contender's step, taken in turn after two rounds of warm-up."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(ROUNDS + 2):
+    for turn in range(rounds + 2):
         for name, step in contenders.items():
             device.synchronize()
             start = perf_counter()

@@ -90,8 +90,8 @@ def parts(*, feedforward: str, norm: str, scaled_init: str) -> tuple[type, type,
 def attention_of_layers(node: Config) -> Callable[[Shape, int], Mechanism]:
     """The attention of each layer: one mechanism for all, or those of a pattern in their order.
 
-    A pattern is a node of named mechanisms and an `order` of their names, repeated or cut to
-    the model's depth. Raises ValueError for an order that is empty, names others, or leaves one of them out.
+    A pattern is a node of named mechanisms and an `order` of their names, repeated or cut to the
+    model's depth. Raises ValueError for an order that is empty, names others, or leaves one out.
     """
     if "order" not in node:
         return factory("attn", node)
@@ -100,9 +100,8 @@ def attention_of_layers(node: Config) -> Callable[[Shape, int], Mechanism]:
         for key, part in node.items()
         if isinstance(part, dict)
     }
-    order = arguments("attn", {k: v for k, v in node.items() if k not in parts}, pattern)[0][
-        "order"
-    ]
+    rest = {key: value for key, value in node.items() if key not in parts}
+    order = arguments("attn", rest, pattern)[0]["order"]
     for name in order:
         choose("attn.order", name, parts)
     if unused := sorted(parts.keys() - set(order)):

@@ -1,6 +1,7 @@
 """softmax(q k^T / sqrt(Dh) + bias) v under the causal mask: the only place that calls a kernel.
 
-Shapes: B batch, T queries, S keys, H query heads, Hkv KV heads, G = H / Hkv, Dh head_dim, Dv of values.
+Shapes: B batch, T queries, S keys, H query heads, Hkv KV heads, G = H / Hkv, Dh head_dim, Dv width
+of values.
 """
 
 import math
@@ -16,9 +17,9 @@ from model.dropout import dropout
 def attend(
     q: Tensor, k: Tensor, v: Tensor, q_pos: Tensor, k_pos: Tensor, bias: Bias, p: float = 0.0
 ) -> Tensor:
-    """Causal attention of q (B, H, T, Dh) over k (B, Hkv, S, Dh), v (B, Hkv, S, Dv) -> (B, H, T, Dv).
+    """Causal attention of q (B, H, T, Dh) over k (B, Hkv, S, Dh) and v (B, Hkv, S, Dv).
 
-    Query i sees the keys with k_pos <= q_pos[i]. `bias(q_pos, k_pos)` is added to the scores;
+    Returns (B, H, T, Dv). Query i sees the keys with k_pos <= q_pos[i]. `bias(q_pos, k_pos)` is added to the scores;
     `p` is dropout on the weights, for training. Keys are never copied out to H heads where the
     kernel can avoid it. Which kernel, `choose_kernel` says.
     """
@@ -35,7 +36,8 @@ def attend(
         group = q.size(1) // k.size(1)
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     width = v.size(-1)
-    v = F.pad(v, (0, k.size(-1) - width))  # fused kernels take one width alone
+    if width != k.size(-1):
+        v = F.pad(v, (0, k.size(-1) - width))  # fused kernels take one width alone
     y = F.scaled_dot_product_attention(
         q, k, v, mask, dropout_p=p, is_causal=mask is None, enable_gqa=k.size(1) != q.size(1)
     )

@@ -27,6 +27,8 @@ class Sliding(GQA):
     Raises ValueError for a negative window.
     """
 
+    keep: int
+
     def __init__(
         self, shape: Shape, layer: int, *, window: int | None, n_kv_heads: int | None
     ) -> None:
@@ -37,12 +39,12 @@ class Sliding(GQA):
         if window < 0:
             raise ValueError(f"window={window} must be at least 0, or null for max_len")
         self.back = window // 2
-        self.seen = self.keep = self.back + 1  # tokens, itself included
+        self.keep = self.back + 1  # itself included
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, q_pos: Tensor, k_pos: Tensor, bias: Bias
     ) -> Tensor:
-        if k.size(2) <= self.seen:  # nothing lies outside
+        if k.size(2) <= self.keep:  # nothing lies outside
             return super().attend(q, k, v, q_pos, k_pos, bias)
 
         def within(q_pos: Tensor, k_pos: Tensor) -> Tensor:
@@ -85,14 +87,14 @@ class Sliding(GQA):
 
     def cache_elements(self, length: int) -> int:
         """As of grouped-query attention, for the last W tokens."""
-        return super().cache_elements(min(length, self.seen))
+        return super().cache_elements(min(length, self.keep))
 
     def score_flops(self, length: int, causal: bool) -> float:
         """Of the window alone, or with the corners of the blocks."""
         if causal:
-            inner, ramp = max(0, length - self.seen), min(length, self.seen)
+            inner, ramp = max(0, length - self.keep), min(length, self.keep)
             pairs = ramp * ramp / 2 + inner * (self.back + 0.5)
-        elif length <= self.seen:
+        elif length <= self.keep:
             pairs = length * length
         else:
             sizes = self.blocks(length)
@@ -105,7 +107,7 @@ class Sliding(GQA):
 
     def kernel(self, device: str, dtype: torch.dtype, length: int, biased: bool) -> str:
         """Beyond the window, the kernel for a block with a mask."""
-        if length <= self.seen:
+        if length <= self.keep:
             return super().kernel(device, dtype, length, biased)
         keys = min(length, max(BLOCK, self.back) + self.back)
         return choose_kernel(device, dtype, keys, biased=True, p=self.dropout)

@@ -60,6 +60,13 @@ class RoPE(Position):
         return turned
 
 
+def at_least_one(factor: float) -> float:
+    """The factor of a longer context. Raises ValueError below 1."""
+    if factor < 1:
+        raise ValueError(f"factor={factor} must be at least 1")
+    return factor
+
+
 def geometric(base: float, width: int, device: torch.device) -> Tensor:
     """base^(-2i/width) for each pair i, float32: (width / 2,)."""
     even = torch.arange(0, width, 2, device=device, dtype=torch.float32)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from model.position.rope import RoPE
+from model.position.rope import RoPE, at_least_one
 from model.shape import Shape
 
 
@@ -16,9 +16,7 @@ class LinearRoPE(RoPE):
 
     def __init__(self, shape: Shape, *, base: float, fraction: float, factor: float) -> None:
         super().__init__(shape, base=base, fraction=fraction)
-        if factor < 1:
-            raise ValueError(f"factor={factor} must be at least 1")
-        self.factor = factor
+        self.factor = at_least_one(factor)
 
     def frequencies(self, width: int, device: torch.device) -> Tensor:
         return super().frequencies(width, device) / self.factor

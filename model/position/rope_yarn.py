@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from model.position.rope import RoPE
+from model.position.rope import RoPE, at_least_one
 from model.shape import Shape
 
 
@@ -32,15 +32,13 @@ class YaRN(RoPE):
     ) -> None:
         super().__init__(shape, base=base, fraction=fraction)
         self.original_len = shape.max_len if original_len is None else original_len
-        if factor < 1:
-            raise ValueError(f"factor={factor} must be at least 1")
         if self.original_len < 1:
             raise ValueError(f"original_len={original_len} must be at least 1")
         if not 0 < beta_slow < beta_fast:
             raise ValueError(
                 f"beta_slow={beta_slow} must be above 0 and below beta_fast={beta_fast}"
             )
-        self.factor = factor
+        self.factor = at_least_one(factor)
         self.beta_fast, self.beta_slow = beta_fast, beta_slow
         self.amplitude = 0.1 * math.log(factor) + 1
 
