@@ -1,10 +1,11 @@
-"""Train one model, or with -m a sweep of them: python train.py --help."""
+"""Train one model, or a sweep of them: python train.py --help."""
 
 import sys
 from functools import partial
 
-from compare.plan import plan
-from train.cli import door, train
+from compare.plan import forecast, plan
+from compare.report import report
+from train.cli import Tools, door, train
 
 if __name__ == "__main__":
-    sys.exit(door(partial(train, plan=plan), sys.argv[1:]))
+    sys.exit(door(partial(train, tools=Tools(plan, forecast, report)), sys.argv[1:]))

@@ -51,6 +51,33 @@ def cost(config: Config, vocab_size: int, device: Device) -> Cost:
     )
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """What one more token costs after `length` others, in all attention layers."""
+
+    length: int
+    multiply_adds: float
+    multiply_adds_uncached: float
+    cache_elements: int
+
+
+def decoding_of(config: Config, points: int = 32) -> list[Decoding]:
+    """The cost of decoding at lengths up to a model's context."""
+    with torch.device("meta"):
+        model = build_model(config, vocab_size=1)
+    end = model.shape.max_len
+    return [
+        Decoding(
+            length=n,
+            multiply_adds=sum(m.decode_flops(n) for m in model.mechanisms) / 2,
+            multiply_adds_uncached=sum(m.decode_flops(n, cached=False) for m in model.mechanisms)
+            / 2,
+            cache_elements=sum(m.cache_elements(n) for m in model.mechanisms),
+        )
+        for n in sorted({max(1, round(i * end / points)) for i in range(points + 1)})
+    ]
+
+
 def weights_outside_attention(model: Transformer) -> int:
     """Weights of the matrices that a token is multiplied with, those of attention left out."""
     attention = {id(m) for part in model.mechanisms for m in cast(nn.Module, part).modules()}

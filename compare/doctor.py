@@ -14,8 +14,8 @@ from rich.progress import track
 from compare.battery import PROPERTIES, TINY, VOCAB, Broken, Variant, real_compiler
 from train import device as devices
 from train.build import build_model
-from train.cli import door, group_of
-from train.config import choices_of, compose, expand
+from train.cli import door
+from train.config import choices_of, compose, expand, group_of
 from train.progress import CONSOLE, columns
 
 USAGE = """\

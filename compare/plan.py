@@ -1,5 +1,7 @@
 """What runs would cost, before anything is trained: python train.py plan=true ..."""
 
+import re
+
 from train.config import Config
 
 
@@ -13,7 +15,7 @@ def plan(runs: list[tuple[str, Config]]) -> int:
     from compare.probe import BUDGET
     from train import device as devices
     from train.job import check
-    from train.progress import CONSOLE, columns, say
+    from train.progress import CONSOLE, columns, duration, say
 
     runs = [(name, check(config).config) for name, config in runs]
     devices.set_up(runs[0][1]["threads"])
@@ -48,7 +50,7 @@ def rows_of(config: Config) -> tuple[list[str], list[str], float | None]:
     from compare.cost import cost, training_bytes
     from compare.probe import step_seconds
     from train.device import memory_bytes, pick
-    from train.progress import number
+    from train.progress import duration, number
 
     device = pick(config["device"], config["dtype"], config["compile"])
     vocab_size = vocabulary(config)
@@ -79,20 +81,75 @@ def rows_of(config: Config) -> tuple[list[str], list[str], float | None]:
     return training, decoding, took
 
 
-def vocabulary(config: Config) -> int:
-    """The vocabulary that a run's model has: its own, or that of its corpus, which is read."""
+OVERHEAD = 10.0  # seconds of a run to start, to measure what the loop does not, and to save
+
+
+def forecast(runs: list[tuple[str, Config]], jobs: int) -> None:
+    """Say what a sweep is about to do: its variants, their parameters, and the time it may take.
+
+    The time is that of training, of validations at the speed of training's forward pass, and some
+    seconds more for each run.
+    """
+    from collections import Counter
+
+    from compare.cost import cost
+    from compare.probe import step_seconds
+    from train import device as devices
+    from train.progress import CONSOLE, columns, duration, number, say
+
+    devices.set_up(runs[0][1]["threads"])
+    variants: dict[str, tuple[str, Config]] = {}
+    count = Counter[str]()
+    for name, config in runs:
+        apart = ("seed", "out", "name", "init_from")
+        key = repr({k: v for k, v in config.items() if k not in apart})
+        variants.setdefault(key, (name, config))
+        count[key] += 1
+    rows = [["variant", "runs", "parameters", "step ms", "each"]]
+    total: float | None = 0.0
+    say(f"{len(runs)} runs of {len(variants)} variants; timing a few steps of each")
+    with CONSOLE.status("timing"):
+        for key, (name, config) in variants.items():
+            device = devices.pick(config["device"], config["dtype"], config["compile"])
+            vocab_size, tokens = corpus_of(config)
+            counted = cost(config, vocab_size, device)
+            step = step_seconds(config, vocab_size) if config["steps"] else 0.0
+            took = (
+                None
+                if step is None
+                else OVERHEAD + step * (config["steps"] + validations(config, tokens))
+            )
+            total = None if took is None or total is None else total + took * count[key]
+            name = re.sub(r"_?seed-\d+", "", name) or name
+            rows.append([name, f"{count[key]}", f"{counted.params:,}"])
+            rows[-1] += [number(None if step is None else 1e3 * step, ",.1f")]
+            rows[-1] += ["not known" if took is None else duration(took)]
+    say(columns(rows))
+    if total is not None:
+        order = "one after the other" if jobs == 1 else f"{jobs} side by side"
+        say(f"{len(runs)} runs {order}: about {duration(total / jobs)}")
+
+
+def validations(config: Config, tokens: int) -> float:
+    """What the validations of a run cost, in training steps: a forward pass is a third of a step."""
+    steps, every = config["steps"], config["eval_every"]
+    times = 1 if every is None else max(1, -(-steps // every))
+    return times * tokens / (config["batch_size"] * config["model"]["max_len"]) / 3
+
+
+def corpus_of(config: Config) -> tuple[int, int]:
+    """The vocabulary that a run's model has, and the tokens of its validation text."""
     from data.corpus import prepare
     from train.build import build_source
     from train.progress import say
 
-    if config["model"]["vocab_size"] is not None:
-        return int(config["model"]["vocab_size"])
     source, options, _ = build_source(config)
-    return prepare(source, say=say, **options).tokenizer.get_vocab_size()
+    corpus = prepare(source, say=say, **options)
+    size = config["model"]["vocab_size"] or corpus.tokenizer.get_vocab_size()
+    return size, 0 if corpus.val is None else len(corpus.val)
 
 
-def duration(seconds: float) -> str:
-    """'45 s', '12 min', '3.4 h'."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def vocabulary(config: Config) -> int:
+    """The vocabulary that a run's model has: its own, or that of its corpus, which is read."""
+    given = config["model"]["vocab_size"]
+    return corpus_of(config)[0] if given is None else int(given)

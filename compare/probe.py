@@ -15,6 +15,7 @@ from train.job import Job, Plan, check
 from train.trainer import Trainer
 
 BUDGET = 2.0  # seconds
+ENOUGH = 25  # steps
 
 
 def bare_job(config: Config, vocab_size: int) -> Job:
@@ -77,6 +78,6 @@ def step_seconds(config: Config, vocab_size: int) -> float | None:
         rows = min(2 * rows, asked)
     step = steps(asked)
     times = [step()]
-    while perf_counter() + times[-1] < end:
+    while perf_counter() + times[-1] < end and len(times) < ENOUGH:
         times.append(step())
     return statistics.median(times) * accumulate

@@ -11,8 +11,8 @@ from rich.progress import track
 from compare.speed import alternate
 from train import device as devices
 from train.build import build_model, init_model
-from train.cli import door, group_of
-from train.config import compose
+from train.cli import door
+from train.config import compose, group_of
 from train.device import Device
 from train.meter import allocation_peak
 from train.progress import CONSOLE, columns

@@ -6,9 +6,10 @@ import pytest
 from tiny import composed
 
 from train.build import build_model, target
-from train.cli import cell_names, cells_of, train
+from train.cli import Tools, train
 from train.config import CONFIGS, choices_of, compose, expand
 from train.job import check
+from train.sweep import cell_names, cells_of
 
 GROUPS = ("model", "attn", "pos", "data", "optim")
 
@@ -196,9 +197,9 @@ def test_a_conversion_needs_a_run_to_convert() -> None:
 
 def test_plan_is_a_yes_or_a_no() -> None:
     with pytest.raises(ValueError, match="plan=maybe is not true or false"):
-        train(["plan=maybe"], lambda runs: 0)
+        train(["plan=maybe"], Tools(lambda runs: 0, lambda runs, jobs: None, lambda folder: ""))
 
 
 def test_cells_are_named_by_what_differs() -> None:
     cells = [["a=1", "attn=mha", "s=null"], ["a=1", "attn=gqa", "attn.n_kv_heads=4", "s=null"]]
-    assert cell_names(cells) == ["000_attn-mha", "001_attn-gqa_attn.n_kv_heads-4"]
+    assert cell_names(cells) == ["attn-mha", "attn-gqa_attn.n_kv_heads-4"]

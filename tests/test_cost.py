@@ -16,10 +16,12 @@ from compare.cost import cost, training_bytes
 from compare.plan import plan
 from model.cache import KVCache
 from train import device as devices
-from train.cli import cells_of, train
+from train.cli import Tools, train
 from train.config import Config, compose
 from train.launch import launch
+from train.sweep import cells_of
 
+TOOLS = Tools(plan, lambda runs, jobs: None, lambda folder: "")
 BFLOAT16 = devices.Device("cpu", torch.bfloat16)
 
 
@@ -75,7 +77,7 @@ def test_the_plan_of_a_sweep_trains_nothing(
     asked = ["model=coursework", "data=text", f"data.path={text}", "data.tokenizer=char",
              f"data.cache={tmp_path}/cache", "threads=1"]  # fmt: skip
     spelled = ["batch_size=1e1", "steps=1e1", "optim.lr=1e30", "optim.warmup=0"]
-    assert train([*asked, *spelled, "plan=true", "-m", "attn=mha,mqa", "seed=0,1"], plan) == 0
+    assert train([*asked, *spelled, "plan=true", "-m", "attn=mha,mqa", "seed=0,1"], TOOLS) == 0
     printed = capsys.readouterr().out
     vocab = len(set(text.read_text()))
     for attn in ("mha", "mqa"):

@@ -243,33 +243,6 @@ def test_a_signal_saves_and_says_so(
     assert "goes on" in errors
 
 
-def test_a_sweep_runs_every_cell_and_shows_them_side_by_side(
-    places: list[str], tmp_path: Path
-) -> None:
-    ask = [*places, "-m", "name=two", "attn=mha,mqa", "steps=4"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *ask],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    folders = sorted((tmp_path / "outputs/sweeps/two").iterdir())
-    assert len(folders) == 2
-    attns = [json.loads((f / "summary.json").read_text())["attn"] for f in folders]
-    assert attns == ["mha", "mqa"]
-    assert "2 runs, 0 failed" in done.stdout
-
-
-def test_a_bad_cell_stops_a_sweep_before_it_starts(places: list[str], tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *places, "-m", "name=bad", "attn=gqa",
-         "attn.n_kv_heads=2,3"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "n_kv_heads=3 must divide n_heads=4" in done.stderr
-    assert not (tmp_path / "outputs").exists()
-
-
 @pytest.mark.parametrize(
     ("door", "arguments", "message"),
     [

@@ -2,14 +2,14 @@
 
 import os
 import re
-import shlex
-import subprocess
 import sys
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from train.config import CONFIGS, Config, choices_of, compose, expand, fits, keys_of, parse, quoted
+from train import sweep as sweeps
+from train.config import CONFIGS, Config, choices_of, compose, fits, keys_of
+from train.match import compose_matched
 
 USAGE = """\
 Train a small decoder-only language model with the attention and the positions of your choice,
@@ -22,7 +22,9 @@ and record what it cost and what it bought.
 Examples
   python train.py attn=gqa pos=rope
   python train.py attn=gqa attn.n_kv_heads=1 data=text data.path="my/*.txt" steps=1e3
-  python train.py -m name=grid attn=mha,gqa,mqa pos=learned,rope seed=0,1,2
+  python train.py -m name=mine attn=mha,gqa,mqa pos=learned,rope seed=0,1,2
+  python train.py experiment=grid            a sweep that a config describes
+  python train.py -m name=mine attn=mha,mqa match=params hydra/launcher=submitit_slurm
   python train.py out=outputs/runs/mine resume=true
 """
 
@@ -44,47 +46,36 @@ def door(main: Callable[[list[str]], int], arguments: list[str]) -> int:
         return 130
 
 
-def train(arguments: list[str], plan: Callable[[list[tuple[str, Config]]], int]) -> int:
-    """`python train.py`: exit code 0 done, 1 a sweep with failed runs, 3 stopped, 128+ on a signal.
+@dataclass(frozen=True)
+class Tools:
+    """What `python train.py` calls beyond training, with the names and configs of runs."""
 
-    `plan` is what plan=true calls instead, with the names and configs of all runs.
-    """
+    plan: Callable[[list[tuple[str, Config]]], int]  # plan=true: what they would cost
+    forecast: Callable[[list[tuple[str, Config]], int], None]  # what a sweep is about to do
+    report: Callable[[Path], str]  # writes a sweep's report into its folder; its verdict
+
+
+def train(arguments: list[str], tools: Tools) -> int:
+    """`python train.py`: exit code 0 done, 1 a sweep with failed runs, 3 stopped, 128+ on a signal."""
     if {"-h", "--help"} & set(arguments):
         print(help_page(USAGE, "train"))
         return 0
-    multirun = [a for a in arguments if a in ("-m", "--multirun")]
-    overrides = [a for a in arguments if a not in multirun]
-    cells = cells_of(overrides, multirun=bool(multirun))
-    configs = [compose(cell) for cell in cells]
-    for config in configs:
-        if not fits(config["plan"], bool):
-            raise ValueError(f"plan={config['plan']} is not true or false")
-    if any(config["plan"] for config in configs):
-        return plan(list(zip(cell_names(cells), configs, strict=True)))
-    return sweep(cells, configs) if multirun or len(cells) > 1 else run(configs[0])
-
-
-def cells_of(overrides: list[str], *, multirun: bool) -> list[list[str]]:
-    """The overrides of every run that a command line asks for, each once.
-
-    They are the combinations of the values listed, times those of each line of the config's `sweep`
-    key; what the command line itself sets wins over such a line.
-    """
-    cells = []
-    for cell in expand(overrides) if multirun else [overrides]:
-        own = {override.get_key_element().lstrip("+") for override in parse(cell)}
-        named = {"experiment", "sweep"} & own  # nothing else sets it, and composing takes 0.1 s
-        lines = compose(cell)["sweep"] if named else None
-        if lines is None:
-            cells.append(cell)
-            continue
-        if not fits(lines, list[str]) or not lines:
-            raise ValueError(f"sweep={lines} is not a list of texts, each a line of overrides")
-        for line in lines:
-            for more in expand(shlex.split(line)):
-                kept = [o for o in more if not {key := o.partition("=")[0], group_of(key)} & own]
-                cells.append([*kept, *cell, "sweep=null"])
-    return list(map(list, dict.fromkeys(map(tuple, cells))))
+    flags = {a for a in arguments if a in ("-m", "--multirun")}
+    elsewhere = [a for a in arguments if a.lstrip("+").startswith("hydra")]
+    overrides = [a for a in arguments if a not in flags and a not in elsewhere]
+    cells = sweeps.cells_of(overrides, multirun=bool(flags))
+    first = compose_matched(cells[0])
+    if not fits(first["plan"], bool):
+        raise ValueError(f"plan={first['plan']} is not true or false")
+    if first["plan"]:
+        runs = [stage for cell in cells for stage in sweeps.stages_of(cell, first)]
+        configs = [compose_matched(cell) for cell in runs]
+        return tools.plan(list(zip(sweeps.cell_names(runs), configs, strict=True)))
+    if flags or len(cells) > 1 or first["stages"] is not None:
+        return sweeps.sweep(cells, elsewhere, forecast=tools.forecast, report=tools.report)
+    if elsewhere:
+        raise ValueError(f"{elsewhere[0]}: a launcher is for sweeps (-m)")
+    return run(first)
 
 
 def compose_door(overrides: list[str], name: str, usage: str) -> Config | None:
@@ -98,76 +89,10 @@ def compose_door(overrides: list[str], name: str, usage: str) -> Config | None:
 def run(config: Config) -> int:
     """Train one config."""
     from train.launch import launch  # torch takes a second to import; --help and typos need none
+    from train.launcher import end_with_the_sweep
 
+    end_with_the_sweep()
     return launch(config)
-
-
-def group_of(key: str) -> str:
-    """attn of attn.n_kv_heads and of attn@attn.global."""
-    return re.split("[.@]", key)[0]
-
-
-def sweep(cells: list[list[str]], configs: list[Config]) -> int:
-    """Train every cell, one process after the other, and show them side by side.
-
-    All are checked before any starts. Started again under the same name, it skips what is done and
-    resumes what was interrupted.
-    """
-    from train.job import check
-    from train.launch import load_summary
-    from train.progress import by_step, number, say, side_by_side
-
-    for config in configs:
-        check(config)
-    title = configs[0]["name"] or time.strftime("%Y%m%d-%H%M%S")
-    parent = Path(configs[0]["out"] or Path("outputs/sweeps") / title)
-    folders = [parent / name for name in cell_names(cells)]
-    failed = 0
-    for i, (cell, folder) in enumerate(zip(cells, folders, strict=True)):
-        say(f"run {i + 1}/{len(cells)}: {shlex.join(cell)}")
-        command = [sys.executable, sys.argv[0], *cell, f"out={quoted(str(folder))}", "resume=true"]
-        code = wait(command)
-        failed += code != 0
-        if code != 0:
-            say(f"run {i + 1}/{len(cells)} failed with exit code {code}")
-    print(side_by_side([(f.name, load_summary(f)) for f in folders]))
-    if parents := sorted({c["init_from"] for c in configs if c["init_from"]}):
-        print("\nvalidation loss by step\n" + by_step([(f.name, validations(f)) for f in folders]))
-        for run in parents:
-            before = (load_summary(Path(run)) or {}).get("val_loss")
-            print(f"of {run}: {number(before, '.4f')}")
-    print(f"sweep: {parent}  ({len(cells)} runs, {failed} failed)")
-    return 1 if failed else 0
-
-
-def validations(folder: Path) -> dict[int, float]:
-    """The validation loss of a run at each step that has one."""
-    from train.record import records
-
-    path = folder / "metrics.jsonl"
-    found = records(path) if path.exists() else iter(())
-    return {r["step"]: r["loss"] for r in found if r["split"] == "val"}
-
-
-def wait(command: list[str]) -> int:
-    """Run a command to its end. A SIGINT reaches it too: it saves, and then the sweep ends."""
-    process = subprocess.Popen(command)
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        process.wait()
-        raise
-    return code if code >= 0 else 128 - code
-
-
-def cell_names(cells: list[list[str]]) -> list[str]:
-    """Folder names that tell what differs between the cells of a sweep: '003_attn-gqa_seed-1'."""
-    shared = set.intersection(*map(set, cells))
-    names = []
-    for number, cell in enumerate(cells):
-        words = [re.sub(r"[^\w.]+", "-", o) for o in cell if o not in shared]
-        names.append("_".join([f"{number:03d}", *words])[:120])
-    return names
 
 
 def help_page(usage: str, config: str) -> str:

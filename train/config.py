@@ -32,6 +32,9 @@ def compose(overrides: list[str], *, door: str = "train") -> Config:
     names what would work, for anything that does not compose.
     """
     parsed = parse(overrides)
+    keys = {override.key_or_group for override in parsed}
+    if "data.path" in keys and "data" not in keys:
+        parsed = parse([*overrides, "data=text"])  # a path is of one's own text
     for override in parsed:
         check_choice(override)
     lines = [str(o.input_line) for o in parsed]
@@ -93,6 +96,11 @@ def parse(overrides: list[str]) -> list[Override]:
 def quoted(text: str) -> str:
     """A text as a Hydra value, whatever characters it holds."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def group_of(key: str) -> str:
+    """attn of attn.n_kv_heads and of attn@attn.global."""
+    return re.split("[.@]", key)[0]
 
 
 def is_group(name: str) -> bool:

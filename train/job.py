@@ -112,7 +112,10 @@ class Job:
 
 
 #: Keys of train.yaml that are no scalars of one run.
-APART = "model attn pos data optim sample wandb choices plan sweep".split()
+APART = (
+    "model attn pos data optim sample wandb choices "
+    "plan sweep stages jobs retry baseline match matched report"
+).split()
 
 
 def check(config: Config) -> Plan:

@@ -17,7 +17,7 @@ from train.trainer import Stopped, Trainer
 #: What may change when a run is resumed: none of it touches what is learned at a step.
 FREE_ON_RESUME = frozenset(
     "out name steps eval_every eval_batch_size save_every keep log_every resume device threads "
-    "sample wandb plan sweep convert".split()
+    "sample wandb plan sweep stages jobs retry baseline report convert".split()
 )
 
 

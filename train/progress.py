@@ -111,6 +111,13 @@ def columns(rows: list[list[str]]) -> str:
     )
 
 
+def duration(seconds: float) -> str:
+    """'45 s', '12 min', '3.4 h'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def number(value: float | None, style: str, unit: str = "") -> str:
     return "not measured" if value is None else f"{value:{style}}{unit}"
 

@@ -44,7 +44,7 @@ class Record:
 
     def write(self, name: str, content: Mapping[str, object]) -> None:
         """Write a JSON file whole: readers see the old one or the new one."""
-        replace(self.folder / name, json.dumps(content, indent=1) + "\n")
+        write_json(self.folder / name, content)
 
     def status(self, state: str, step: int, reason: str | None = None) -> None:
         """Say how the run stands: running, done, failed or interrupted."""
@@ -81,6 +81,11 @@ def replace(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Write a JSON object whole."""
+    replace(path, json.dumps(content, indent=1) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def state_of(folder: Path) -> str | None:
         status = folder / "status.json"
         return str(read_json(status).get("state")) if status.exists() else "interrupted"
     # What a start that was killed may leave before there is a config:
-    beginning = {"environment.json", "tokenizer.json", "metrics.jsonl"}
+    beginning = {"environment.json", "tokenizer.json", "metrics.jsonl", "status.json"}
     if any(p.name not in beginning and not p.name.startswith(".") for p in folder.iterdir()):
         raise ValueError(f"out={folder} holds other files; choose a new or empty folder")
     return None

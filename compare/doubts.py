@@ -1,0 +1,73 @@
+"""Whatever makes a comparison less than it seems."""
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+
+from compare.results import Run, Variant, plain, settings_of
+
+FEW = 3  # seeds below which an interval says little
+
+
+def doubts(
+    runs: Sequence[Run], variants: Sequence[Variant], confounded: Sequence[str]
+) -> Iterator[str]:
+    """Whatever makes the comparison less than it seems."""
+    done = [run for run in runs if run.done]
+    if missing := [run for run in runs if not run.done]:
+        names = ", ".join(f"{r.folder.name} ({r.status.get('state')})" for r in missing)
+        yield f"{len(missing)} of {len(runs)} runs have no result: {names}."
+    if len({run.get("data_fingerprint") for run in done}) > 1:
+        yield "The runs have different corpora: neither perplexity nor bits per byte compare across them."
+    elif len({run.get("tokenizer_sha256") for run in done}) > 1:
+        yield "The runs have different tokenizers: they are compared in bits per byte, not perplexity."
+    elif done and all(run.get("val_loss") is None and run.get("train_loss") for run in done):
+        yield "No run has a validation split: compared by training loss, on text that was trained on."
+    for key in ("device", "dtype", "threads", "compiled"):
+        values = sorted({plain(run.get(key)) for run in done})
+        if len(values) > 1:
+            yield f"{key} differs ({', '.join(values)}): times and memory do not compare."
+    for key in ("cpu", "gpu", "torch", "platform"):
+        values = sorted({str(run.environment.get(key)) for run in done if run.environment})
+        if len(values) > 1:
+            yield f"The runs come from different machines or versions ({key}: {', '.join(values)})."
+    kernels: dict[str, list[str]] = {}
+    for v in variants:
+        if v.done:
+            kernels.setdefault(plain(v.first("kernel")), []).append(v.label)
+    if len(kernels) > 1:
+        each = "; ".join(f"{kernel}: {', '.join(names)}" for kernel, names in kernels.items())
+        yield f"Different attention kernels, so times compare kernels too ({each})."
+    if len({plain(run.get("tokens")) for run in done}) > 1:
+        yield "The runs were trained on different numbers of tokens: unequal budgets."
+    if confounded:
+        yield f"{', '.join(confounded)} differ along with the variants: their effects cannot be told apart."
+    if (jobs := side_by_side(done)) > 1:
+        yield f"Up to {jobs} runs shared the machine: their times say little, and are not compared."
+    seeds = [len(v.seeds) for v in variants if v.done]
+    if seeds and min(seeds) < FEW and len(variants) > 1:
+        few = "one seed" if min(seeds) == 1 else f"{min(seeds)} seeds"
+        yield f"Some variants have {few}: {FEW} at least are needed for an interval worth having."
+    yield from twins(done)
+
+
+def twins(done: Sequence[Run]) -> Iterator[str]:
+    """Runs that claim to differ and have bit-identical curves."""
+    seen: dict[str, list[Run]] = {}
+    for run in done:
+        if len(run.train) > 1:
+            curve = hashlib.sha256(repr(run.train).encode()).hexdigest()
+            seen.setdefault(curve, []).append(run)
+    for same in seen.values():
+        for one, two in itertools.pairwise(same):
+            if settings_of(one) != settings_of(two) or one.seed != two.seed:
+                names = f"{one.folder.name} and {two.folder.name}"
+                yield f"{names} have bit-identical losses: a switch did nothing, or both are one thing."
+
+
+def side_by_side(done: Sequence[Run]) -> int:
+    return max((run.environment.get("side_by_side", 1) for run in done), default=1)
+
+
+def one_of(done: Sequence[Run], key: str) -> bool:
+    return len({plain(run.get(key)) for run in done}) <= 1

@@ -1,0 +1,378 @@
+"""The report of a sweep: report.html, report.md, results.csv, results.json and figures/."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what it needs takes seconds to import, and every run starts at this door
+    from compare.results import Run, Variant
+    from compare.study import Study
+
+USAGE = """\
+Compare finished runs: which differences are real, what they cost, and what cannot be told.
+Writes report.html, report.md, results.csv, results.json and figures/ into the first folder.
+
+  python report.py DIR... [baseline="attn=A pos=P"]
+
+DIR is a sweep, a run, or a folder that holds such.
+
+Examples
+  python report.py outputs/sweeps/grid
+  python report.py outputs/runs/one outputs/runs/two baseline="attn=mha pos=learned"
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """`python report.py`."""
+    if {"-h", "--help"} & set(arguments) or not arguments:
+        print(USAGE)
+        return 0 if arguments else 2
+    options = dict(a.split("=", 1) for a in arguments if "=" in a)
+    folders = [Path(a) for a in arguments if "=" not in a]
+    if unknown := sorted(options.keys() - {"baseline"}):
+        raise ValueError(f"{unknown[0]}: no such key; report.py takes folders and baseline=...")
+    if not folders:
+        raise ValueError("which runs? give the folder of a sweep or of runs")
+    print(write(folders, options.get("baseline")))
+    return 0
+
+
+def report(folder: Path) -> str:
+    """Write the report of a sweep into its folder; the verdict and the table, for a terminal."""
+    return write([folder])
+
+
+def write(folders: Sequence[Path], baseline: str | None = None) -> str:
+    """Write the report of these runs into the first folder; the verdict and the table in words.
+
+    Raises ValueError if there are no runs, or no such baseline.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    from compare.figures import figures
+    from compare.study import study
+    from compare.verdict import methods, sentences
+    from train.progress import columns
+    from train.record import replace, write_json
+
+    found = study(folders, baseline)
+    drawn = figures(found)
+    parts: dict[str, Any] = {
+        "title": found.title,
+        "verdict": sentences(found),
+        "warnings": found.warnings,
+        "table": table(found),
+        "stages": stage_table(found),
+        "rates": rate_table(found),
+        "decoding": decoding_table(found),
+        "methods": methods(found),
+        "samples": samples(found),
+        "failures": failures(found),
+        "figures": drawn,
+    }
+    into = folders[0]
+    (into / "figures").mkdir(exist_ok=True)
+    for figure in drawn:
+        replace(into / "figures" / f"{figure.name}.svg", figure.svg + "\n")
+    pages = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "pages"),
+        undefined=StrictUndefined,
+        autoescape=lambda name: name is not None and ".html" in name,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.filters["bold"] = bold
+    for name in ("report.html", "report.md"):
+        replace(into / name, pages.get_template(f"{name}.jinja").render(parts))
+    replace(into / "results.csv", results_csv(found))
+    write_json(into / "results.json", results_json(found, parts))
+    said = [line.replace("**", "") for line in parts["verdict"]]
+    said += [f"warning: {line}" for line in found.warnings]
+    return "\n".join([columns(parts["table"]), "", *said, "", f"report: {into / 'report.html'}"])
+
+
+def bold(text: str) -> Any:
+    """Words between ** in bold, all else escaped."""
+    from markupsafe import Markup, escape
+
+    pieces = str(escape(text)).split("**")
+    return Markup("".join(f"<b>{p}</b>" if i % 2 else p for i, p in enumerate(pieces)))
+
+
+def table(found: "Study") -> list[list[str]]:
+    """One row a variant: what it is worth, how that differs from the baseline, and what it costs."""
+    ruler = found.ruler
+    quality = ruler.name if ruler else "perplexity"
+    head = [
+        "variant",
+        "seeds",
+        quality,
+        "interval",
+        "bits/byte",
+        "against baseline",
+        "interval",
+        "real?",
+    ]
+    head += [
+        "training s",
+        "step x",
+        "tokens/s",
+        "attention ms",
+        "peak MiB",
+        "parameters",
+        "KV bytes/token",
+    ]
+    head += ["kernel", "failed"]
+    rows = [head]
+    for i, v in enumerate(found.variants):
+        row = found.rows.get(i)
+        time = found.times.get(i)
+        base = v is found.baseline
+        shown = row and row.low is not None and row.high is not None
+        rows.append(
+            [
+                v.label,
+                str(len(v.seeds)),
+                *score_cells(v, found),
+                number(v.mean("val_bits_per_byte"), ".4f"),
+                "baseline" if base else (percent(row.mean) if row else "-"),
+                f"{percent(row.low)} to {percent(row.high)}" if row and shown else "-",
+                "" if base else ("-" if not shown else "yes" if row and row.real else "noise"),
+                number(v.median("train_seconds"), ",.1f"),
+                "1" if base else (f"{math.exp(time.mean):.2f}" if time else "-"),
+                number(v.median("tokens_per_second"), ",.0f"),
+                number(v.median("attention_ms"), ",.1f"),
+                number(v.median("peak_train_bytes"), ",.1f", 2**-20),
+                number(v.median("params"), ",.0f"),
+                number(v.median("kv_cache_bytes_per_token"), ",.0f"),
+                kernel(v),
+                str(len(v.runs) - len(v.done)) if len(v.runs) > len(v.done) else "",
+            ]
+        )
+    return without_empty(rows)
+
+
+def score_cells(v: "Variant", found: "Study") -> list[str]:
+    """Mean and interval of what quality is measured in."""
+    from compare.statistics import mean_interval
+    from compare.study import BITS
+
+    ruler = found.ruler
+    scores = [s for s in map(ruler.of, v.done) if s is not None] if ruler else []
+    if not scores:
+        return ["-", "-"]
+    digits = 4 if ruler is BITS else 2
+    mean, low, high = mean_interval(scores)
+    if low is None or high is None:
+        return [f"{math.exp(mean):.{digits}f}", "-"]
+    return [
+        f"{math.exp(mean):.{digits}f}",
+        f"{math.exp(low):.{digits}f} to {math.exp(high):.{digits}f}",
+    ]
+
+
+def kernel(v: "Variant") -> str:
+    found = v.first("kernel")
+    return ", ".join(dict.fromkeys(found)) if isinstance(found, list) else str(found or "-")
+
+
+def number(value: float | None, style: str, scale: float = 1.0) -> str:
+    return "-" if value is None else f"{value * scale:{style}}"
+
+
+def percent(difference: float | None) -> str:
+    return "-" if difference is None else f"{math.expm1(difference):+.1%}"
+
+
+def without_empty(rows: list[list[str]]) -> list[list[str]]:
+    """A table without the columns that say nothing in any row."""
+    keep = [
+        i for i in range(len(rows[0])) if any(row[i] not in ("", "-") for row in rows[1:]) or i < 2
+    ]
+    return [[row[i] for i in keep] for row in rows]
+
+
+def stage_table(found: "Study") -> list[list[str]]:
+    """Each stage of runs that have several: training loss at its end, validation, time of a step."""
+    if all(len(run.stages) < 2 for v in found.variants for run in v.runs):
+        return []
+    rows = [
+        [
+            "variant",
+            "stage",
+            "iterations",
+            "context",
+            "training loss",
+            "validation loss",
+            "perplexity",
+            "step ms",
+        ]
+    ]
+    for v in found.variants:
+        deepest = max(len(run.stages) for run in v.runs)
+        for stage in range(deepest):
+            runs = [
+                run.stages[stage]
+                for run in v.runs
+                if len(run.stages) > stage and run.stages[stage].done
+            ]
+            if runs:
+                rows.append([v.label, str(stage + 1), *stage_cells(runs)])
+    return rows
+
+
+def stage_cells(runs: Sequence["Run"]) -> list[str]:
+    def mean(key: str, style: str) -> str:
+        values = [run.get(key) for run in runs if run.get(key) is not None]
+        return f"{sum(values) / len(values):{style}}" if values else "-"
+
+    context = runs[0].config.get("model", {}).get("max_len", "-")
+    cells = [mean("steps", ".0f"), str(context), mean("train_loss", ".4f"), mean("val_loss", ".4f")]
+    return [*cells, mean("val_perplexity", ".2f"), mean("step_ms", ",.1f")]
+
+
+def rate_table(found: "Study") -> list[list[str]]:
+    """Where several learning rates were tried: each variant at the shared rate and at its own best."""
+    from compare.results import Variant
+    from compare.study import score_of
+
+    ruler, shared = found.ruler, found.rate
+    if ruler is None or shared is None:
+        return []
+    tried: dict[str, dict[float, float]] = {}
+    for v in found.variants:
+        rest = Variant({k: w for k, w in v.factors.items() if k != "optim.lr"}).label
+        score = score_of(v, ruler)
+        if score is not None:
+            tried.setdefault(rest, {})[v.factors["optim.lr"]] = math.exp(score)
+    rows = [
+        [
+            "variant",
+            f"at the shared rate {shared:g}",
+            "best rate",
+            "at its best rate",
+            "gained",
+            "remark",
+        ]
+    ]
+    for rest, scores in tried.items():
+        best = min(scores, key=scores.__getitem__)
+        edge = best in (min(scores), max(scores)) and len(scores) > 1
+        at_shared = scores.get(shared)
+        gained = "-" if at_shared is None else f"{scores[best] / at_shared - 1:+.1%}"
+        cells = [rest, number(at_shared, ".2f"), f"{best:g}", f"{scores[best]:.2f}", gained]
+        rows.append([*cells, "the best lies at the edge: try further rates" if edge else ""])
+    return rows
+
+
+def decoding_table(found: "Study") -> list[list[str]]:
+    """What one more token costs at the full context, in each attention layer: the homework's table."""
+    from compare.cost import decoding_of
+
+    if found.figure != "decoding":
+        return []
+    rows = [
+        [
+            "variant",
+            "tokens before",
+            "multiply-adds, no cache",
+            "with cache",
+            "saved",
+            "KV numbers kept",
+        ]
+    ]
+    for v in found.variants:
+        config = v.runs[0].config
+        end, layers = decoding_of(config)[-1], config["model"]["n_layers"]
+        saved = 1 - end.multiply_adds / end.multiply_adds_uncached
+        counts = (end.multiply_adds_uncached, end.multiply_adds)
+        cells = [v.label, f"{end.length:,}", *(f"{count / layers:,.0f}" for count in counts)]
+        rows.append([*cells, f"{saved:.1%}", f"{end.cache_elements / layers:,.0f}"])
+    return rows
+
+
+def samples(found: "Study") -> list[tuple[str, str]]:
+    """What the first finished run of each variant wrote, stage by stage."""
+    from train.progress import printable
+
+    shown = []
+    for v in found.compared:
+        for run in v.runs[:1]:
+            several = len(run.stages) > 1
+            for number, stage in enumerate(run.stages, 1):
+                if stage.sample.strip():
+                    name = f"{v.label}, after stage {number}" if several else v.label
+                    shown.append((name, printable(stage.sample)[:800]))
+    return shown
+
+
+def failures(found: "Study") -> list[list[str]]:
+    """Runs without a result, and why."""
+    rows = [["run", "state", "reason", "last step"]]
+    for run in (run for v in found.variants for run in v.runs if not run.done):
+        state = [str(run.status.get(key) or "-") for key in ("state", "reason", "last_step")]
+        rows.append([run.folder.name, *state])
+    return rows if len(rows) > 1 else []
+
+
+def results_csv(found: "Study") -> str:
+    """One row a run, those of earlier stages included: its state and its whole summary."""
+    runs = [stage for v in found.variants for run in v.runs for stage in run.stages]
+    keys = list(dict.fromkeys(key for run in runs for key in run.summary if key != "parent"))
+    file = io.StringIO()
+    rows = csv.writer(file, lineterminator="\n")
+    rows.writerow(["run", "state", "reason", *keys])
+    for run in dict.fromkeys(runs):
+        values = [run.summary.get(key) for key in keys]
+        cells = [json.dumps(v) if isinstance(v, list) else "" if v is None else v for v in values]
+        rows.writerow(
+            [run.folder.name, run.status.get("state"), run.status.get("reason") or "", *cells]
+        )
+    return file.getvalue()
+
+
+def results_json(found: "Study", parts: dict[str, Any]) -> dict[str, Any]:
+    """All that the report says, for programs."""
+    from dataclasses import asdict
+
+    return {
+        "title": found.title,
+        "metric": found.ruler.key if found.ruler else None,
+        "baseline": found.baseline.label,
+        "shared_rate": found.rate,
+        "verdict": [line.replace("**", "") for line in parts["verdict"]],
+        "warnings": found.warnings,
+        "variants": [
+            {
+                "label": v.label,
+                "factors": v.factors,
+                "seeds": sorted(v.seeds),
+                "runs": [run.folder.name for run in v.runs],
+                "difference": judged(found.rows.get(i)),
+                "time": judged(found.times.get(i)),
+                "means": {key: v.mean(key) for key in MEANS},
+            }
+            for i, v in enumerate(found.variants)
+        ],
+        "comparisons": [
+            asdict(c) | {"quality": judged(c.quality), "time": judged(c.time)}
+            for c in found.comparisons
+        ],
+        "methods": parts["methods"],
+        "failures": parts["failures"][1:],
+    }
+
+
+def judged(difference: Any) -> dict[str, Any] | None:
+    """A difference of logarithms, and whether it is called real."""
+    from dataclasses import asdict
+
+    return None if difference is None else asdict(difference) | {"real": difference.real}
+
+
+MEANS = ("val_perplexity", "val_bits_per_byte", "train_loss", "train_seconds", "step_ms", "tokens_per_second",
+         "attention_ms", "peak_train_bytes", "params", "kv_cache_bytes_per_token", "flops_per_token")  # fmt: skip

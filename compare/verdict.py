@@ -1,0 +1,112 @@
+"""What a study says, in words: the verdict, and how its numbers were made."""
+
+import math
+
+from compare.doubts import one_of, side_by_side
+from compare.results import plain, settings_of
+from compare.statistics import LEVEL, MANY, Difference
+from compare.study import Comparison, Study
+
+
+def sentences(found: Study) -> list[str]:
+    """The verdict: one paragraph for each question that the runs can answer."""
+    said = [verdict_on(c, found) for c in found.comparisons]
+    if found.ruler is None and len(found.variants) > 1:
+        said.insert(0, "Quality is not compared: see the warnings.")
+    return said
+
+
+def verdict_on(c: Comparison, found: Study) -> str:
+    """What one comparison says of quality, time, cache, memory and size."""
+    name = "" if c.factor in ("attn", "pos", "model", "data", "optim") else f"{c.factor}="
+    head = f"**{name}{c.level}** against **{name}{c.base}**"
+    if len(c.partners) > 1:
+        head += f" (over {', '.join(c.partners)})"
+    parts = []
+    if found.ruler and c.quality:
+        parts.append(in_words(c.quality, found.ruler.name, "lower", "raises"))
+    if c.time and comparable_times(found):
+        parts.append(in_words(c.time, "time of a step", "shorter", "lengthens"))
+    for key, what in (("kv_cache_bytes_per_token", "the KV cache"), ("peak_train_bytes", "training memory"),
+                      ("params", "parameters")):  # fmt: skip
+        ratio = c.ratios[key]
+        if ratio is not None and abs(ratio - 1) >= 0.005:
+            parts.append(f"{'saves' if ratio < 1 else 'adds'} {abs(ratio - 1):.0%} of {what}")
+    return f"{head}: {'; '.join(parts)}." if parts else f"{head}: nothing measured."
+
+
+def in_words(d: Difference, what: str, less: str, more: str) -> str:
+    """A difference of logarithms as percent, and whether it is one."""
+    change = percent(d.mean)
+    if d.low is None or d.high is None:
+        return f"{change} {what} with one seed, which tells no difference from noise"
+    seeds = f"{LEVEL:.0%} interval {percent(d.low)} to {percent(d.high)}, {d.n} seeds"
+    if d.real:
+        verb = {"lower": "lowers", "shorter": "shortens"}[less] if d.mean < 0 else more
+        size = f"{abs(math.expm1(d.mean)):.1%}"
+        return f"{verb} {what} by {size} ({seeds})"
+    beside = (
+        "inside the noise" if d.low <= 0 <= d.high else "not settled once all comparisons count"
+    )
+    return f"{what} {beside}: {change} ({seeds}){needed(d)}"
+
+
+def needed(d: Difference) -> str:
+    if d.seeds_needed is None:
+        return ""
+    count = f"more than {MANY}" if d.seeds_needed > MANY else f"about {d.seeds_needed}"
+    return f", {count} seeds would settle it"
+
+
+def percent(difference: float) -> str:
+    """A difference of logarithms as a change: '-4.1 %'."""
+    return f"{math.expm1(difference):+.1%}"
+
+
+def comparable_times(found: Study) -> bool:
+    done = [run for v in found.variants for run in v.done]
+    return one_of(done, "device") and side_by_side(done) == 1
+
+
+def methods(found: Study) -> list[str]:
+    """How the numbers were made, from the records."""
+    done = [run for v in found.variants for run in v.done]
+    if not done:
+        return []
+    first = done[0]
+    same = sorted(
+        key for key, value in settings_of(first).items()
+        if key in HELD and all(plain(settings_of(run).get(key)) == plain(value) for run in done)
+    )  # fmt: skip
+    held = ", ".join(f"{key}={plain(settings_of(first)[key])}" for key in same)
+    environment = first.environment
+    seeds = sorted({run.seed for run in done})
+    said = [
+        f"Held equal: {held}. Seeds {', '.join(map(str, seeds))}: parameters that two variants share start "
+        "equal, and both see the same batches.",
+        f"{first.get('tokens') or 0:,} training tokens a run; text {str(first.get('data_fingerprint'))[:12]}, "
+        f"tokenizer {str(first.get('tokenizer_sha256'))[:12]}. Validation scores "
+        f"{first.get('val_tokens') or 0:,} tokens, each once.",
+        f"{environment.get('cpu') if first.get('device') == 'cpu' else environment.get('gpu')}, "
+        f"{first.get('device')}, {first.get('dtype')}, {first.get('threads')} threads, kernel "
+        f"{plain(first.get('kernel'))}, torch {environment.get('torch')}, commit "
+        f"{str(environment.get('git_commit'))[:12]}.",
+        "Time is that of optimizer steps after warm-up; a step's is the median. Attention time comes from "
+        f"passes of their own. Peak memory: {first.get('peak_method')}.",
+        f"Differences are paired by seed; intervals are Student's t at {LEVEL:.0%}, each for itself. A "
+        "difference is called real if its paired t-test holds at 5 % after Holm's correction over all "
+        f"comparisons of its kind here (quality: {len(found.comparisons)} questions and {len(found.rows)} "
+        "rows; time likewise).",
+    ]
+    for v in found.variants:
+        matched = v.runs[0].config.get("matched")
+        if matched:
+            said.append(
+                f"{v.label}: feed-forward {v.runs[0].config['model']['ff_dim']} wide to match "
+                f"{matched['budget']}; {matched['leftover']:+.2%} left over."
+            )
+    return said
+
+
+HELD = ("model", "data", "optim", "steps", "batch_size", "dtype", "optim.lr", "optim.schedule",
+        "model.dim", "model.n_layers", "model.n_heads", "model.max_len", "model.dropout", "data.tokenizer")  # fmt: skip

@@ -1,0 +1,225 @@
+"""Runs as processes of their own: here, or wherever a Hydra launcher puts them."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+
+from train.config import parse
+from train.progress import say
+from train.record import read_json, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+SWEEP, JOBS = "HEAD_TO_HEAD_SWEEP", "HEAD_TO_HEAD_JOBS"  # what a run is told by its sweep
+
+
+class Stop(Exception):
+    """A signal ended the sweep; its runs have saved."""
+
+
+class Child:
+    """A run in a process of its own, its output in a log file beside the run's folder."""
+
+    def __init__(self, overrides: Sequence[str], jobs: int) -> None:
+        self.folder = next(
+            Path(str(o.value())) for o in parse(list(overrides)) if o.key_or_group == "out"
+        )
+        wait_for(self.folder)
+        self.log = log_of(self.folder)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.before = status_of(self.folder)
+        environment = {**os.environ, SWEEP: str(os.getpid()), JOBS: str(jobs)}
+        if jobs > 1:  # two runs that both want all cores slow each other down many times over
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / "train.py"), *overrides],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,  # a Ctrl-C reaches the sweep, which tells its runs
+            )
+
+    def ended(self) -> bool:
+        """Whether the process is over. If it could not say itself how, its status now does."""
+        if self.process.poll() is None:
+            return False
+        settle(self.folder, self.process.returncode, self.before)
+        return True
+
+
+class Processes(Launcher):
+    """The default launcher: processes on this machine, `jobs` at a time, in order."""
+
+    def __init__(self, jobs: int) -> None:
+        self.jobs = jobs
+        self.between: Callable[[Path], None] = lambda folder: None
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        """`task_function` is what to do after each run, when no other is on the clock if jobs=1."""
+        self.between = task_function
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Run all, each to its end. Raises Stop after a signal, its runs told and waited for."""
+        waiting, running = list(job_overrides), list[Child]()
+        with signals() as caught:
+            while (waiting or running) and not caught:
+                while waiting and len(running) < self.jobs:
+                    running.append(Child(waiting.pop(0), self.jobs))
+                time.sleep(0.1)
+                for child in [child for child in running if child.ended()]:
+                    running.remove(child)
+                    self.between(child.folder)
+            for child in running:
+                child.process.terminate()
+            for child in running:
+                while not child.ended():
+                    if len(caught) > 1:  # asked twice
+                        child.process.kill()
+                    time.sleep(0.1)
+        if caught:
+            raise Stop(caught[0])
+        return []
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """The SIGINTs and SIGTERMs that came meanwhile, instead of what they would do."""
+    caught: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: caught.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def elsewhere(overrides: list[str], folder: Path) -> Launcher:
+    """The launcher that `hydra/launcher=NAME` names, with its own keys; `folder` is for its files.
+
+    Raises ValueError if it is not installed or does not take such keys.
+    """
+    from hydra import initialize_config_dir
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.plugins import Plugins
+    from hydra.errors import HydraException
+    from hydra.types import HydraContext, RunMode
+    from omegaconf.errors import OmegaConfBaseException
+
+    quiet = ["hydra/hydra_logging=none", "hydra/job_logging=none", "hydra.output_subdir=null"]
+    places = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=${hydra.job.num}"]
+    try:
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            loader = GlobalHydra.instance().config_loader()
+            config = loader.load_configuration(
+                "train", [*quiet, *places, *overrides], run_mode=RunMode.MULTIRUN
+            )
+            context = HydraContext(config_loader=loader, callbacks=Callbacks())
+            return Plugins.instance().instantiate_launcher(
+                hydra_context=context, task_function=child_task, config=config
+            )
+    except (HydraException, OmegaConfBaseException, RuntimeError, ImportError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def wait_elsewhere(overrides: list[str], folder: Path, runs: list[list[str]]) -> None:
+    """Hand runs to the launcher that the overrides name; what becomes of each is in its folder."""
+    launcher = elsewhere(overrides, folder)
+    here = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), here]))
+    try:
+        launcher.launch(runs, 0)
+    except Exception as error:  # noqa: BLE001  one lost job must not hide the others
+        say(f"warning: the launcher failed: {type(error).__name__}: {error}")
+
+
+def child_task(config: Any) -> None:
+    """The work of one job under another launcher: a child, waited for. A failure is in its folder."""
+    from hydra.core.hydra_config import HydraConfig
+
+    child = Child(list(HydraConfig.get().overrides.task), jobs=1)
+    while not child.ended():
+        time.sleep(0.5)
+
+
+def log_of(folder: Path) -> Path:
+    """Where a run of a sweep leaves what it says."""
+    return folder.parent / "logs" / f"{folder.name}.log"
+
+
+def status_of(folder: Path) -> dict[str, Any] | None:
+    """A run's status.json; None before there is one."""
+    path = folder / "status.json"
+    return read_json(path) if path.exists() else None
+
+
+def settle(folder: Path, code: int, before: dict[str, Any] | None) -> None:
+    """Write down how a process ended, if it could not do so itself."""
+    now = status_of(folder)
+    told = now is not None and now != before and now["state"] != "running"
+    if told or (code == 0 and now is not None and now["state"] == "done"):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(
+        folder / "status.json",
+        {
+            "state": "failed",
+            "reason": reason(code, log_of(folder)),
+            "last_step": now and now["last_step"],
+        },
+    )
+
+
+def reason(code: int, log: Path) -> str:
+    """Why a process ended, in words, from its exit code and the last it said."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"killed by {name}" + (" (often: out of memory)" if name == "SIGKILL" else "")
+    said = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    errors = [line for line in said if line.startswith("error: ")]
+    if code == 2 and errors:
+        return errors[-1].removeprefix("error: ")
+    return f"exit code {code}" + (f": {said[-1]}" if said else "")
+
+
+def wait_for(folder: Path) -> None:
+    """Wait for a run that another process still has, left over from a sweep that was killed."""
+    lock = FileLock(folder / ".lock")
+    if not (folder / ".lock").exists():
+        return
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"waiting for {folder}: a process of an earlier sweep still has it")
+        lock.acquire()
+    lock.release()
+
+
+def end_with_the_sweep() -> None:
+    """In a run that a sweep started: be told to stop, and save, if the sweep dies (Linux)."""
+    sweep = os.environ.get(SWEEP)
+    if sweep is None or sys.platform != "linux":
+        return
+    pr_set_pdeathsig = 1
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    if os.getppid() != int(sweep):  # it died before that
+        raise KeyboardInterrupt

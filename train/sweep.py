@@ -1,0 +1,301 @@
+"""Many runs that end in one report: which there are, which are still to do, and how they stand."""
+
+import hashlib
+import json
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from train.config import Config, arguments, compose, expand, fits, group_of, parse, quoted
+from train.match import baseline_of, compose_matched, with_baseline
+
+#: Keys about the sweep, or about where things lie: they do not tell one run from another.
+NO_IDENTITY = frozenset(
+    "out name resume plan sweep stages jobs retry baseline report wandb init_from".split()
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The keys of train.yaml that a sweep as a whole follows."""
+
+    jobs: int
+    retry: bool
+
+    def __post_init__(self) -> None:
+        if self.jobs < 1:
+            raise ValueError(f"jobs={self.jobs} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of a sweep."""
+
+    name: str  # of its folder
+    overrides: list[str]
+    config: Config
+    identity: str  # a hash of all that tells it from other runs
+    stage: int  # 1 for the first
+    parent: str | None  # the name of the stage before
+    folder: Path
+
+
+def cells_of(overrides: list[str], *, multirun: bool) -> list[list[str]]:
+    """The overrides of every run that a command line asks for, each once; stages not yet told apart.
+
+    They are the combinations of the values listed, times those of each line of the config's `sweep`
+    key; what the command line itself sets wins over such a line.
+    """
+    cells = []
+    for cell in expand(overrides) if multirun else [overrides]:
+        own = {override.get_key_element().lstrip("+") for override in parse(cell)}
+        named = {"experiment", "sweep"} & own  # nothing else sets it, and composing takes 0.1 s
+        config = compose(cell) if named else {"sweep": None}
+        if config["sweep"] is None:
+            cells.append(cell)
+            continue
+        for line in lines_of(config, "sweep"):
+            wider = expand(shlex.split(line))
+            cells += [[*unless_set(more, own), *cell, "sweep=null"] for more in wider]
+    return with_baseline(list(map(list, dict.fromkeys(map(tuple, cells)))))
+
+
+def lines_of(config: Config, key: str) -> list[str]:
+    """A config's lines of overrides. Raises ValueError for anything else, or none."""
+    lines = config[key]
+    if not fits(lines, list[str]) or not lines:
+        raise ValueError(f"{key}={lines} is not a list of texts, each a line of overrides")
+    return lines
+
+
+def unless_set(overrides: list[str], own: set[str]) -> list[str]:
+    """The overrides whose key, or group, the command line has not set itself."""
+    return [o for o in overrides if not {key := o.partition("=")[0], group_of(key)} & own]
+
+
+def stages_of(cell: list[str], config: Config) -> list[list[str]]:
+    """The runs that one cell stands for: itself, or one for each line of the config's `stages`."""
+    if config["stages"] is None:
+        return [cell]
+    own = {override.get_key_element().lstrip("+") for override in parse(cell)}
+    return [
+        [*unless_set(shlex.split(line), own), *cell, "stages=null"]
+        for line in lines_of(config, "stages")
+    ]
+
+
+def plan_cells(cells: list[list[str]], first: Config, parent: Path) -> list[Cell]:
+    """Every run, checked, with its folder. Raises ValueError if any of them could not be trained.
+
+    A run that an earlier start of this sweep knew keeps its folder, whatever is beside it now.
+    """
+    from train.job import check
+
+    known = {entry["identity"]: entry["name"] for entry in manifest(parent).get("known", [])}
+    taken = set(known.values())
+    planned: list[Cell] = []
+    for name, cell in zip(cell_names(cells), cells, strict=True):
+        before: Cell | None = None
+        stages = stages_of(cell, first)
+        for number, overrides in enumerate(stages, 1):
+            config = check(compose_matched(overrides)).config
+            mine = identity(config, before.identity if before else config["init_from"])
+            if mine not in known:
+                known[mine] = f"{name}_stage-{number}" if len(stages) > 1 else name
+                if known[mine] in taken or (parent / known[mine]).exists():
+                    known[mine] += f"_{mine[:8]}"
+                taken.add(known[mine])
+            if mine in (other.identity for other in planned):
+                before = next(other for other in planned if other.identity == mine)
+                continue
+            before = Cell(
+                name=known[mine],
+                overrides=overrides,
+                config=config,
+                identity=mine,
+                stage=number,
+                parent=before.name if before else None,
+                folder=parent / known[mine],
+            )
+            planned.append(before)
+    return sorted(planned, key=lambda cell: (cell.stage, cell.config["seed"]))  # stable
+
+
+def identity(config: Config, parent: str | None) -> str:
+    """A hash of all that a run's numbers follow from; `parent` says whose weights it starts from."""
+    own = {key: value for key, value in config.items() if key not in NO_IDENTITY}
+    own["data"] = {key: value for key, value in own["data"].items() if key != "cache"}
+    return hashlib.sha256(json.dumps([own, parent], sort_keys=True).encode()).hexdigest()
+
+
+def cell_names(cells: list[list[str]]) -> list[str]:
+    """Folder names that tell what differs between the cells of a sweep: 'attn-gqa_seed-1'."""
+    shared = set.intersection(*map(set, cells))
+    names = []
+    for cell in cells:
+        words = [re.sub(r"[^\w.]+", "-", o) for o in cell if o not in shared]
+        names.append("_".join(words)[:100] or "run")
+    return names
+
+
+def manifest(parent: Path) -> dict[str, Any]:
+    """A sweep's own record, sweep.json; empty before there is one."""
+    from train.record import read_json
+
+    path = parent / "sweep.json"
+    return read_json(path) if path.exists() else {}
+
+
+def sweep(
+    cells: list[list[str]],
+    elsewhere: list[str],
+    *,
+    forecast: Callable[[list[tuple[str, Config]], int], None],
+    report: Callable[[Path], str],
+) -> int:
+    """Train every cell in a process of its own and report on all; 1 if one of them failed.
+
+    All are checked before any starts. Started again in the same folder, it skips what is done, resumes
+    what was interrupted, and retries what failed if `retry`. `elsewhere` are the overrides that name
+    another launcher.
+    """
+    from train.launcher import Stop
+    from train.progress import say
+    from train.record import write_json
+
+    first = compose(cells[0])
+    settings = Settings(**arguments("", {k: first[k] for k in ("jobs", "retry")}, Settings)[0])
+    parent = Path(
+        first["out"] or Path("outputs/sweeps") / (first["name"] or time.strftime("%Y%m%d-%H%M%S"))
+    )
+    planned = plan_cells(cells, first, parent)
+    parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(parent / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"{parent} is in use by another sweep") from error
+    try:
+        entries = [
+            {"name": c.name, "identity": c.identity, "overrides": c.overrides, "stage": c.stage}
+            | {"parent": c.parent, "config": c.config}
+            for c in planned
+        ]
+        now = {entry["identity"] for entry in entries}
+        others = [e for e in manifest(parent).get("known", []) if e["identity"] not in now]
+        content = {
+            "command": sys.argv,
+            "title": first["report"]["title"] or parent.name,
+            "figure": first["report"]["figure"],
+            "baseline": first["baseline"] or baseline_of(cells[0]),
+            "jobs": settings.jobs,
+            "cells": entries,
+            "known": others + [{k: e[k] for k in ("identity", "name")} for e in entries],
+        }
+        write_json(parent / "sweep.json", content)
+        todo = [cell for cell in planned if to_do(cell, settings.retry)]
+        if len(todo) < len(planned):
+            say(f"{len(planned) - len(todo)} of {len(planned)} runs need nothing more")
+        if todo:
+            forecast([(cell.name, cell.config) for cell in todo], settings.jobs)
+            if first["name"] is None and first["out"] is None:
+                say(f"sweep folder: {parent} (name=... chooses one; the same command then resumes)")
+        try:
+            run_all(planned, todo, elsewhere, settings, safely(report))
+        except Stop as stop:
+            say(f"interrupted; the same command with {shown_place(first, parent)} goes on")
+            return 128 + int(stop.args[0])
+        verdict = safely(report)(parent)
+    finally:
+        lock.release()
+    states = [state(cell.folder) for cell in planned]
+    for cell, found in zip(planned, states, strict=True):
+        if found["state"] != "done":
+            say(f"{cell.name}: {found['state']}: {found['reason']}")
+    failed = sum(found["state"] != "done" for found in states)
+    print(verdict)
+    print(f"\nsweep: {parent}  ({len(planned)} runs, {failed} failed)")
+    return 1 if failed else 0
+
+
+def shown_place(first: Config, parent: Path) -> str:
+    return f"name={first['name']}" if first["name"] else f"out={parent}"
+
+
+def to_do(cell: Cell, retry: bool) -> bool:
+    """Whether a run is still to be trained: neither done, nor failed once unless `retry`."""
+    return state(cell.folder)["state"] not in ("done", *(() if retry else ("failed",)))
+
+
+def state(folder: Path) -> dict[str, Any]:
+    """How a run stands: state, reason and last step, from its status.json."""
+    from train.launcher import status_of
+
+    return status_of(folder) or {"state": "waiting", "reason": None, "last_step": None}
+
+
+def run_all(
+    planned: list[Cell],
+    todo: list[Cell],
+    elsewhere: list[str],
+    settings: Settings,
+    report: Callable[[Path], str],
+) -> None:
+    """Run what is to do, stage by stage, seed by seed, and show how all stands."""
+    from train.launcher import Processes, wait_elsewhere
+    from train.progress import say
+    from train.record import write_json
+    from train.watch import Board, Watched
+
+    parent = planned[0].folder.parent
+    if settings.jobs > 1 and todo:
+        say(f"jobs={settings.jobs}: runs share the machine, so their times are not comparable")
+    runs = [Watched(cell.name, cell.folder, cell.config["steps"]) for cell in planned]
+    with Board(runs) as board:
+
+        def ended(folder: Path) -> None:
+            board.ended(folder)
+            report(parent)
+
+        for stage in sorted({cell.stage for cell in todo}):
+            ready = []
+            for cell in (cell for cell in todo if cell.stage == stage):
+                before = parent / cell.parent if cell.parent else None
+                if before and state(before)["state"] != "done":
+                    cell.folder.mkdir(exist_ok=True)
+                    why = {"state": "failed", "reason": f"{cell.parent} did not end well"}
+                    write_json(cell.folder / "status.json", why | {"last_step": None})
+                    continue
+                places = {"out": cell.folder} | ({"init_from": before} if before else {})
+                where = [f"{key}={quoted(str(path))}" for key, path in places.items()]
+                ready.append([*cell.overrides, *where, "resume=true"])
+            if not ready:
+                continue
+            if elsewhere:
+                wait_elsewhere(elsewhere, parent / ".hydra", ready)
+            else:
+                here = Processes(settings.jobs)
+                here.setup(hydra_context=None, task_function=ended, config=None)
+                here.launch(ready, 0)
+
+
+def safely(report: Callable[[Path], str]) -> Callable[[Path], str]:
+    """A report whose own failure is said and ends nothing."""
+
+    def tried(parent: Path) -> str:
+        from train.progress import say
+
+        try:
+            return report(parent)
+        except Exception as error:  # noqa: BLE001  the runs are worth more than their report
+            say(f"warning: no report: {type(error).__name__}: {error}")
+            return ""
+
+    return tried
