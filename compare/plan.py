@@ -90,44 +90,67 @@ def forecast(runs: list[tuple[str, Config]], jobs: int) -> None:
     The time is that of training, of validations at the speed of training's forward pass, and some
     seconds more for each run.
     """
-    from collections import Counter
-
     from compare.cost import cost
-    from compare.probe import step_seconds
     from train import device as devices
     from train.progress import CONSOLE, columns, duration, number, say
 
-    devices.set_up(runs[0][1]["threads"])
-    variants: dict[str, tuple[str, Config]] = {}
-    count = Counter[str]()
+    variants: dict[str, list[tuple[str, Config]]] = {}
     for name, config in runs:
         apart = ("seed", "out", "name", "init_from")
         key = repr({k: v for k, v in config.items() if k not in apart})
-        variants.setdefault(key, (name, config))
-        count[key] += 1
-    rows = [["variant", "runs", "parameters", "step ms", "each"]]
-    total: float | None = 0.0
-    say(f"{len(runs)} runs of {len(variants)} variants; timing a few steps of each")
+        variants.setdefault(key, []).append((name, config))
+    same = list(variants.values())
+    sizes = [corpus_of(config) for (_, config), *_ in same]
+    say(f"{len(runs)} runs of {len(same)} variants; timing a few steps of each")
     with CONSOLE.status("timing"):
-        for key, (name, config) in variants.items():
-            device = devices.pick(config["device"], config["dtype"], config["compile"])
-            vocab_size, tokens = corpus_of(config)
-            counted = cost(config, vocab_size, device)
-            step = step_seconds(config, vocab_size) if config["steps"] else 0.0
-            took = (
-                None
-                if step is None
-                else OVERHEAD + step * (config["steps"] + validations(config, tokens))
-            )
-            total = None if took is None or total is None else total + took * count[key]
-            name = re.sub(r"_?seed-\d+", "", name) or name
-            rows.append([name, f"{count[key]}", f"{counted.params:,}"])
-            rows[-1] += [number(None if step is None else 1e3 * step, ",.1f")]
-            rows[-1] += ["not known" if took is None else duration(took)]
+        steps = probed(
+            [(config, vocab) for ((_, config), *_), (vocab, _) in zip(same, sizes, strict=True)]
+        )
+    rows = [["variant", "runs", "parameters", "step ms", "each"]]
+    total = 0.0
+    for ((name, config), *others), (vocab, tokens), step in zip(same, sizes, steps, strict=True):
+        device = devices.pick(config["device"], config["dtype"], config["compile"])
+        times = config["steps"] + validations(config, tokens)
+        took = OVERHEAD + (0.0 if step is None else step * times)
+        total += took * (1 + len(others))
+        name = re.sub(r"_?seed-\d+", "", name).strip("_") or name
+        cells = [f"{1 + len(others)}", f"{cost(config, vocab, device).params:,}"]
+        cells.append(number(None if step is None else 1e3 * step, ",.1f"))
+        rows.append([name, *cells, "not known" if step is None else duration(took)])
     say(columns(rows))
-    if total is not None:
-        order = "one after the other" if jobs == 1 else f"{jobs} side by side"
-        say(f"{len(runs)} runs {order}: about {duration(total / jobs)}")
+    least = "at least" if None in steps else "about"
+    order = "one after the other" if jobs == 1 else f"{jobs} side by side"
+    say(f"{len(runs)} runs {order}: {least} {duration(total / jobs)}")
+
+
+def probed(models: list[tuple[Config, int]]) -> list[float | None]:
+    """Seconds of a step of each config with its vocabulary; None where it cannot be told.
+
+    In a process apart: what crashes there is for the sweep to find out, not for its plan.
+    """
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    from compare.probe import step_seconds
+    from train import device as devices
+
+    found: list[float | None] = []
+    context = multiprocessing.get_context("spawn")
+    pool = None
+    for config, vocab_size in models:
+        if not config["steps"]:
+            found.append(0.0)
+            continue
+        pool = pool or ProcessPoolExecutor(1, context, devices.set_up, (config["threads"],))
+        try:
+            found.append(pool.submit(step_seconds, config, vocab_size).result())
+        except (Exception, SystemExit):  # noqa: BLE001  a broken pool, or no memory for it
+            found.append(None)
+            pool.shutdown(wait=False, cancel_futures=True)
+            pool = None
+    if pool:
+        pool.shutdown()
+    return found
 
 
 def validations(config: Config, tokens: int) -> float:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class Comparison:
     ratios: dict[str, float | None]  # level / base of what is counted, not measured with noise
 
 
-@dataclass
+@dataclass(frozen=True)
 class Study:
     """All that a report shows, before it is laid out."""
 
@@ -61,7 +61,6 @@ class Study:
     times: dict[int, Difference]
     comparisons: list[Comparison]
     warnings: list[str]
-    folder: Path
 
     @property
     def compared(self) -> list[Variant]:
@@ -77,11 +76,16 @@ def study(folders: Sequence[Path], baseline: str | None = None) -> Study:
 
     Raises ValueError if there are no runs, or no such baseline among them.
     """
-    runs = read(folders)
-    variants, confounded = variants_of(runs)
     path = folders[0] / "sweep.json"
     sweep = read_json(path) if path.exists() else {}
-    base = choose_baseline(variants, baseline or sweep.get("baseline"), must=baseline is not None)
+    found = examine(read(folders), baseline or sweep.get("baseline"), named=baseline is not None)
+    return replace(found, title=sweep.get("title") or folders[0].name, figure=sweep.get("figure"))
+
+
+def examine(runs: Sequence[Run], baseline: str | None = None, *, named: bool = False) -> Study:
+    """Compare runs. A baseline that was `named` must be among them; another gives way to the first."""
+    variants, confounded = variants_of(runs)
+    base = choose_baseline(variants, baseline, must=named)
     done = [run for run in runs if run.done]
     ruler = ruler_of(done)
     rate = shared_rate(variants, ruler)
@@ -93,8 +97,8 @@ def study(folders: Sequence[Path], baseline: str | None = None) -> Study:
     rows = judged({i: [(v, base)] for i, v in others}, ruler.of if ruler else None)
     times = judged({i: [(v, base)] for i, v in others}, log_of("step_ms"))
     return Study(
-        title=sweep.get("title") or folders[0].name,
-        figure=sweep.get("figure"),
+        title="",
+        figure=None,
         variants=variants,
         baseline=base,
         ruler=ruler,
@@ -103,7 +107,6 @@ def study(folders: Sequence[Path], baseline: str | None = None) -> Study:
         times=times,
         comparisons=comparisons_of(compared, base, ruler),
         warnings=list(doubts(runs, variants, confounded)),
-        folder=folders[0],
     )
 
 

@@ -21,6 +21,7 @@ from train.progress import say
 from train.record import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
+STOPPED = (signal.SIGINT, signal.SIGTERM)  # what ends a run that is to go on later
 SWEEP, JOBS = "HEAD_TO_HEAD_SWEEP", "HEAD_TO_HEAD_JOBS"  # what a run is told by its sweep
 
 
@@ -102,7 +103,7 @@ def signals() -> Iterator[list[int]]:
     caught: list[int] = []
     before = {
         number: signal.signal(number, lambda number, frame: caught.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in STOPPED
     }
     try:
         yield caught
@@ -177,11 +178,12 @@ def settle(folder: Path, code: int, before: dict[str, Any] | None) -> None:
     told = now is not None and now != before and now["state"] != "running"
     if told or (code == 0 and now is not None and now["state"] == "done"):
         return
+    state = "interrupted" if -code in STOPPED or code - 128 in STOPPED else "failed"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(
         folder / "status.json",
         {
-            "state": "failed",
+            "state": state,
             "reason": reason(code, log_of(folder)),
             "last_step": now and now["last_step"],
         },

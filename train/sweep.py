@@ -274,8 +274,9 @@ def run_all(
                     write_json(cell.folder / "status.json", why | {"last_step": None})
                     continue
                 places = {"out": cell.folder} | ({"init_from": before} if before else {})
+                kept = [o for o in cell.overrides if o.partition("=")[0] not in (*places, "resume")]
                 where = [f"{key}={quoted(str(path))}" for key, path in places.items()]
-                ready.append([*cell.overrides, *where, "resume=true"])
+                ready.append([*kept, *where, "resume=true"])
             if not ready:
                 continue
             if elsewhere:
