@@ -9,14 +9,13 @@ from concurrent.futures import ProcessPoolExecutor
 from time import perf_counter
 
 import torch
-from rich.progress import track
 
 from compare.battery import PROPERTIES, TINY, VOCAB, Broken, Variant, real_compiler
 from train import device as devices
 from train.build import build_model
 from train.cli import door
 from train.config import choices_of, compose, expand, group_of
-from train.progress import CONSOLE, columns
+from train.progress import columns
 
 USAGE = """\
 Check every attention with every position scheme, on tiny models, on this machine's own device and
@@ -78,13 +77,7 @@ def check_all(variants: list[Variant]) -> Iterator[list[str]]:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, devices.set_up, (1,)) as pool:
         results = pool.map(failures_of, variants)
-        yield from track(
-            results,
-            "checking",
-            len(variants),
-            console=CONSOLE,
-            disable=not CONSOLE.is_terminal,
-        )
+        yield from tracked(results, "checking", len(variants))
 
 
 def failures_of(variant: Variant) -> list[str]:

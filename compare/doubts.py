@@ -14,6 +14,7 @@ def doubts(
 ) -> Iterator[str]:
     """Whatever makes the comparison less than it seems."""
     done = [run for run in runs if run.done]
+    trained = [run for run in done if run.get("steps")]
     if missing := [run for run in runs if not run.done]:
         names = ", ".join(f"{r.folder.name} ({r.status.get('state')})" for r in missing)
         yield f"{len(missing)} of {len(runs)} runs have no result: {names}."
@@ -33,7 +34,7 @@ def doubts(
             yield f"The runs come from different machines or versions ({key}: {', '.join(values)})."
     kernels: dict[str, list[str]] = {}
     for v in variants:
-        if v.done:
+        if v.done and trained:
             kernels.setdefault(plain(v.first("kernel")), []).append(v.label)
     if len(kernels) > 1:
         each = "; ".join(f"{kernel}: {', '.join(names)}" for kernel, names in kernels.items())
@@ -45,7 +46,7 @@ def doubts(
     if (jobs := side_by_side(done)) > 1:
         yield f"Up to {jobs} runs shared the machine: their times say little, and are not compared."
     seeds = [len(v.seeds) for v in variants if v.done]
-    if seeds and min(seeds) < FEW and len(variants) > 1:
+    if trained and min(seeds) < FEW and len(variants) > 1:
         few = "one seed" if min(seeds) == 1 else f"{min(seeds)} seeds"
         yield f"Some variants have {few}: {FEW} at least are needed for an interval worth having."
     yield from twins(done)

@@ -241,7 +241,7 @@ def heads(name: str, found: Study, styles: dict[int, Style]) -> Figure | None:
     """Attention time, memory and cache by KV heads."""
     lines: dict[tuple[str, ...], list[Variant]] = {}
     for v in found.compared:
-        if isinstance(v.first("n_kv_heads"), int):
+        if isinstance(v.first("n_kv_heads"), int) and v.median("attention_ms") is not None:
             lines.setdefault(tuple(map(plain, without_heads(v).values())), []).append(v)
     lines = {k: sorted(vs, key=lambda v: v.first("n_kv_heads")) for k, vs in lines.items()}
     lines = {k: vs for k, vs in lines.items() if len({v.first("n_kv_heads") for v in vs}) > 1}
@@ -261,18 +261,32 @@ def heads(name: str, found: Study, styles: dict[int, Style]) -> Figure | None:
                       marker=MARKERS[i % len(MARKERS)], color=COLOURS[i % len(COLOURS)])  # fmt: skip
         axes.set_xticks(sorted({v.first("n_kv_heads") for vs in lines.values() for v in vs}))
         axes.set(xlabel="KV heads", ylabel=what)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     if len(lines) > 1:
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     caption = (
         "Attention time an iteration (forward and backward, projections included), the peak of training memory, "
-        "and the KV cache. Training memory hardly depends on KV heads: attention keeps its weights for every "
-        "query head, and the fewer keys and values are a small part beside them. An older edition of the course "
-        "asked for that reading alone, which hides what fewer KV heads are for: the cache, which shrinks in "
-        "proportion."
+        f"and the KV cache. {what_memory_hides(lines)}"
     )
     return Figure(name, caption, svg(figure, name))
+
+
+def what_memory_hides(lines: dict[tuple[str, ...], list[Variant]]) -> str:
+    """What the fewest KV heads save of training memory and of the cache, in the first line."""
+    few, *_, many = next(iter(lines.values()))
+    memory, cache = (
+        None if not (a := few.median(key)) or not (b := many.median(key)) else 1 - a / b
+        for key in ("peak_train_bytes", "kv_cache_bytes_per_token")
+    )
+    if memory is None or cache is None:
+        return ""
+    return (
+        f"From {many.first('n_kv_heads')} KV heads to {few.first('n_kv_heads')}, training memory falls by "
+        f"{memory:.0%} and the cache by {cache:.0%}: in training, attention keeps its weights for every query "
+        "head, whatever the KV heads. The reading that older editions of the course asked for, attention "
+        "memory by KV heads, is flat for that reason, and hides what fewer KV heads are for: the cache."
+    )
 
 
 def without_heads(v: Variant) -> dict[str, Any]:

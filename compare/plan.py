@@ -1,5 +1,6 @@
 """What runs would cost, before anything is trained: python train.py plan=true ..."""
 
+import os
 import re
 
 from train.config import Config
@@ -10,19 +11,17 @@ def plan(runs: list[tuple[str, Config]]) -> int:
 
     Runs that differ in their seed alone are counted and probed once.
     """
-    from rich.progress import track
-
     from compare.probe import BUDGET
     from train import device as devices
     from train.job import check
-    from train.progress import CONSOLE, columns, duration, say
+    from train.progress import columns, duration, say, tracked
 
     runs = [(name, check(config).config) for name, config in runs]
     devices.set_up(runs[0][1]["threads"])
     known: dict[str, tuple[list[str], list[str], float | None]] = {}
     training, decoding, seconds = [], [], []
     say(f"counting {len(runs)} runs; a probe of {BUDGET:g} seconds for each that differs")
-    for name, config in track(runs, "plan", console=CONSOLE, disable=not CONSOLE.is_terminal):
+    for name, config in tracked(runs, "plan"):
         same = {key: value for key, value in config.items() if key not in ("seed", "out", "name")}
         if (key := repr(same)) not in known:
             known[key] = rows_of(config)
@@ -92,7 +91,7 @@ def forecast(runs: list[tuple[str, Config]], jobs: int) -> None:
     """
     from compare.cost import cost
     from train import device as devices
-    from train.progress import CONSOLE, columns, duration, number, say
+    from train.progress import columns, duration, number, say
 
     variants: dict[str, list[tuple[str, Config]]] = {}
     for name, config in runs:
@@ -102,10 +101,8 @@ def forecast(runs: list[tuple[str, Config]], jobs: int) -> None:
     same = list(variants.values())
     sizes = [corpus_of(config) for (_, config), *_ in same]
     say(f"{len(runs)} runs of {len(same)} variants; timing a few steps of each")
-    with CONSOLE.status("timing"):
-        steps = probed(
-            [(config, vocab) for ((_, config), *_), (vocab, _) in zip(same, sizes, strict=True)]
-        )
+    models = [(config, vocab) for ((_, config), *_), (vocab, _) in zip(same, sizes, strict=True)]
+    steps = probed(models)
     rows = [["variant", "runs", "parameters", "step ms", "each"]]
     total = 0.0
     for ((name, config), *others), (vocab, tokens), step in zip(same, sizes, steps, strict=True):
@@ -131,17 +128,17 @@ def probed(models: list[tuple[Config, int]]) -> list[float | None]:
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 
-    from compare.probe import step_seconds
-    from train import device as devices
+    from compare.probe import begin, step_seconds
+    from train.progress import tracked
 
     found: list[float | None] = []
     context = multiprocessing.get_context("spawn")
     pool = None
-    for config, vocab_size in models:
+    for config, vocab_size in tracked(models, "timing"):
         if not config["steps"]:
             found.append(0.0)
             continue
-        pool = pool or ProcessPoolExecutor(1, context, devices.set_up, (config["threads"],))
+        pool = pool or ProcessPoolExecutor(1, context, begin, (config["threads"], os.getpid()))
         try:
             found.append(pool.submit(step_seconds, config, vocab_size).result())
         except (Exception, SystemExit):  # noqa: BLE001  a broken pool, or no memory for it

@@ -9,13 +9,21 @@ from typing import Any, cast
 import torch
 
 from data.batches import Batches
+from train import device as devices
 from train.build import build_model, build_optimizer, init_model
 from train.config import Config
 from train.job import Job, Plan, check
+from train.launcher import end_with
 from train.trainer import Trainer
 
 BUDGET = 2.0  # seconds
 ENOUGH = 25  # steps
+
+
+def begin(threads: int | None, parent: int) -> None:
+    """Set up a process for probing that ends with its parent."""
+    end_with(parent)
+    devices.set_up(threads)
 
 
 def bare_job(config: Config, vocab_size: int) -> Job:

@@ -26,6 +26,11 @@ Examples
 """
 
 
+#: The columns of the table that a terminal has room for.
+SHORT = ("variant", "seeds", "perplexity", "bits per byte", "training perplexity", "against baseline",
+         "real?", "training s", "step x", "peak MiB", "KV bytes/token", "failed")  # fmt: skip
+
+
 def main(arguments: list[str]) -> int:
     """`python report.py`."""
     if {"-h", "--help"} & set(arguments) or not arguments:
@@ -92,7 +97,9 @@ def write(folders: Sequence[Path], baseline: str | None = None) -> str:
     write_json(into / "results.json", results_json(found, parts))
     said = [line.replace("**", "") for line in parts["verdict"]]
     said += [f"warning: {line}" for line in found.warnings]
-    return "\n".join([columns(parts["table"]), "", *said, "", f"report: {into / 'report.html'}"])
+    shown = [parts["table"][0].index(name) for name in SHORT if name in parts["table"][0]]
+    brief = columns([[row[i] for i in shown] for row in parts["table"]])
+    return "\n".join([brief, "", *said, "", f"report: {into / 'report.html'}"])
 
 
 def bold(text: str) -> Any:
@@ -143,7 +150,7 @@ def table(found: "Study") -> list[list[str]]:
                 f"{percent(row.low)} to {percent(row.high)}" if row and shown else "-",
                 "" if base else ("-" if not shown else "yes" if row and row.real else "noise"),
                 number(v.median("train_seconds"), ",.1f"),
-                "1" if base else (f"{math.exp(time.mean):.2f}" if time else "-"),
+                "baseline" if base else (f"{math.exp(time.mean):.2f}" if time else "-"),
                 number(v.median("tokens_per_second"), ",.0f"),
                 number(v.median("attention_ms"), ",.1f"),
                 number(v.median("peak_train_bytes"), ",.1f", 2**-20),
@@ -188,10 +195,13 @@ def percent(difference: float | None) -> str:
     return "-" if difference is None else f"{math.expm1(difference):+.1%}"
 
 
+NOTHING = ("", "-", "baseline")
+
+
 def without_empty(rows: list[list[str]]) -> list[list[str]]:
     """A table without the columns that say nothing in any row."""
     keep = [
-        i for i in range(len(rows[0])) if any(row[i] not in ("", "-") for row in rows[1:]) or i < 2
+        i for i in range(len(rows[0])) if any(row[i] not in NOTHING for row in rows[1:]) or i < 2
     ]
     return [[row[i] for i in keep] for row in rows]
 

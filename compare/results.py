@@ -127,7 +127,9 @@ def read(folders: Sequence[Path]) -> list[Run]:
     by_folder = {run.folder.resolve(): run for run in runs}
     for run, (_, _, parent) in zip(runs, cells, strict=True):
         before = parent or run.config.get("init_from")
-        run.parent = by_folder.get(Path(before).resolve()) if before else None
+        if before:  # a folder that was moved as a whole keeps its stages side by side
+            beside = run.folder.resolve().parent / Path(before).name
+            run.parent = by_folder.get(Path(before).resolve(), by_folder.get(beside))
     continued = {id(run.parent) for run in runs}
     return [run for run in runs if id(run) not in continued]
 

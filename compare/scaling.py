@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from rich.progress import track
 
 from compare.speed import alternate
 from train import device as devices
@@ -15,7 +14,7 @@ from train.cli import door
 from train.config import compose, group_of
 from train.device import Device
 from train.meter import allocation_peak
-from train.progress import CONSOLE, columns
+from train.progress import columns, tracked
 
 USAGE = """\
 Forward and backward of one attention layer, batch 1, at growing lengths: a sliding window next to
@@ -49,7 +48,7 @@ def main(overrides: list[str]) -> int:
     peaks: dict[str, list[float]] = {name: [] for name in contenders}
     kernels: dict[str, list[str]] = {name: [] for name in contenders}
     devices.set_up(compose(both)["threads"])
-    for length in track(LENGTHS, "timing", console=CONSOLE, disable=not CONSOLE.is_terminal):
+    for length in tracked(LENGTHS, "timing"):
         passes = {name: layer_pass(choice, length) for name, choice in contenders.items()}
         device = passes["full"][1]
         times = alternate({name: work for name, (work, *_) in passes.items()}, device, ROUNDS)

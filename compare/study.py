@@ -118,7 +118,7 @@ def choose_baseline(variants: list[Variant], text: str | None, *, must: bool) ->
         raise ValueError(
             f"baseline={text}: no such variant here; there are {', '.join(v.label for v in variants)}"
         )
-    return (found or variants)[0]
+    return (found or [v for v in variants if v.done] or variants)[0]
 
 
 def ruler_of(done: Sequence[Run]) -> Ruler | None:

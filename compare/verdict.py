@@ -2,8 +2,9 @@
 
 import math
 
+from compare.cost import decoding_of
 from compare.doubts import one_of, side_by_side
-from compare.results import plain, settings_of
+from compare.results import Run, Variant, plain, settings_of
 from compare.statistics import LEVEL, MANY, Difference
 from compare.study import Comparison, Study
 
@@ -11,9 +12,37 @@ from compare.study import Comparison, Study
 def sentences(found: Study) -> list[str]:
     """The verdict: one paragraph for each question that the runs can answer."""
     said = [verdict_on(c, found) for c in found.comparisons]
-    if found.ruler is None and len(found.variants) > 1:
+    if found.figure == "decoding":
+        said = [on_the_cache(v) for v in found.variants] + said
+    trained = [run for v in found.variants for run in v.done if run.get("steps")]
+    if trained and found.ruler is None and len(found.variants) > 1:
         said.insert(0, "Quality is not compared: see the warnings.")
+    if trained and said:
+        said.append(limits(found, trained[0]))
     return said
+
+
+def on_the_cache(v: Variant) -> str:
+    """What the cache saves one variant while generating."""
+    end = decoding_of(v.runs[0].config)[-1]
+    saved = 1 - end.multiply_adds / end.multiply_adds_uncached
+    return (
+        f"**{v.label}** generates with a KV cache: after {end.length:,} tokens one more takes "
+        f"{end.multiply_adds:,.0f} multiply-adds in attention, {saved:.1%} fewer than the "
+        f"{end.multiply_adds_uncached:,.0f} without it, for {end.cache_elements:,} numbers kept."
+    )
+
+
+def limits(found: Study, run: Run) -> str:
+    """How far the verdict reaches."""
+    settings = settings_of(run)
+    rate = found.rate or settings.get("optim.lr")
+    return (
+        f"What this cannot tell: other sizes than model={settings.get('model')} "
+        f"({(run.get('params_non_embedding') or 0) / 1e6:.2g}M parameters beside embeddings), longer training "
+        f"than {(run.get('tokens') or 0) / 1e6:.2g}M tokens, other text, or what a learning rate of its own "
+        f"instead of {plain(rate)} would give each (experiment=lr asks that)."
+    )
 
 
 def verdict_on(c: Comparison, found: Study) -> str:
@@ -94,9 +123,9 @@ def methods(found: Study) -> list[str]:
         "Time is that of optimizer steps after warm-up; a step's is the median. Attention time comes from "
         f"passes of their own. Peak memory: {first.get('peak_method')}.",
         f"Differences are paired by seed; intervals are Student's t at {LEVEL:.0%}, each for itself. A "
-        "difference is called real if its paired t-test holds at 5 % after Holm's correction over all "
-        f"comparisons of its kind here (quality: {len(found.comparisons)} questions and {len(found.rows)} "
-        "rows; time likewise).",
+        "difference is called real if its paired t-test holds at 5 % after Holm's correction, over the "
+        f"questions of the verdict (here {len(found.comparisons)}) and over the rows of the table "
+        f"({len(found.rows)}), each for quality and for time.",
     ]
     for v in found.variants:
         matched = v.runs[0].config.get("matched")

@@ -15,7 +15,7 @@ COMMANDS = sorted(
     {
         line.split("#")[0].strip().replace(".venv/bin/", "").replace("uv run --no-sync ", "python ")
         for line in README.splitlines()
-        if re.match(r"(\.venv/bin/|uv run --no-sync )?(python )?(train|eval|sample)\.py|python \w+\.py|"
+        if re.match(r"(\.venv/bin/|uv run --no-sync )?(python )?(train|eval|sample|report)\.py|python \w+\.py|"
                     r"\.venv/bin/python \w+\.py", line)
     }
 )  # fmt: skip
@@ -29,13 +29,20 @@ def test_every_command_is_one_that_works(command: str) -> None:
     if door == "train.py":
         for cell in expand([o for o in overrides if o != "-m"]):
             compose(cell)
+    elif door == "report.py":
+        assert overrides
     else:
         assert compose_door(overrides, door.removesuffix(".py"), "") is not None
 
 
 def test_the_commands_were_found() -> None:
     assert len(COMMANDS) >= 10
-    assert {command.split()[1] for command in COMMANDS} == {"train.py", "eval.py", "sample.py"}
+    assert {command.split()[1] for command in COMMANDS} == {
+        "train.py",
+        "eval.py",
+        "sample.py",
+        "report.py",
+    }
 
 
 def test_every_choice_is_named() -> None:

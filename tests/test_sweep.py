@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -102,9 +101,7 @@ def results(folder: Path) -> list[dict[str, str]]:
 def test_failed_runs_are_rows_and_the_rest_goes_on(
     project: Path, tiny: list[str], tmp_path: Path
 ) -> None:
-    """Eight runs, four of which die in four ways; then killed at random moments and started again."""
-    ask = ["-m", *tiny, "steps=40", "save_every=10", "pos=crash,rope",
-           "pos.how=none", "seed=0"]  # fmt: skip
+    """Eight runs, four of which die in four ways; then killed at a random moment and started again."""
     lines = "['pos=crash pos.how=none,memory,segfault,kill,nan seed=0','pos=rope seed=0,1,2']"
     ask = [*tiny, "steps=40", "save_every=10", f"sweep={lines}"]
     code, out, errors = finish(start(project, *ask, f"out={tmp_path}/whole"))
@@ -124,11 +121,10 @@ def test_failed_runs_are_rows_and_the_rest_goes_on(
     page = (tmp_path / "whole/report.html").read_text()
     assert "killed by SIGSEGV" in page
     draw = random.Random(time.time_ns())
-    for number in (signal.SIGKILL, signal.SIGTERM):
-        process = start(project, *ask, f"out={tmp_path}/parts")
-        time.sleep(draw.uniform(8, 25))
-        process.send_signal(number)
-        finish(process)
+    process = start(project, *ask, f"out={tmp_path}/parts")
+    time.sleep(draw.uniform(5, 25))
+    process.kill()
+    finish(process)
     code, out, errors = finish(start(project, *ask, f"out={tmp_path}/parts"))
     assert code == 1, errors
     assert results(tmp_path / "parts") == rows
@@ -290,6 +286,3 @@ def test_a_launcher_is_named_or_refused(project: Path, tiny: list[str], tmp_path
     code, out, errors = finish(start(project, *ask, "hydra/launcher=basic"))
     assert code == 0, errors
     assert "2 runs, 0 failed" in out
-
-
-Make = Callable[..., Config]

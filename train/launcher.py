@@ -216,12 +216,17 @@ def wait_for(folder: Path) -> None:
 
 
 def end_with_the_sweep() -> None:
-    """In a run that a sweep started: be told to stop, and save, if the sweep dies (Linux)."""
-    sweep = os.environ.get(SWEEP)
-    if sweep is None or sys.platform != "linux":
+    """In a run that a sweep started: be told to stop, and save, if the sweep dies."""
+    if SWEEP in os.environ:
+        end_with(int(os.environ[SWEEP]))
+
+
+def end_with(parent: int) -> None:
+    """Have this process sent a SIGTERM when its parent dies, however that happens (Linux)."""
+    if sys.platform != "linux":
         return
     pr_set_pdeathsig = 1
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-    if os.getppid() != int(sweep):  # it died before that
+    if os.getppid() != parent:  # it died before that
         raise KeyboardInterrupt

@@ -1,17 +1,37 @@
 """What a person sees of a run: a live bar on a terminal, few lines in a log file, a table at the end."""
 
-from collections.abc import Mapping
-from typing import Any, Self
+from collections.abc import Iterable, Mapping
+from typing import Any, Self, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    track,
+)
 
+T = TypeVar("T")
 CONSOLE = Console(stderr=True, highlight=False)
 
 
 def say(line: str) -> None:
     """A line for people, on stderr; above the bar if there is one."""
     CONSOLE.print(line, markup=False, soft_wrap=True)
+
+
+def tracked(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
+    """The items, with a bar on a terminal; redrawn once a second, so as not to disturb timings."""
+    return track(
+        items,
+        what,
+        total=total,
+        console=CONSOLE,
+        disable=not CONSOLE.is_terminal,
+        refresh_per_second=1,
+    )
 
 
 class Bar:

@@ -11,7 +11,7 @@ from typing import Any, Self
 from rich.live import Live
 from rich.table import Table
 
-from train.launcher import status_of
+from train.launcher import log_of, status_of
 from train.progress import CONSOLE, duration, number, say
 from train.record import read_json
 
@@ -22,6 +22,9 @@ MARKS = {
     "interrupted": "yellow",
     "waiting": "dim",
 }
+
+
+ACTIVE = ("starting", "running")
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Board:
         """The runs that fit on the screen: first those that are running, then the latest others."""
         found = [(run, glance(run)) for run in self.runs]
         room = max(4, CONSOLE.height - 6)
-        active = next((i for i, (_, f) in enumerate(found) if f["state"] == "running"), 0)
+        active = next((i for i, (_, f) in enumerate(found) if f["state"] in ACTIVE), 0)
         start = max(0, min(active - room // 2, len(found) - room))
         table = Table(box=None, pad_edge=False, header_style="dim")
         for column in ("run", "state", "step", "loss", "perplexity", "left"):
@@ -108,7 +111,9 @@ class Board:
 
 def glance(run: Watched) -> dict[str, Any]:
     """How a run stands: state, reason, step, last training loss, perplexity, seconds left."""
-    status = status_of(run.folder) or {"state": "waiting", "reason": None}
+    started = log_of(run.folder).exists()
+    waiting = {"state": "starting" if started else "waiting", "reason": None}
+    status = status_of(run.folder) or waiting
     found = {"state": status["state"], "reason": status["reason"]}
     found |= {"step": None, "loss": None, "perplexity": None, "left": None}
     for record in tail(run.folder / "metrics.jsonl"):
