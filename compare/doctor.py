@@ -15,7 +15,7 @@ from train import device as devices
 from train.build import build_model
 from train.cli import door
 from train.config import choices_of, compose, expand, group_of
-from train.progress import columns
+from train.progress import columns, tracked
 
 USAGE = """\
 Check every attention with every position scheme, on tiny models, on this machine's own device and

@@ -43,8 +43,10 @@ def doubts(
         yield "The runs were trained on different numbers of tokens: unequal budgets."
     if confounded:
         yield f"{', '.join(confounded)} differ along with the variants: their effects cannot be told apart."
-    if (jobs := side_by_side(done)) > 1:
-        yield f"Up to {jobs} runs shared the machine: their times say little, and are not compared."
+    if max(beside := side_by_side(done), default=1) > 1:
+        yield f"Up to {max(beside)} runs shared the machine: their times say little, and are not compared."
+    elif 0 in beside:
+        yield "A launcher placed the runs: whether any shared a machine is not known; times are not compared."
     seeds = [len(v.seeds) for v in variants if v.done]
     if trained and min(seeds) < FEW and len(variants) > 1:
         few = "one seed" if min(seeds) == 1 else f"{min(seeds)} seeds"
@@ -66,8 +68,9 @@ def twins(done: Sequence[Run]) -> Iterator[str]:
                 yield f"{names} have bit-identical losses: a switch did nothing, or both are one thing."
 
 
-def side_by_side(done: Sequence[Run]) -> int:
-    return max((run.environment.get("side_by_side", 1) for run in done), default=1)
+def side_by_side(done: Sequence[Run]) -> set[int]:
+    """How many runs of their sweep were on a machine at once; 0 where another launcher placed them."""
+    return {run.environment.get("side_by_side", 1) for run in done}
 
 
 def one_of(done: Sequence[Run], key: str) -> bool:

@@ -286,3 +286,4 @@ def test_a_launcher_is_named_or_refused(project: Path, tiny: list[str], tmp_path
     code, out, errors = finish(start(project, *ask, "hydra/launcher=basic"))
     assert code == 0, errors
     assert "2 runs, 0 failed" in out
+    assert "whether any shared a machine is not known" in out

@@ -114,7 +114,9 @@ def describe(device: Device) -> Mapping[str, object]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if device.name == "cuda" else None,
         "threads": torch.get_num_threads(),
-        "side_by_side": int(os.environ.get("HEAD_TO_HEAD_JOBS", "1")),  # runs on the machine
+        "side_by_side": int(
+            os.environ.get("HEAD_TO_HEAD_JOBS", "1")
+        ),  # runs of a sweep; 0: not known
         "command": sys.argv,
     }
 

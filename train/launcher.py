@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,12 +17,13 @@ from filelock import FileLock, Timeout
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 
-from train.config import parse
+from train.config import parse, quoted
 from train.progress import say
 from train.record import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 STOPPED = (signal.SIGINT, signal.SIGTERM)  # what ends a run that is to go on later
+CHILD = "child"  # the key that hands a run's overrides, as one text, to another launcher's job
 SWEEP, JOBS = "HEAD_TO_HEAD_SWEEP", "HEAD_TO_HEAD_JOBS"  # what a run is told by its sweep
 
 
@@ -30,7 +32,10 @@ class Stop(Exception):
 
 
 class Child:
-    """A run in a process of its own, its output in a log file beside the run's folder."""
+    """A run in a process of its own, its output in a log file beside the run's folder.
+
+    `jobs` is how many of them share this machine; 0 if that is not known.
+    """
 
     def __init__(self, overrides: Sequence[str], jobs: int) -> None:
         self.folder = next(
@@ -147,16 +152,17 @@ def wait_elsewhere(overrides: list[str], folder: Path, runs: list[list[str]]) ->
     here = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), here]))
     try:
-        launcher.launch(runs, 0)
+        launcher.launch([[f"+{CHILD}={quoted(shlex.join(run))}"] for run in runs], 0)
     except Exception as error:  # noqa: BLE001  one lost job must not hide the others
-        say(f"warning: the launcher failed: {type(error).__name__}: {error}")
+        why = " ".join(str(error).split())[:200]
+        say(
+            f"warning: the launcher failed: {type(error).__name__}: {why}; its logs are in {folder}"
+        )
 
 
 def child_task(config: Any) -> None:
     """The work of one job under another launcher: a child, waited for. A failure is in its folder."""
-    from hydra.core.hydra_config import HydraConfig
-
-    child = Child(list(HydraConfig.get().overrides.task), jobs=1)
+    child = Child(shlex.split(config[CHILD]), jobs=0)
     while not child.ended():
         time.sleep(0.5)
 
