@@ -12,8 +12,9 @@ from compare.results import Curve, Variant, plain
 from compare.statistics import LEVEL
 from compare.study import Study, score_of
 
+GREY = "#888888"
 #: Okabe and Ito's colours that stand out on white and on black, then a grey and a violet.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888", "#8E6BBF")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GREY, "#8E6BBF")
 LINES = ("-", "--", ":", "-.")
 MARKERS = "osD^vPX*"
 INK = "#010203"  # replaced by the colour of the text around
@@ -111,6 +112,9 @@ def curves(
         if len(reduced) > 1:
             low, high = [min(x) for x in losses], [max(x) for x in losses]
             axes.fill_between(steps, low, high, color=style.colour, alpha=0.15, linewidth=0)
+    origins = {run.stages[0].origin_loss for v, _ in shown for run in v.runs} - {None}
+    for loss in origins if split == "val" else ():
+        axes.axhline(loss, color=INK, linewidth=0.8, linestyle=":")
     for step in switches:
         axes.axvline(step, color=INK, linewidth=0.8, alpha=0.5)
     every = [
@@ -127,8 +131,11 @@ def curves(
     legend(axes, len(shown))
     band = " Bands span the seeds." if any(len(h) > 1 for _, h in shown) else ""
     between = " The vertical line is where the next stage starts." if switches else ""
+    before = (
+        " The dotted line is the run that gave the weights." if origins and split == "val" else ""
+    )
     means = " Each point is the mean of its steps." if split == "train" else ""
-    return Figure(name, f"{what.capitalize()}.{means}{band}{between}", svg(figure, name))
+    return Figure(name, f"{what.capitalize()}.{means}{band}{between}{before}", svg(figure, name))
 
 
 def stage_ends(found: Study) -> list[int]:
@@ -257,8 +264,9 @@ def heads(name: str, found: Study, styles: dict[int, Style]) -> Figure | None:
                 (v.first("n_kv_heads"), y) for v in variants if (y := v.median(key)) is not None
             ]
             label = Variant(without_heads(variants[0])).label
+            hues = {styles[id(v)].colour for v in variants}
             axes.plot([x for x, _ in there], [scale * y for _, y in there], label=label,
-                      marker=MARKERS[i % len(MARKERS)], color=COLOURS[i % len(COLOURS)])  # fmt: skip
+                      marker=MARKERS[i % len(MARKERS)], color=hues.pop() if len(hues) == 1 else GREY)  # fmt: skip
         axes.set_xticks(sorted({v.first("n_kv_heads") for vs in lines.values() for v in vs}))
         axes.set(xlabel="KV heads", ylabel=what)
         axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
@@ -336,9 +344,9 @@ def rates(name: str, found: Study, styles: dict[int, Style]) -> Figure | None:
         return None
     figure, axes = canvas(1, height=3.8)
     for i, (rest, points) in enumerate(lines.items()):
-        x, y, _ = zip(*sorted(points, key=lambda p: p[0]), strict=True)
+        x, y, tried = zip(*sorted(points, key=lambda p: p[0]), strict=True)
         axes.plot(
-            x, y, marker=MARKERS[i % len(MARKERS)], color=COLOURS[i % len(COLOURS)], label=rest
+            x, y, marker=MARKERS[i % len(MARKERS)], color=styles[id(tried[0])].colour, label=rest
         )
     axes.set_xscale("log")
     ticks = sorted({x for points in lines.values() for x, *_ in points})

@@ -72,6 +72,7 @@ def write(folders: Sequence[Path], baseline: str | None = None) -> str:
         "warnings": found.warnings,
         "table": table(found),
         "stages": stage_table(found),
+        "starts": start_table(found),
         "rates": rate_table(found),
         "decoding": decoding_table(found),
         "methods": methods(found),
@@ -243,6 +244,21 @@ def stage_cells(runs: Sequence["Run"]) -> list[str]:
     context = runs[0].config.get("model", {}).get("max_len", "-")
     cells = [mean("steps", ".0f"), str(context), mean("train_loss", ".4f"), mean("val_loss", ".4f")]
     return [*cells, mean("val_perplexity", ".2f"), mean("step_ms", ",.1f")]
+
+
+def start_table(found: "Study") -> list[list[str]]:
+    """Runs that began with another's weights: validation loss there, at their start and at their end."""
+    rows = [["variant", "loss of the given run", "at the start", "at the end", "steps"]]
+    for v in found.variants:
+        origins = [
+            run.origin_loss for run in v.done if run.get("start_val_loss") and not run.parent
+        ]
+        if origins and origins[0] is not None:
+            losses = (origins[0], v.mean("start_val_loss"), v.mean("val_loss"))
+            rows.append(
+                [v.label, *(number(x, ".4f") for x in losses), number(v.mean("steps"), ".0f")]
+            )
+    return rows if len(rows) > 1 else []
 
 
 def rate_table(found: "Study") -> list[list[str]]:

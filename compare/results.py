@@ -33,6 +33,7 @@ class Run:
     val: Curve
     sample: str
     parent: "Run | None" = None  # the stage before, if it is among the runs read
+    origin_loss: float | None = None  # the validation loss of the run that gave the weights
 
     @property
     def done(self) -> bool:
@@ -158,19 +159,27 @@ def open_run(folder: Path, asked: Config) -> Run:
     def read_or(name: str, other: dict[str, Any]) -> dict[str, Any]:
         return read_json(folder / name) if (folder / name).exists() else other
 
+    config = read_or("config.json", asked)
     lines = list(records(folder / "metrics.jsonl"))
     text = folder / "sample.txt"
     summary = read_or("summary.json", {})
     return Run(
         folder=folder,
-        config=read_or("config.json", asked),
+        config=config,
         summary=summary,
         status=read_or("status.json", {"state": "done" if summary else "waiting", "reason": None}),
         environment=read_or("environment.json", {}),
         train=[(line["step"], line["loss"]) for line in lines if line["split"] == "train"],
         val=[(line["step"], line["loss"]) for line in lines if line["split"] == "val"],
         sample=text.read_text(encoding="utf-8") if text.exists() else "",
+        origin_loss=loss_of(config.get("init_from")),
     )
+
+
+def loss_of(origin: str | None) -> float | None:
+    """The validation loss that a run ended with, if it is still there."""
+    path = Path(origin) / "summary.json" if origin else None
+    return read_json(path).get("val_loss") if path and path.exists() else None
 
 
 def settings_of(run: Run) -> dict[str, Any]:

@@ -127,6 +127,12 @@ def begin(record: Record, job: Job, environment: dict[str, object]) -> None:
         f"{len(job.corpus.train):,} training tokens, on {job.device.name} in {job.device.dtype_name} "
         f"with {environment['threads']} threads"
     )
+    if matched := job.plan.config.get("matched"):
+        say(
+            f"match={matched['budget']}: model.ff_dim={job.plan.config['model']['ff_dim']} reaches "
+            f"{matched['reached']:,.0f} of {matched['target']:,.0f} ({matched['leftover']:+.2%}), "
+            "embeddings of tokens left out"
+        )
     if "order" in job.plan.config["attn"]:
         say(f"layers: {', '.join(type(m).__name__ for m in model.mechanisms)}")
 

@@ -84,39 +84,6 @@ def table(summary: Mapping[str, Any]) -> str:
     return "\n".join(f"  {label:<{width}}  {value}" for label, value in rows)
 
 
-def side_by_side(rows: list[tuple[str, Mapping[str, Any] | None]]) -> str:
-    """Runs of a sweep, one a line; those without a summary are shown as such."""
-    width = max(len(name) for name, _ in rows)
-    head = f"{'run':<{width}}  perplexity  bits/byte   seconds  tokens/s    peak MiB  KV bytes"
-    lines = [head]
-    for name, summary in rows:
-        if summary is None:
-            lines.append(f"{name:<{width}}  no result")
-            continue
-        cells = [
-            f"{number(summary['val_perplexity'], '.3f'):>10}",
-            f"{number(summary['val_bits_per_byte'], '.4f'):>9}",
-            f"{number(summary['train_seconds'], '.1f'):>8}",
-            f"{number(summary['tokens_per_second'], ',.0f'):>8}",
-            f"{size(summary['peak_train_bytes']).removesuffix(' MiB'):>10}",
-            f"{number(summary['kv_cache_bytes_per_token'], ','):>8}",
-        ]
-        lines.append(f"{name:<{width}}  " + "  ".join(cells))
-    return "\n".join(lines)
-
-
-def by_step(rows: list[tuple[str, Mapping[int, float]]]) -> str:
-    """A loss of several runs at the steps they share, one run a line, nine steps at most."""
-    width = max(len(name) for name, _ in rows)
-    steps = sorted({step for _, losses in rows for step in losses})
-    shown = sorted({steps[round(i * (len(steps) - 1) / 8)] for i in range(9)}) if steps else []
-    lines = [f"{'step':<{width}}  " + "  ".join(f"{step:>7}" for step in shown)]
-    for name, losses in rows:
-        cells = [f"{losses[step]:7.4f}" if step in losses else " " * 7 for step in shown]
-        lines.append(f"{name:<{width}}  " + "  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
 def columns(rows: list[list[str]]) -> str:
     """Rows as a table: the first column to the left, all others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
