@@ -18,6 +18,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GRE
 LINES = ("-", "--", ":", "-.")
 MARKERS = "osD^vPX*"
 INK = "#010203"  # replaced by the colour of the text around
+ALONE = "svg{color:#1b1d21}@media(prefers-color-scheme:dark){svg{color:#e7e9ec}}"
 INKED = "text.color axes.labelcolor axes.edgecolor xtick.color ytick.color grid.color".split()
 SETTINGS: dict[Any, Any] = {
     **dict.fromkeys(INKED, INK),
@@ -36,7 +37,13 @@ class Figure:
 
     name: str  # of its file
     caption: str
-    svg: str
+    svg: str  # an element for a page, in the colour of its text
+
+    @property
+    def file(self) -> str:
+        """The picture by itself, dark on white and light on black."""
+        head, rest = self.svg.split(">", 1)
+        return f"{head}>\n<style>{ALONE}</style>{rest}\n"
 
 
 @dataclass(frozen=True)
@@ -266,7 +273,7 @@ def heads(name: str, found: Study, styles: dict[int, Style]) -> Figure | None:
             label = Variant(without_heads(variants[0])).label
             hues = {styles[id(v)].colour for v in variants}
             axes.plot([x for x, _ in there], [scale * y for _, y in there], label=label,
-                      marker=MARKERS[i % len(MARKERS)], color=hues.pop() if len(hues) == 1 else GREY)  # fmt: skip
+                      marker=MARKERS[i % len(MARKERS)], linestyle=LINES[i % len(LINES)], color=hues.pop() if len(hues) == 1 else GREY)  # fmt: skip
         axes.set_xticks(sorted({v.first("n_kv_heads") for vs in lines.values() for v in vs}))
         axes.set(xlabel="KV heads", ylabel=what)
         axes.set_ylim(0, 1.1 * axes.get_ylim()[1])

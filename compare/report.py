@@ -83,7 +83,7 @@ def write(folders: Sequence[Path], baseline: str | None = None) -> str:
     into = folders[0]
     (into / "figures").mkdir(exist_ok=True)
     for figure in drawn:
-        replace(into / "figures" / f"{figure.name}.svg", figure.svg + "\n")
+        replace(into / "figures" / f"{figure.name}.svg", figure.file)
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "pages"),
         undefined=StrictUndefined,

@@ -36,11 +36,12 @@ def on_the_cache(v: Variant) -> str:
 def limits(found: Study, run: Run) -> str:
     """How far the verdict reaches."""
     settings = settings_of(run)
+    tokens = sum(stage.get("tokens") or 0 for stage in run.stages)
     rate = found.rate or settings.get("optim.lr")
     return (
         f"What this cannot tell: other sizes than model={settings.get('model')} "
         f"({(run.get('params_non_embedding') or 0) / 1e6:.2g}M parameters beside embeddings), longer training "
-        f"than {(run.get('tokens') or 0) / 1e6:.2g}M tokens, other text, or what a learning rate of its own "
+        f"than {tokens / 1e6:.2g}M tokens, other text, or what a learning rate of its own "
         f"instead of {plain(rate)} would give each (experiment=lr asks that)."
     )
 

@@ -5,6 +5,7 @@ import json
 import math
 import random
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,9 @@ def test_a_factor_is_compared_over_its_partners_within_each_seed(write: Write) -
     assert pos.quality.mean == pytest.approx(0.5 + 0.01)
     assert attn.quality.n == 3
     assert attn.ratios["kv_cache_bytes_per_token"] == pytest.approx(1 / 6)
+    shutil.rmtree(folder.parent / "mqanone2")
+    (attn, pos) = study([folder.parent], "attn=mha pos=rope").comparisons
+    assert (attn.quality.n, pos.quality.n) == (2, 2)  # a seed counts if every pair has it
 
 
 def test_perplexity_is_not_compared_across_corpora_or_tokenizers(write: Write) -> None:

@@ -98,6 +98,11 @@ def results(folder: Path) -> list[dict[str, str]]:
         ]
 
 
+def losses(run: Path) -> list[float]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if line["split"] == "train"]
+
+
 def test_failed_runs_are_rows_and_the_rest_goes_on(
     project: Path, tiny: list[str], tmp_path: Path
 ) -> None:
@@ -166,6 +171,9 @@ def test_stages_go_on_from_each_other(project: Path, tiny: list[str], tmp_path: 
         parent = json.loads((second / "summary.json").read_text())["parent"]
         assert Path(parent["run"]) == first.resolve()
         assert json.loads((second / "config.json").read_text())["model"]["max_len"] == 16
+    by_hand = [*tiny, "steps=6", "attn=mqa", f"init_from={first}", f"out={tmp_path}/hand"]
+    assert finish(start(project, *by_hand))[0] == 0
+    assert losses(tmp_path / "hand") == losses(second) != losses(first)
     assert len(results(tmp_path / "sweep")) == 4
     page = (tmp_path / "sweep/report.md").read_text()
     assert "| mha | 2 | 6 | 16 |" in page

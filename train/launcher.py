@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class Child:
         wait_for(self.folder)
         self.log = log_of(self.folder)
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        self.before = status_of(self.folder)
+        self.before = stamp_of(self.folder)
         environment = {**os.environ, SWEEP: str(os.getpid()), JOBS: str(jobs)}
         if jobs > 1:  # two runs that both want all cores slow each other down many times over
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
@@ -117,8 +118,8 @@ def signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def elsewhere(overrides: list[str], folder: Path) -> Launcher:
-    """The launcher that `hydra/launcher=NAME` names, with its own keys; `folder` is for its files.
+def elsewhere(overrides: list[str], folder: Path) -> Callable[[list[list[str]]], None]:
+    """What hands runs to the launcher that `hydra/launcher=NAME` names; `folder` is for its files.
 
     Raises ValueError if it is not installed or does not take such keys.
     """
@@ -139,25 +140,23 @@ def elsewhere(overrides: list[str], folder: Path) -> Launcher:
                 "train", [*quiet, *places, *overrides], run_mode=RunMode.MULTIRUN
             )
             context = HydraContext(config_loader=loader, callbacks=Callbacks())
-            return Plugins.instance().instantiate_launcher(
+            launcher = Plugins.instance().instantiate_launcher(
                 hydra_context=context, task_function=child_task, config=config
             )
     except (HydraException, OmegaConfBaseException, RuntimeError, ImportError) as error:
         raise ValueError(" ".join(str(error).split())) from error
+    return partial(launch_elsewhere, launcher, folder)
 
 
-def wait_elsewhere(overrides: list[str], folder: Path, runs: list[list[str]]) -> None:
-    """Hand runs to the launcher that the overrides name; what becomes of each is in its folder."""
-    launcher = elsewhere(overrides, folder)
+def launch_elsewhere(launcher: Launcher, logs: Path, runs: list[list[str]]) -> None:
+    """Hand runs to another launcher and wait; what becomes of each is in its folder."""
     here = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), here]))
     try:
         launcher.launch([[f"+{CHILD}={quoted(shlex.join(run))}"] for run in runs], 0)
     except Exception as error:  # noqa: BLE001  one lost job must not hide the others
         why = " ".join(str(error).split())[:200]
-        say(
-            f"warning: the launcher failed: {type(error).__name__}: {why}; its logs are in {folder}"
-        )
+        say(f"warning: the launcher failed: {type(error).__name__}: {why}; its logs are in {logs}")
 
 
 def child_task(config: Any) -> None:
@@ -178,10 +177,16 @@ def status_of(folder: Path) -> dict[str, Any] | None:
     return read_json(path) if path.exists() else None
 
 
-def settle(folder: Path, code: int, before: dict[str, Any] | None) -> None:
-    """Write down how a process ended, if it could not do so itself."""
+def stamp_of(folder: Path) -> int | None:
+    """When a run last wrote its status; None before it did."""
+    path = folder / "status.json"
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def settle(folder: Path, code: int, before: int | None) -> None:
+    """Write down how a process ended, unless it has done so itself since the stamp `before`."""
     now = status_of(folder)
-    told = now is not None and now != before and now["state"] != "running"
+    told = now is not None and stamp_of(folder) != before and now["state"] != "running"
     if told or (code == 0 and now is not None and now["state"] == "done"):
         return
     state = "interrupted" if -code in STOPPED or code - 128 in STOPPED else "failed"

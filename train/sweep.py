@@ -155,7 +155,7 @@ def manifest(parent: Path) -> dict[str, Any]:
 
 def sweep(
     cells: list[list[str]],
-    elsewhere: list[str],
+    launcher: list[str],
     *,
     forecast: Callable[[list[tuple[str, Config]], int], None],
     report: Callable[[Path], str],
@@ -163,19 +163,18 @@ def sweep(
     """Train every cell in a process of its own and report on all; 1 if one of them failed.
 
     All are checked before any starts. Started again in the same folder, it skips what is done, resumes
-    what was interrupted, and retries what failed if `retry`. `elsewhere` are the overrides that name
-    another launcher.
+    what was interrupted, and retries what failed if `retry`. `launcher` are the overrides that name
+    another one than processes here.
     """
-    from train.launcher import Stop
+    from train.launcher import Stop, elsewhere
     from train.progress import say
-    from train.record import write_json
 
     first = compose(cells[0])
     settings = Settings(**arguments("", {k: first[k] for k in ("jobs", "retry")}, Settings)[0])
-    parent = Path(
-        first["out"] or Path("outputs/sweeps") / (first["name"] or time.strftime("%Y%m%d-%H%M%S"))
-    )
+    name = first["name"] or time.strftime("%Y%m%d-%H%M%S")
+    parent = Path(str(first["out"] or Path("outputs/sweeps") / str(name)))
     planned = plan_cells(cells, first, parent)
+    there = elsewhere(launcher, parent / ".hydra") if launcher else None
     parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(parent / ".lock")
     try:
@@ -183,50 +182,48 @@ def sweep(
     except Timeout as error:
         raise ValueError(f"{parent} is in use by another sweep") from error
     try:
-        entries = [
-            {"name": c.name, "identity": c.identity, "overrides": c.overrides, "stage": c.stage}
-            | {"parent": c.parent, "config": c.config}
-            for c in planned
-        ]
-        now = {entry["identity"] for entry in entries}
-        others = [e for e in manifest(parent).get("known", []) if e["identity"] not in now]
-        content = {
-            "command": sys.argv,
-            "title": first["report"]["title"] or parent.name,
-            "figure": first["report"]["figure"],
-            "baseline": first["baseline"] or baseline_of(cells[0]),
-            "jobs": settings.jobs,
-            "cells": entries,
-            "known": others + [{k: e[k] for k in ("identity", "name")} for e in entries],
-        }
-        write_json(parent / "sweep.json", content)
+        write_manifest(parent, planned, first, first["baseline"] or baseline_of(cells[0]))
         todo = [cell for cell in planned if to_do(cell, settings.retry)]
         if len(todo) < len(planned):
             say(f"{len(planned) - len(todo)} of {len(planned)} runs need nothing more")
         if todo:
             forecast([(cell.name, cell.config) for cell in todo], settings.jobs)
-            if first["name"] is None and first["out"] is None:
-                say(f"sweep folder: {parent} (name=... chooses one; the same command then resumes)")
-        try:
-            run_all(planned, todo, elsewhere, settings, safely(report))
-        except Stop as stop:
-            say(f"interrupted; the same command with {shown_place(first, parent)} goes on")
-            return 128 + int(stop.args[0])
+        run_all(planned, todo, there, settings, safely(report))
         verdict = safely(report)(parent)
+    except Stop as stop:
+        place = f"name={first['name']}" if first["name"] else f"out={parent}"
+        say(f"interrupted; the same command with {place} goes on")
+        return 128 + int(stop.args[0])
     finally:
         lock.release()
-    states = [state(cell.folder) for cell in planned]
-    for cell, found in zip(planned, states, strict=True):
+    failed = 0
+    for cell in planned:
+        found = state(cell.folder)
         if found["state"] != "done":
+            failed += 1
             say(f"{cell.name}: {found['state']}: {found['reason']}")
-    failed = sum(found["state"] != "done" for found in states)
     print(verdict)
     print(f"\nsweep: {parent}  ({len(planned)} runs, {failed} failed)")
     return 1 if failed else 0
 
 
-def shown_place(first: Config, parent: Path) -> str:
-    return f"name={first['name']}" if first["name"] else f"out={parent}"
+def write_manifest(parent: Path, planned: list[Cell], first: Config, baseline: str) -> None:
+    """Write sweep.json: what was asked for last, and every run that the folder has ever known."""
+    from train.record import write_json
+
+    told = ("name", "identity", "overrides", "stage", "parent", "config")
+    cells = [{key: getattr(cell, key) for key in told} for cell in planned]
+    now = {cell.identity for cell in planned}
+    others = [e for e in manifest(parent).get("known", []) if e["identity"] not in now]
+    content = {
+        "command": sys.argv,
+        "title": first["report"]["title"] or parent.name,
+        "figure": first["report"]["figure"],
+        "baseline": baseline,
+        "cells": cells,
+        "known": others + [{"identity": cell.identity, "name": cell.name} for cell in planned],
+    }
+    write_json(parent / "sweep.json", content)
 
 
 def to_do(cell: Cell, retry: bool) -> bool:
@@ -244,12 +241,12 @@ def state(folder: Path) -> dict[str, Any]:
 def run_all(
     planned: list[Cell],
     todo: list[Cell],
-    elsewhere: list[str],
+    there: Callable[[list[list[str]]], None] | None,
     settings: Settings,
     report: Callable[[Path], str],
 ) -> None:
     """Run what is to do, stage by stage, seed by seed, and show how all stands."""
-    from train.launcher import Processes, wait_elsewhere
+    from train.launcher import Processes
     from train.progress import say
     from train.record import write_json
     from train.watch import Board, Watched
@@ -270,7 +267,7 @@ def run_all(
                 before = parent / cell.parent if cell.parent else None
                 if before and state(before)["state"] != "done":
                     cell.folder.mkdir(exist_ok=True)
-                    why = {"state": "failed", "reason": f"{cell.parent} did not end well"}
+                    why = {"state": "waiting", "reason": f"{cell.parent} did not end well"}
                     write_json(cell.folder / "status.json", why | {"last_step": None})
                     continue
                 places = {"out": cell.folder} | ({"init_from": before} if before else {})
@@ -279,8 +276,8 @@ def run_all(
                 ready.append([*kept, *where, "resume=true"])
             if not ready:
                 continue
-            if elsewhere:
-                wait_elsewhere(elsewhere, parent / ".hydra", ready)
+            if there:
+                there(ready)
             else:
                 here = Processes(settings.jobs)
                 here.setup(hydra_context=None, task_function=ended, config=None)
