@@ -89,10 +89,10 @@ def examine(runs: Sequence[Run], baseline: str | None = None, *, named: bool = F
     done = [run for run in runs if run.done]
     ruler = ruler_of(done)
     rate = shared_rate(variants, ruler)
-    if rate is not None and base.factors.get("optim.lr") != rate:
-        base = next(two for one, two in pairs(variants, "optim.lr", base.factors["optim.lr"], rate)
-                    if one is base)  # fmt: skip
     compared = at_rate(variants, rate)
+    if base not in compared:
+        at_shared = pairs(variants, "optim.lr", base.factors["optim.lr"], rate)
+        base = next((two for one, two in at_shared if one is base), compared[0])
     others = [(variants.index(v), v) for v in compared if v is not base]
     rows = judged({i: [(v, base)] for i, v in others}, ruler.of if ruler else None)
     times = judged({i: [(v, base)] for i, v in others}, log_of("step_ms"))
@@ -136,9 +136,13 @@ def at_rate(variants: Sequence[Variant], rate: float | None) -> list[Variant]:
 
 
 def shared_rate(variants: Sequence[Variant], ruler: Ruler | None) -> float | None:
-    """Of several learning rates the one that is best on average over variants; None if one was tried."""
+    """Of several learning rates the one that is best on average over variants.
+
+    None if one was tried, or if nothing else differs: then the rate is what is compared.
+    """
     rates = list(dict.fromkeys(v.factors.get("optim.lr") for v in variants))
-    if len(rates) < 2 or ruler is None:
+    alone = all(v.factors.keys() <= {"optim.lr"} for v in variants)
+    if len(rates) < 2 or alone or ruler is None:
         return None
     means = {rate: [score_of(v, ruler) for v in at_rate(variants, rate)] for rate in rates}
     whole = {r: [m for m in found if m is not None] for r, found in means.items()}

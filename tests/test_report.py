@@ -267,6 +267,13 @@ def test_learning_rates_are_compared_at_a_shared_one_and_at_each_ones_best(write
     assert f"| mqa | {math.exp(2.9):.2f} | 0.001 | {math.exp(2.8):.2f} |" in page
 
 
+def test_a_sweep_of_the_learning_rate_alone_compares_rates(write: Write) -> None:
+    write("a", 3.0, "optim.lr=1e-3")
+    found = study([write("b", 2.5, "optim.lr=3e-3").parent])
+    assert found.rate is None
+    assert [(c.factor, c.level) for c in found.comparisons] == [("optim.lr", "0.003")]
+
+
 def test_the_page_stands_alone_and_runs_nothing(write: Write) -> None:
     folder = grid(write, {"learned": 0.0, "rope": -0.1, "none": 0.2}, [0.0, 0.3, -0.2])
     (folder / "rope0/sample.txt").write_text("<script>alert(1)</script> \x1b[31m ```")
