@@ -2,11 +2,11 @@
 
 import hashlib
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 
 from compare.results import Run, Variant, plain, settings_of
-
-FEW = 3  # seeds below which an interval says little
+from compare.statistics import FEW
 
 
 def doubts(
@@ -15,9 +15,11 @@ def doubts(
     """Whatever makes the comparison less than it seems."""
     done = [run for run in runs if run.done]
     trained = [run for run in done if run.get("steps")]
-    if missing := [run for run in runs if not run.done]:
-        names = ", ".join(f"{r.folder.name} ({r.status.get('state')})" for r in missing)
+    if missing := [run for run in runs if run.over and not run.done]:
+        names = ", ".join(f"{r.folder.name} ({r.status.get('reason')})" for r in missing)
         yield f"{len(missing)} of {len(runs)} runs have no result: {names}."
+    if to_come := sum(not run.over for run in runs):
+        yield f"{to_come} of {len(runs)} runs are still to come."
     if len({run.get("data_fingerprint") for run in done}) > 1:
         yield "The runs have different corpora: neither perplexity nor bits per byte compare across them."
     elif len({run.get("tokenizer_sha256") for run in done}) > 1:
@@ -28,18 +30,18 @@ def doubts(
         values = sorted({plain(run.get(key)) for run in done})
         if len(values) > 1:
             yield f"{key} differs ({', '.join(values)}): times and memory do not compare."
-    for key in ("cpu", "gpu", "torch", "platform"):
+    for key in ("cpu", "gpu", "torch", "platform", "git_commit"):
         values = sorted({str(run.environment.get(key)) for run in done if run.environment})
         if len(values) > 1:
             yield f"The runs come from different machines or versions ({key}: {', '.join(values)})."
-    kernels: dict[str, list[str]] = {}
+    kernels: dict[str, dict[str, None]] = {}
     for v in variants:
-        if v.done and trained:
-            kernels.setdefault(plain(v.first("kernel")), []).append(v.label)
+        for run in v.done if trained else ():
+            kernels.setdefault(plain(run.get("kernel")), {})[v.label] = None
     if len(kernels) > 1:
         each = "; ".join(f"{kernel}: {', '.join(names)}" for kernel, names in kernels.items())
         yield f"Different attention kernels, so times compare kernels too ({each})."
-    if len({plain(run.get("tokens")) for run in done}) > 1:
+    if len({sum(stage.get("tokens") or 0 for stage in run.stages) for run in done}) > 1:
         yield "The runs were trained on different numbers of tokens: unequal budgets."
     if confounded:
         yield f"{', '.join(confounded)} differ along with the variants: their effects cannot be told apart."
@@ -47,6 +49,10 @@ def doubts(
         yield f"Up to {max(beside)} runs shared the machine: their times say little, and are not compared."
     elif 0 in beside:
         yield "A launcher placed the runs: whether any shared a machine is not known; times are not compared."
+    if odd := [r.folder.name for r in trained if not finite(r.get("val_loss"))]:
+        yield f"{', '.join(odd)} ended with a loss that is not finite, and count nowhere."
+    if doubles := [v.label for v in variants if sum(run.done for run in v.runs) > len(v.seeds)]:
+        yield f"{', '.join(doubles)}: more than one run with the same seed; the last of them counts."
     seeds = [len(v.seeds) for v in variants if v.done]
     if trained and min(seeds) < FEW and len(variants) > 1:
         few = "one seed" if min(seeds) == 1 else f"{min(seeds)} seeds"
@@ -66,6 +72,10 @@ def twins(done: Sequence[Run]) -> Iterator[str]:
             if settings_of(one) != settings_of(two) or one.seed != two.seed:
                 names = f"{one.folder.name} and {two.folder.name}"
                 yield f"{names} have bit-identical losses: a switch did nothing, or both are one thing."
+
+
+def finite(loss: float | None) -> bool:
+    return loss is None or math.isfinite(loss)
 
 
 def side_by_side(done: Sequence[Run]) -> set[int]:

@@ -1,5 +1,6 @@
 """The figures of a report: matplotlib SVG that reads on white and on black, one colour per variant."""
 
+import contextlib
 import io
 import math
 import re
@@ -62,30 +63,42 @@ def figures(found: Study) -> list[Figure]:
     styles = styles_of(found)
     with matplotlib.rc_context(SETTINGS):
         drawn = [figure for name, draw in FIGURES.items() if (figure := draw(name, found, styles))]
-    return sorted(drawn, key=lambda figure: figure.name != found.figure)
+    drawn.sort(key=lambda figure: figure.name != found.figure)
+    asked = re.match(r"(question)s? (\d+)", found.title, re.IGNORECASE)
+    if drawn and asked and drawn[0].name == found.figure:  # it answers one: it is called by it
+        named = f"{found.title}. {drawn[0].caption}"
+        drawn[0] = Figure(f"question-{asked[2]}", named, drawn[0].svg)
+    return drawn
 
 
 def styles_of(found: Study) -> dict[int, Style]:
-    """A style for each variant: the colour tells one factor, line and marker tell the others."""
+    """A style for each variant: its own colour; of more variants than colours, the colour tells the
+    factor with most levels, line and marker tell the others."""
     levels = {
         factor: list(dict.fromkeys(plain(v.factors.get(factor)) for v in found.variants))
         for factor in dict.fromkeys(key for v in found.variants for key in v.factors)
     }
-    several = [factor for factor, values in levels.items() if len(values) > 1]
-    by_colour = "pos" if "pos" in several and len(several) > 1 else next(iter(several), None)
-    rest = [factor for factor in several if factor != by_colour]
-    combinations = list(
-        dict.fromkeys(tuple(plain(v.factors.get(f)) for f in rest) for v in found.variants)
-    )
+    if len(found.variants) <= len(COLOURS) or not levels:
+        return {
+            id(v): Style(COLOURS[i % len(COLOURS)], "-", MARKERS[i % len(MARKERS)])
+            for i, v in enumerate(found.variants)
+        }
+    most = max(map(len, levels.values()))
+    by_colour = next(f for f in ("pos", *levels) if len(levels.get(f, ())) == most)
+    combinations = list(dict.fromkeys(rest_of(v, by_colour) for v in found.variants))
     styles = {}
     for v in found.variants:
-        hue = levels[by_colour].index(plain(v.factors.get(by_colour))) if by_colour else 0
-        form = combinations.index(tuple(plain(v.factors.get(f)) for f in rest))
-        form += hue // len(COLOURS)
+        hue = levels[by_colour].index(plain(v.factors.get(by_colour)))
+        form = combinations.index(rest_of(v, by_colour)) + hue // len(COLOURS) * len(combinations)
         styles[id(v)] = Style(
             COLOURS[hue % len(COLOURS)], LINES[form % len(LINES)], MARKERS[form % len(MARKERS)]
         )
     return styles
+
+
+def rest_of(v: Variant, factor: str) -> tuple[str, ...]:
+    """The levels of a variant's other factors."""
+    return tuple(plain(level) for key, level in v.factors.items() if key != factor)
 
 
 def training(name: str, found: Study, styles: dict[int, Style]) -> Figure | None:
@@ -101,16 +114,19 @@ def validation(name: str, found: Study, styles: dict[int, Style]) -> Figure | No
 def curves(
     name: str, found: Study, styles: dict[int, Style], split: str, what: str
 ) -> Figure | None:
-    shown = [(v, [run.history(split) for run in v.runs if run.train]) for v in found.compared]
-    shown = [(v, histories) for v, histories in shown if any(len(h) > 1 for h in histories)]
+    shown = [
+        (v, [h for run in v.done or v.runs if len(h := run.history(split)) > 1])
+        for v in found.compared
+    ]
+    shown = [(v, histories) for v, histories in shown if histories]
     if not shown:
         return None
     switches = stage_ends(found)
     figure, axes = canvas(1, height=4.2)
     for v, histories in shown:
-        reduced = [smooth(h, switches) if split == "train" else h for h in histories]
-        steps = sorted(set.intersection(*({s for s, _ in h} for h in reduced)))
-        losses = [[dict(h)[s] for h in reduced] for s in steps]
+        reduced = [dict(smooth(h, switches)) if split == "train" else dict(h) for h in histories]
+        steps = sorted({step for h in reduced for step in h})
+        losses = [[h[step] for h in reduced if step in h] for step in steps]
         style = styles[id(v)]
         middle = [statistics.fmean(values) for values in losses]
         marker = style.marker if split == "val" else ""
@@ -119,21 +135,20 @@ def curves(
         if len(reduced) > 1:
             low, high = [min(x) for x in losses], [max(x) for x in losses]
             axes.fill_between(steps, low, high, color=style.colour, alpha=0.15, linewidth=0)
-    origins = {run.stages[0].origin_loss for v, _ in shown for run in v.runs} - {None}
+    given = (run.stages[0].origin_loss for v, _ in shown for run in v.runs)
+    origins = {loss for loss in given if loss is not None}
     for loss in origins if split == "val" else ():
         axes.axhline(loss, color=INK, linewidth=0.8, linestyle=":")
     for step in switches:
         axes.axvline(step, color=INK, linewidth=0.8, alpha=0.5)
+    late = 0.02 if split == "train" else -1.0  # the first steps would flatten all that follows
     every = [
-        loss
-        for v, histories in shown
-        for h in histories
-        for step, loss in h
-        if step > h[-1][0] * 0.02
+        x for _, histories in shown for h in histories for step, x in h if step > h[-1][0] * late
     ]
-    axes.set_ylim(
-        min(every) - 0.02 * min(every), quantile(every, 0.98 if switches else 0.97) * 1.02
-    )
+    bottom, top = min(every), quantile(every, 0.98) if split == "train" else max(every)
+    if split == "val":
+        bottom, top = min([bottom, *origins]), max([top, *origins])
+    axes.set_ylim(bottom - 0.02 * abs(bottom), top + 0.02 * abs(top))
     axes.set(xlabel="iterations", ylabel=what)
     legend(axes, len(shown))
     band = " Bands span the seeds." if any(len(h) > 1 for _, h in shown) else ""
@@ -179,7 +194,7 @@ def quality(name: str, found: Study, styles: dict[int, Style]) -> Figure | None:
     if ruler is None:
         return None
     axes_of = [
-        ("train_seconds", 1.0, "training time, s"),
+        *([("train_seconds", 1.0, "training time, s")] if found.times_compare else []),
         ("peak_train_bytes", 2**-20, "peak training memory, MiB"),
         ("kv_cache_bytes_per_token", 1.0, "KV cache, bytes a token"),
     ]
@@ -191,7 +206,7 @@ def quality(name: str, found: Study, styles: dict[int, Style]) -> Figure | None:
     }  # fmt: skip
     if all(len(p) < 2 for p in points.values()):
         return None
-    figure, panels = canvas(3, height=3.6)
+    figure, panels = canvas(len(axes_of), height=3.6)
     for axes, (key, _, what) in zip(panels, axes_of, strict=True):
         for v, x, y in points[key]:
             spread = [math.exp(s) for s in map(ruler.of, v.done) if s is not None]
@@ -199,7 +214,11 @@ def quality(name: str, found: Study, styles: dict[int, Style]) -> Figure | None:
             axes.plot([x], [y], styles[id(v)].marker, color=styles[id(v)].colour, label=v.label)
         front = pareto([(x, y) for _, x, y in points[key]])
         axes.plot(
-            *zip(*front, strict=True), color=INK, linewidth=0.8, alpha=0.5, drawstyle="steps-post"
+            *zip(*front or [(math.nan, math.nan)], strict=True),
+            color=INK,
+            linewidth=0.8,
+            alpha=0.5,
+            drawstyle="steps-post",
         )
         axes.set(xlabel=what)
     panels[0].set(ylabel=ruler.name)
@@ -207,7 +226,7 @@ def quality(name: str, found: Study, styles: dict[int, Style]) -> Figure | None:
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     caption = (
         f"{ruler.name.capitalize()} against what it costs; lower and further left is better. The grey steps are "
-        "the Pareto front: no other variant is better in both. Points are means over seeds, bars their range."
+        "the Pareto front: no other variant is better in both. Points are means over seeds in quality and medians in cost, bars their range."
     )
     return Figure(name, caption, svg(figure, name))
 
@@ -256,7 +275,9 @@ def heads(name: str, found: Study, styles: dict[int, Style]) -> Figure | None:
     lines: dict[tuple[str, ...], list[Variant]] = {}
     for v in found.compared:
         if isinstance(v.first("n_kv_heads"), int) and v.median("attention_ms") is not None:
-            lines.setdefault(tuple(map(plain, without_heads(v).values())), []).append(v)
+            mechanism = str(v.runs[0].config.get("attn", {}).get("_target_", "")).rpartition(".")[0]
+            rest = map(plain, without_heads(v).values())
+            lines.setdefault((mechanism, *rest), []).append(v)
     lines = {k: sorted(vs, key=lambda v: v.first("n_kv_heads")) for k, vs in lines.items()}
     lines = {k: vs for k, vs in lines.items() if len({v.first("n_kv_heads") for v in vs}) > 1}
     if not lines:
@@ -296,12 +317,18 @@ def what_memory_hides(lines: dict[tuple[str, ...], list[Variant]]) -> str:
     )
     if memory is None or cache is None:
         return ""
-    return (
-        f"From {many.first('n_kv_heads')} KV heads to {few.first('n_kv_heads')}, training memory falls by "
-        f"{memory:.0%} and the cache by {cache:.0%}: in training, attention keeps its weights for every query "
-        "head, whatever the KV heads. The reading that older editions of the course asked for, attention "
-        "memory by KV heads, is flat for that reason, and hides what fewer KV heads are for: the cache."
+    change = f"{'falls' if memory >= 0 else 'rises'} by {abs(memory):.0%}"
+    said = (
+        f"From {many.first('n_kv_heads')} KV heads to {few.first('n_kv_heads')}, the peak of training memory "
+        f"{change} and the cache by {cache:.0%}."
     )
+    if few.first("kernel") == many.first("kernel") == "matmul":
+        said += (
+            " This kernel keeps attention weights for every query head, whatever the KV heads: the reading "
+            "that older editions of the course asked for, attention memory by KV heads, is flat for that "
+            "reason, and hides what fewer KV heads are for, the cache."
+        )
+    return said
 
 
 def without_heads(v: Variant) -> dict[str, Any]:
@@ -370,8 +397,8 @@ def decoding(name: str, found: Study, styles: dict[int, Style]) -> Figure | None
 
     counted: dict[tuple[Decoding, ...], Variant] = {}  # positions change none of it
     for v in found.compared:
-        if config := v.runs[0].config:
-            counted.setdefault(tuple(decoding_of(config)), v)
+        with contextlib.suppress(ValueError, KeyError):  # code that has gone since, or no config
+            counted.setdefault(tuple(decoding_of(v.runs[0].config)), v)
     if len({counts[-1].cache_elements for counts in counted}) < 2:
         return None
     figure, panels = canvas(2, height=3.8)

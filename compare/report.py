@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what it needs takes seconds to import, and every run starts at this door
     from compare.results import Run, Variant
-    from compare.study import Study
+    from compare.statistics import Difference
+    from compare.study import Ruler, Study
 
 USAGE = """\
 Compare finished runs: which differences are real, what they cost, and what cannot be told.
@@ -82,6 +83,8 @@ def write(folders: Sequence[Path], baseline: str | None = None) -> str:
     }
     into = folders[0]
     (into / "figures").mkdir(exist_ok=True)
+    for old in (into / "figures").glob("*.svg"):
+        old.unlink()
     for figure in drawn:
         replace(into / "figures" / f"{figure.name}.svg", figure.file)
     pages = Environment(
@@ -113,87 +116,87 @@ def bold(text: str) -> Any:
 
 def table(found: "Study") -> list[list[str]]:
     """One row a variant: what it is worth, how that differs from the baseline, and what it costs."""
-    ruler = found.ruler
-    quality = ruler.name if ruler else "perplexity"
-    head = [
-        "variant",
-        "seeds",
-        quality,
-        "interval",
-        "bits/byte",
-        "against baseline",
-        "interval",
-        "real?",
-    ]
-    head += [
-        "training s",
-        "step x",
-        "tokens/s",
-        "attention ms",
-        "peak MiB",
-        "parameters",
-        "KV bytes/token",
-    ]
-    head += ["kernel", "failed"]
-    rows = [head]
-    for i, v in enumerate(found.variants):
-        row = found.rows.get(i)
-        time = found.times.get(i)
-        base = v is found.baseline
-        shown = row and row.low is not None and row.high is not None
-        rows.append(
-            [
-                v.label,
-                str(len(v.seeds)),
-                *score_cells(v, found),
-                number(v.mean("val_bits_per_byte"), ".4f"),
-                "baseline" if base else (percent(row.mean) if row else "-"),
-                f"{percent(row.low)} to {percent(row.high)}" if row and shown else "-",
-                "" if base else ("-" if not shown else "yes" if row and row.real else "noise"),
-                number(v.median("train_seconds"), ",.1f"),
-                "baseline" if base else (f"{math.exp(time.mean):.2f}" if time else "-"),
-                number(v.median("tokens_per_second"), ",.0f"),
-                number(v.median("attention_ms"), ",.1f"),
-                number(v.median("peak_train_bytes"), ",.1f", 2**-20),
-                number(v.median("params"), ",.0f"),
-                number(v.median("kv_cache_bytes_per_token"), ",.0f"),
-                kernel(v),
-                str(len(v.runs) - len(v.done)) if len(v.runs) > len(v.done) else "",
-            ]
-        )
-    return without_empty(rows)
+    rows = [row_of(i, found) for i in range(len(found.variants))]
+    return without_empty([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
-def score_cells(v: "Variant", found: "Study") -> list[str]:
-    """Mean and interval of what quality is measured in."""
-    from compare.statistics import mean_interval
+def row_of(place: int, found: "Study") -> dict[str, str]:
+    """The cells of a variant by the heads of their columns. Intervals are in brackets."""
     from compare.study import BITS
 
-    ruler = found.ruler
-    scores = [s for s in map(ruler.of, v.done) if s is not None] if ruler else []
-    if not scores:
-        return ["-", "-"]
-    digits = 4 if ruler is BITS else 2
-    mean, low, high = mean_interval(scores)
+    v, ruler, base = found.variants[place], found.ruler, found.baseline
+    row, time = found.rows.get(place), found.times.get(place)
+    failed = sum(run.over and not run.done for run in v.runs)
+    real = "-" if row is None else verdict_in_a_word(row)
+    quality = {} if ruler in (None, BITS) else {ruler.name: scores(v, ruler, 2)}
+    return {
+        "variant": v.label,
+        "seeds": str(len(v.seeds)),
+        **quality,
+        "bits/byte": scores(v, BITS, 4),
+        "against baseline": "baseline" if v is base else change(row),
+        "real?": "" if v is base else real,
+        "training s": number(v.median("train_seconds"), ",.1f"),
+        "training x": ratio(v, base, "train_seconds") if found.times_compare else "-",
+        "step x": "baseline" if v is base else f"{math.exp(time.mean):.2f}" if time else "-",
+        "tokens/s": number(v.median("tokens_per_second"), ",.0f"),
+        "attention ms": number(v.median("attention_ms"), ",.1f"),
+        "peak MiB": number(v.median("peak_train_bytes"), ",.1f", 2**-20),
+        "parameters": number(v.median("params"), ",.0f"),
+        "KV bytes/token": number(v.median("kv_cache_bytes_per_token"), ",.0f"),
+        "kernel": kernel(v),
+        "failed": str(failed or ""),
+    }
+
+
+def verdict_in_a_word(d: "Difference") -> str:
+    """yes; noise, if the interval holds zero; open, if it does not but the correction does."""
+    if d.low is None or d.high is None:
+        return "-"
+    return "yes" if d.real else "noise" if d.low <= 0 <= d.high else "open"
+
+
+def scores(v: "Variant", ruler: "Ruler", digits: int) -> str:
+    """Mean and interval over seeds of what quality is measured in: '35.43 (34.92 to 35.95)'."""
+    from compare.statistics import mean_interval
+
+    found = [s for s in map(ruler.of, v.done) if s is not None]
+    if not found:
+        return "-"
+    mean, low, high = mean_interval(found)
+    shown = f"{math.exp(mean):.{digits}f}"
     if low is None or high is None:
-        return [f"{math.exp(mean):.{digits}f}", "-"]
-    return [
-        f"{math.exp(mean):.{digits}f}",
-        f"{math.exp(low):.{digits}f} to {math.exp(high):.{digits}f}",
-    ]
+        return shown
+    return f"{shown} ({math.exp(low):.{digits}f} to {math.exp(high):.{digits}f})"
+
+
+def change(d: "Difference | None") -> str:
+    """A paired difference of logarithms in percent: '-14.6% (-15.9% to -13.3%)'."""
+    from compare.verdict import percent
+
+    if d is None:
+        return "-"
+    between = "" if d.low is None or d.high is None else f" ({percent(d.low)} to {percent(d.high)})"
+    return percent(d.mean) + between
+
+
+def ratio(v: "Variant", base: "Variant", key: str) -> str:
+    """A median as a multiple of the baseline's."""
+    own, other = v.median(key), base.median(key)
+    if v is base:
+        return "baseline"
+    return "-" if own is None or not other else f"{own / other:.2f}"
 
 
 def kernel(v: "Variant") -> str:
-    found = v.first("kernel")
-    return ", ".join(dict.fromkeys(found)) if isinstance(found, list) else str(found or "-")
+    """The kernels of a variant's layers, in all its runs."""
+    kernels = (run.get("kernel") or "-" for run in v.done)
+    names = (name for k in kernels for name in (k if isinstance(k, list) else [k]))
+    return ", ".join(dict.fromkeys(names)) or "-"
 
 
 def number(value: float | None, style: str, scale: float = 1.0) -> str:
     return "-" if value is None else f"{value * scale:{style}}"
-
-
-def percent(difference: float | None) -> str:
-    return "-" if difference is None else f"{math.expm1(difference):+.1%}"
 
 
 NOTHING = ("", "-", "baseline")
@@ -281,7 +284,7 @@ def rate_table(found: "Study") -> list[list[str]]:
             f"at the shared rate {shared:g}",
             "best rate",
             "at its best rate",
-            "gained",
+            "change",
             "remark",
         ]
     ]
@@ -313,6 +316,8 @@ def decoding_table(found: "Study") -> list[list[str]]:
     ]
     for v in found.variants:
         config = v.runs[0].config
+        if not config:
+            continue
         end, layers = decoding_of(config)[-1], config["model"]["n_layers"]
         saved = 1 - end.multiply_adds / end.multiply_adds_uncached
         counts = (end.multiply_adds_uncached, end.multiply_adds)
@@ -327,7 +332,7 @@ def samples(found: "Study") -> list[tuple[str, str]]:
 
     shown = []
     for v in found.compared:
-        for run in v.runs[:1]:
+        for run in (v.done or v.runs)[:1]:
             several = len(run.stages) > 1
             for number, stage in enumerate(run.stages, 1):
                 if stage.sample.strip():
@@ -339,7 +344,7 @@ def samples(found: "Study") -> list[tuple[str, str]]:
 def failures(found: "Study") -> list[list[str]]:
     """Runs without a result, and why."""
     rows = [["run", "state", "reason", "last step"]]
-    for run in (run for v in found.variants for run in v.runs if not run.done):
+    for run in (run for v in found.variants for run in v.runs if run.over and not run.done):
         state = [str(run.status.get(key) or "-") for key in ("state", "reason", "last_step")]
         rows.append([run.folder.name, *state])
     return rows if len(rows) > 1 else []

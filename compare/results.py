@@ -16,8 +16,12 @@ Curve = list[tuple[int, float]]  # (step, loss)
 #: Keys of a config that tell no variant from another.
 NO_FACTOR = frozenset(
     "out name seed resume plan sweep stages jobs retry baseline match matched report wandb sample "
-    "init_from keep save_every log_every eval_every eval_batch_size device threads".split()
+    "init_from keep save_every log_every eval_every eval_batch_size".split()
 )
+
+
+#: Groups whose choices need no "key=" to be understood.
+BARE = ("attn", "pos", "model", "data", "optim")
 
 
 @dataclass(eq=False)
@@ -38,6 +42,11 @@ class Run:
     @property
     def done(self) -> bool:
         return bool(self.summary) and self.status.get("state", "done") == "done"
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is to be expected of it."""
+        return self.done or self.status.get("state") not in ("waiting", "running")
 
     @property
     def seed(self) -> int:
@@ -73,22 +82,22 @@ class Variant:
     @property
     def label(self) -> str:
         """'gqa rope', 'gqa n_kv_heads=1'."""
-        bare = ("attn", "pos", "model", "data", "optim")
         parts = [
-            str(v) if key in bare else f"{key.partition('.')[2] or key}={plain(v)}"
+            str(v) if key in BARE else f"{key.partition('.')[2] or key}={plain(v)}"
             for key, v in self.factors.items()
             if v is not None
         ]
         return " ".join(parts) or "the variant"
 
     @property
-    def done(self) -> list[Run]:
-        return [run for run in self.runs if run.done]
-
-    @property
     def seeds(self) -> dict[int, Run]:
         """Its finished runs by seed; of two with the same seed the later one."""
-        return {run.seed: run for run in self.done}
+        return {run.seed: run for run in self.runs if run.done}
+
+    @property
+    def done(self) -> list[Run]:
+        """Its finished runs, one a seed."""
+        return list(self.seeds.values())
 
     def values(self, key: str) -> list[float]:
         """A number of the summaries of its finished runs, where they have it."""
@@ -119,20 +128,21 @@ def read(folders: Sequence[Path]) -> list[Run]:
     A run that others continue is their stage before, and no run of its own.
     Raises ValueError if there are none.
     """
-    cells = [cell for folder in folders for cell in cells_in(folder)]
+    found = [cell for folder in folders for cell in cells_in(folder)]
+    cells = {folder.resolve(): (folder, config, parent) for folder, config, parent in found}
     if not cells:
         raise ValueError(
             f"{', '.join(map(str, folders))}: no run there (a folder with config.json)"
         )
-    runs = [open_run(folder, config) for folder, config, _ in cells]
-    by_folder = {run.folder.resolve(): run for run in runs}
-    for run, (_, _, parent) in zip(runs, cells, strict=True):
-        before = parent or run.config.get("init_from")
-        if before:  # a folder that was moved as a whole keeps its stages side by side
-            beside = run.folder.resolve().parent / Path(before).name
-            run.parent = by_folder.get(Path(before).resolve(), by_folder.get(beside))
-    continued = {id(run.parent) for run in runs}
-    return [run for run in runs if id(run) not in continued]
+    runs = {path: open_run(folder, config) for path, (folder, config, _) in cells.items()}
+    named = {folder.resolve() for folder in folders}
+    for path, run in runs.items():
+        origin = cells[path][2] or run.config.get("init_from")
+        before = Path(origin).resolve() if origin else None
+        if before and before != path and before not in named:
+            run.parent = runs.get(before)
+    continued = {id(run.parent) for run in runs.values()}
+    return [run for run in runs.values() if id(run) not in continued]
 
 
 def cells_in(folder: Path) -> Iterator[tuple[Path, Config, Path | None]]:
@@ -169,11 +179,17 @@ def open_run(folder: Path, asked: Config) -> Run:
         summary=summary,
         status=read_or("status.json", {"state": "done" if summary else "waiting", "reason": None}),
         environment=read_or("environment.json", {}),
-        train=[(line["step"], line["loss"]) for line in lines if line["split"] == "train"],
-        val=[(line["step"], line["loss"]) for line in lines if line["split"] == "val"],
+        train=curve(lines, "train"),
+        val=curve(lines, "val"),
         sample=text.read_text(encoding="utf-8") if text.exists() else "",
         origin_loss=loss_of(config.get("init_from")),
     )
+
+
+def curve(lines: list[dict[str, Any]], split: str) -> Curve:
+    """The finite losses of a split, by step."""
+    found = ((line["step"], line["loss"]) for line in lines if line["split"] == split)
+    return [(step, loss) for step, loss in found if math.isfinite(loss)]
 
 
 def loss_of(origin: str | None) -> float | None:
@@ -191,6 +207,8 @@ def settings_of(run: Run) -> dict[str, Any]:
     flat = dict(flatten({key: v for key, v in config.items() if not isinstance(v, dict)}))
     for group in ("attn", "pos", "model", "data", "optim"):
         flat |= flatten(config.get(group, {}), f"{group}.")
+    flat["stages"] = len(run.stages)
+    flat["weights"] = "given" if run.stages[0].config.get("init_from") else "fresh"
     flat = {
         key: value for key, value in flat.items() if not key.endswith(("_target_", "data.cache"))
     }
@@ -246,19 +264,20 @@ def adds(key: str, factors: list[str], settings: list[dict[str, Any]]) -> bool:
 
 def matched_width(key: str, runs: Sequence[Run]) -> bool:
     """Whether a key is the feed-forward's width, differing because `match` made it so."""
-    return key == "model.ff_dim" and any(run.config.get("matched") for run in runs)
+    stages = (stage for run in runs for stage in run.stages)
+    return key == "model.ff_dim" and any(stage.config.get("matched") for stage in stages)
 
 
 def is_baseline(variant: Variant, wanted: dict[str, Any]) -> bool:
     """Whether a variant has all settings of a baseline, as {"attn": "mha", "attn.n_kv_heads": 2}."""
-    own = settings_of(variant.runs[0]) if variant.runs[0].config else {}
+    own = settings_of(variant.runs[0])
     return all(plain(own.get(key)) == plain(value) for key, value in wanted.items())
 
 
 def pairs(
-    variants: Sequence[Variant], factor: str, level: Any, base: Any
+    variants: Sequence[Variant], factor: str, level: str, base: str
 ) -> list[tuple[Variant, Variant]]:
-    """Variants at a level of a factor, each with the one that differs from it in this alone."""
+    """Variants at a level of a factor, each with the one at `base` that differs in this alone."""
     others = [
         {k: plain(v) for k, v in variant.factors.items() if k != factor} for variant in variants
     ]
@@ -267,5 +286,7 @@ def pairs(
         for (one, rest), (two, same) in itertools.product(
             zip(variants, others, strict=True), repeat=2
         )
-        if rest == same and one.factors.get(factor) == level and two.factors.get(factor) == base
+        if rest == same
+        and plain(one.factors.get(factor)) == level
+        and plain(two.factors.get(factor)) == base
     ]

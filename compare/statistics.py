@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 LEVEL = 0.95  # of every interval
 POWER = 0.8  # chance to find a difference, where seeds to settle it are counted
+FEW = 3  # seeds below which a spread is no guide
 MANY = 100  # seeds; beyond so many it says "more than"
 
 
@@ -72,7 +73,9 @@ def family(found: Sequence[Difference]) -> list[Difference]:
     judged = [replace(d, adjusted=adjusted.get(i)) for i, d in enumerate(found)]
     alpha = (1 - LEVEL) / max(1, len(tested))
     return [
-        d if d.real or not d.sd else replace(d, seeds_needed=seeds_needed(d.mean / d.sd, alpha))
+        d
+        if d.real or not d.sd or d.n < FEW
+        else replace(d, seeds_needed=seeds_needed(d.mean / d.sd, alpha))
         for d in judged
     ]
 

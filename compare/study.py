@@ -1,14 +1,16 @@
 """Runs compared: which variant differs from which in what, by how much, and how surely."""
 
 import math
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from compare.doubts import doubts
+from compare.doubts import doubts, one_of, side_by_side
 from compare.results import Run, Variant, is_baseline, pairs, plain, read, variants_of
 from compare.statistics import Difference, family, paired
+from train.config import parse
 from train.record import read_json
 
 
@@ -21,17 +23,24 @@ class Ruler:
     of: Callable[[Run], float | None]
 
 
-def log_of(key: str) -> Callable[[Run], float | None]:
-    def score(run: Run) -> float | None:
+def score(key: str, *, log: bool = False) -> Callable[[Run], float | None]:
+    """A number of a run's summary, or its logarithm; None unless it is finite, and exp of it too."""
+
+    def of(run: Run) -> float | None:
         value = run.get(key)
-        return math.log(value) if value else None
+        if value is None or not math.isfinite(value) or (log and value <= 0):
+            return None
+        found = math.log(value) if log else float(value)
+        return found if abs(found) < HUGE else None
 
-    return score
+    return of
 
 
-PERPLEXITY = Ruler("val_perplexity", "perplexity", lambda run: run.get("val_loss"))
-BITS = Ruler("val_bits_per_byte", "bits per byte", log_of("val_bits_per_byte"))
-TRAINING = Ruler("train_loss", "training perplexity", lambda run: run.get("train_loss"))
+HUGE = 700.0  # nats: e to this is near the largest number there is
+PERPLEXITY = Ruler("val_perplexity", "perplexity", score("val_loss"))
+BITS = Ruler("val_bits_per_byte", "bits per byte", score("val_bits_per_byte", log=True))
+TRAINING = Ruler("train_loss", "training perplexity", score("train_loss"))
+STEP_TIME = score("step_ms", log=True)
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,7 @@ class Study:
     rows: dict[int, Difference]  # of each variant to the baseline, by its place among variants
     times: dict[int, Difference]
     comparisons: list[Comparison]
+    times_compare: bool
     warnings: list[str]
 
     @property
@@ -91,11 +101,12 @@ def examine(runs: Sequence[Run], baseline: str | None = None, *, named: bool = F
     rate = shared_rate(variants, ruler)
     compared = at_rate(variants, rate)
     if base not in compared:
-        at_shared = pairs(variants, "optim.lr", base.factors["optim.lr"], rate)
+        at_shared = pairs(variants, "optim.lr", plain(base.factors["optim.lr"]), plain(rate))
         base = next((two for one, two in at_shared if one is base), compared[0])
     others = [(variants.index(v), v) for v in compared if v is not base]
-    rows = judged({i: [(v, base)] for i, v in others}, ruler.of if ruler else None)
-    times = judged({i: [(v, base)] for i, v in others}, log_of("step_ms"))
+    clock = STEP_TIME if comparable_times(done) else None
+    asked = {i: [(v, base)] for i, v in others}
+    rows, times = judged(asked, ruler.of if ruler else None), judged(asked, clock)
     return Study(
         title="",
         figure=None,
@@ -105,15 +116,17 @@ def examine(runs: Sequence[Run], baseline: str | None = None, *, named: bool = F
         rate=rate,
         rows=rows,
         times=times,
-        comparisons=comparisons_of(compared, base, ruler),
+        comparisons=comparisons_of(compared, base, ruler, clock, memory=comparable_memory(done)),
+        times_compare=clock is not None,
         warnings=list(doubts(runs, variants, confounded)),
     )
 
 
 def choose_baseline(variants: list[Variant], text: str | None, *, must: bool) -> Variant:
     """The variant that a text names; without one, or if it is not there and need not be, the first."""
-    wanted = dict(part.split("=", 1) for part in (text or "").split() if "=" in part)
+    wanted = {o.key_or_group: o.value() for o in parse(shlex.split(text or ""))}
     found = [v for v in variants if is_baseline(v, wanted)] if wanted else []
+    found = [v for v in found if v.done] or found if must else [v for v in found if v.done]
     if must and not found:
         raise ValueError(
             f"baseline={text}: no such variant here; there are {', '.join(v.label for v in variants)}"
@@ -136,7 +149,7 @@ def at_rate(variants: Sequence[Variant], rate: float | None) -> list[Variant]:
 
 
 def shared_rate(variants: Sequence[Variant], ruler: Ruler | None) -> float | None:
-    """Of several learning rates the one that is best on average over variants.
+    """Of the learning rates tried with most variants, the one that is best on average over them.
 
     None if one was tried, or if nothing else differs: then the rate is what is compared.
     """
@@ -144,12 +157,12 @@ def shared_rate(variants: Sequence[Variant], ruler: Ruler | None) -> float | Non
     alone = all(v.factors.keys() <= {"optim.lr"} for v in variants)
     if len(rates) < 2 or alone or ruler is None:
         return None
-    means = {rate: [score_of(v, ruler) for v in at_rate(variants, rate)] for rate in rates}
-    whole = {r: [m for m in found if m is not None] for r, found in means.items()}
-    complete = {
-        r: sum(found) / len(found) for r, found in whole.items() if len(found) == len(means[r])
-    }
-    return min(complete, key=complete.__getitem__) if complete else rates[0]
+
+    def merit(rate: float) -> tuple[int, float]:
+        scores = [s for v in at_rate(variants, rate) if (s := score_of(v, ruler)) is not None]
+        return -len(scores), sum(scores) / len(scores) if scores else math.inf
+
+    return min((rate for rate in rates if rate is not None), key=merit)
 
 
 def score_of(variant: Variant, ruler: Ruler) -> float | None:
@@ -159,56 +172,88 @@ def score_of(variant: Variant, ruler: Ruler) -> float | None:
 
 
 def differences(
-    matched: Sequence[tuple[Variant, Variant]], score: Callable[[Run], float | None]
+    matched: Sequence[tuple[Variant, Variant]], of: Callable[[Run], float | None]
 ) -> list[float]:
     """Score of the first of each pair minus that of the second, averaged over pairs, one a shared seed."""
-    pairs_by_seed: dict[int, list[float]] = {}
+    by_seed: dict[int, list[float]] = {}
     for one, two in matched:
         for seed in one.seeds.keys() & two.seeds.keys():
-            a, b = score(one.seeds[seed]), score(two.seeds[seed])
+            a, b = of(one.seeds[seed]), of(two.seeds[seed])
             if a is not None and b is not None:
-                pairs_by_seed.setdefault(seed, []).append(a - b)
-    whole = [found for _, found in sorted(pairs_by_seed.items()) if len(found) == len(matched)]
+                by_seed.setdefault(seed, []).append(a - b)
+    whole = [found for _, found in sorted(by_seed.items()) if len(found) == len(matched)]
     return [sum(found) / len(found) for found in whole]
 
 
+def most_seeds(matched: Sequence[tuple[Variant, Variant]]) -> list[tuple[Variant, Variant]]:
+    """The pairs that share as many seeds as any pair does; a pair with fewer would cost all the rest."""
+    shared = [one.seeds.keys() & two.seeds.keys() for one, two in matched]
+    most = max(shared, key=len, default=set())
+    return [pair for pair, seeds in zip(matched, shared, strict=True) if seeds and seeds >= most]
+
+
+def comparable_times(done: Sequence[Run]) -> bool:
+    """Whether times of these runs say something about the variants: one device, one run at a time."""
+    alike = all(one_of(done, key) for key in ("device", "dtype", "threads", "compiled"))
+    machines = {(run.environment.get("cpu"), run.environment.get("gpu")) for run in done}
+    return alike and len(machines) <= 1 and side_by_side(done) <= {1}
+
+
+def comparable_memory(done: Sequence[Run]) -> bool:
+    return one_of(done, "device") and one_of(done, "dtype")
+
+
 def judged(
-    asked: dict[Any, list[tuple[Variant, Variant]]], score: Callable[[Run], float | None] | None
+    asked: dict[Any, list[tuple[Variant, Variant]]], of: Callable[[Run], float | None] | None
 ) -> dict[Any, Difference]:
     """A family of paired comparisons, judged together; those without a shared seed are left out."""
-    if score is None:
+    if of is None:
         return {}
-    found = {key: differences(matched, score) for key, matched in asked.items()}
+    found = {key: differences(matched, of) for key, matched in asked.items()}
     there = {key: paired(values) for key, values in found.items() if values}
     return dict(zip(there, family(list(there.values())), strict=True))
 
 
 def comparisons_of(
-    variants: Sequence[Variant], base: Variant, ruler: Ruler | None
+    variants: Sequence[Variant],
+    base: Variant,
+    ruler: Ruler | None,
+    clock: Callable[[Run], float | None] | None,
+    *,
+    memory: bool,
 ) -> list[Comparison]:
-    """Each level of each factor against the baseline's, over all partners that both were tried with."""
-    asked = {}
+    """Each level of each factor against the baseline's, over all partners that both were tried with.
+
+    A variant that differs from all others in more than one factor is set against the baseline itself.
+    """
+    asked: dict[tuple[str, str], list[tuple[Variant, Variant]]] = {}
     for factor in base.factors:
-        for level in dict.fromkeys(v.factors.get(factor) for v in variants):
-            matched = pairs(variants, factor, level, base.factors.get(factor))
-            matched = [(a, b) for a, b in matched if a is not b and a.seeds.keys() & b.seeds.keys()]
+        for level in dict.fromkeys(plain(v.factors.get(factor)) for v in variants):
+            at_base = plain(base.factors.get(factor))
+            matched = (
+                most_seeds(pairs(variants, factor, level, at_base)) if level != at_base else []
+            )
             if matched:
-                asked[factor, plain(level)] = matched
-    quality = judged(asked, ruler.of if ruler else None)
-    times = judged(asked, log_of("step_ms"))
+                asked[factor, level] = matched
+    covered = {id(v) for matched in asked.values() for pair in matched for v in pair}
+    for v in variants:
+        if v is not base and id(v) not in covered and (matched := most_seeds([(v, base)])):
+            asked["", v.label] = matched
+    quality, times = judged(asked, ruler.of if ruler else None), judged(asked, clock)
+    counted = [key for key in COUNTED if memory or key != "peak_train_bytes"]
     return [
         Comparison(
             factor=factor,
             level=level,
-            base=plain(base.factors.get(factor)),
+            base=plain(base.factors.get(factor)) if factor else base.label,
             partners=[
                 Variant({k: v for k, v in one.factors.items() if k != factor}).label
                 for one, _ in matched
-                if len(one.factors) > 1
+                if factor and len(one.factors) > 1
             ],
             quality=quality.get((factor, level)),
             time=times.get((factor, level)),
-            ratios={key: mean_ratio(matched, key) for key in COUNTED},
+            ratios={key: mean_ratio(matched, key) for key in counted},
         )
         for (factor, level), matched in asked.items()
     ]

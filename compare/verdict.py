@@ -3,8 +3,7 @@
 import math
 
 from compare.cost import decoding_of
-from compare.doubts import one_of, side_by_side
-from compare.results import Run, Variant, plain, settings_of
+from compare.results import BARE, Run, Variant, plain, settings_of
 from compare.statistics import LEVEL, MANY, Difference
 from compare.study import Comparison, Study
 
@@ -13,7 +12,7 @@ def sentences(found: Study) -> list[str]:
     """The verdict: one paragraph for each question that the runs can answer."""
     said = [verdict_on(c, found) for c in found.comparisons]
     if found.figure == "decoding":
-        said = [on_the_cache(v) for v in found.variants] + said
+        said = [on_the_cache(v) for v in found.variants if v.runs[0].config] + said
     trained = [run for v in found.variants for run in v.done if run.get("steps")]
     if trained and found.ruler is None and len(found.variants) > 1:
         said.insert(0, "Quality is not compared: see the warnings.")
@@ -37,29 +36,32 @@ def limits(found: Study, run: Run) -> str:
     """How far the verdict reaches."""
     settings = settings_of(run)
     tokens = sum(stage.get("tokens") or 0 for stage in run.stages)
-    rate = found.rate or settings.get("optim.lr")
+    rate = (
+        f"what other learning rates than {plain(settings.get('optim.lr'))} would give (experiment=lr asks)"
+        if found.rate is None
+        else "learning rates that were not tried"
+    )
     return (
         f"What this cannot tell: other sizes than model={settings.get('model')} "
-        f"({(run.get('params_non_embedding') or 0) / 1e6:.2g}M parameters beside embeddings), longer training "
-        f"than {tokens / 1e6:.2g}M tokens, other text, or what a learning rate of its own "
-        f"instead of {plain(rate)} would give each (experiment=lr asks that)."
+        f"({(run.get('params_non_embedding') or 0) / 1e6:,.1f}M parameters beside embeddings), longer "
+        f"training than {tokens / 1e6:,.1f}M tokens, other text, or {rate}."
     )
 
 
 def verdict_on(c: Comparison, found: Study) -> str:
     """What one comparison says of quality, time, cache, memory and size."""
-    name = "" if c.factor in ("attn", "pos", "model", "data", "optim") else f"{c.factor}="
+    name = "" if c.factor in ("", *BARE) else f"{c.factor}="
     head = f"**{name}{c.level}** against **{name}{c.base}**"
     if len(c.partners) > 1:
         head += f" (over {', '.join(c.partners)})"
     parts = []
     if found.ruler and c.quality:
-        parts.append(in_words(c.quality, found.ruler.name, "lower", "raises"))
-    if c.time and comparable_times(found):
-        parts.append(in_words(c.time, "time of a step", "shorter", "lengthens"))
+        parts.append(in_words(c.quality, found.ruler.name, "lowers", "raises"))
+    if c.time:
+        parts.append(in_words(c.time, "time of a step", "shortens", "lengthens"))
     for key, what in (("kv_cache_bytes_per_token", "the KV cache"), ("peak_train_bytes", "training memory"),
                       ("params", "parameters")):  # fmt: skip
-        ratio = c.ratios[key]
+        ratio = c.ratios.get(key)
         if ratio is not None and abs(ratio - 1) >= 0.005:
             parts.append(f"{'saves' if ratio < 1 else 'adds'} {abs(ratio - 1):.0%} of {what}")
     return f"{head}: {'; '.join(parts)}." if parts else f"{head}: nothing measured."
@@ -72,7 +74,7 @@ def in_words(d: Difference, what: str, less: str, more: str) -> str:
         return f"{change} {what} with one seed, which tells no difference from noise"
     seeds = f"{LEVEL:.0%} interval {percent(d.low)} to {percent(d.high)}, {d.n} seeds"
     if d.real:
-        verb = {"lower": "lowers", "shorter": "shortens"}[less] if d.mean < 0 else more
+        verb = less if d.mean < 0 else more
         size = f"{abs(math.expm1(d.mean)):.1%}"
         return f"{verb} {what} by {size} ({seeds})"
     beside = (
@@ -93,11 +95,6 @@ def percent(difference: float) -> str:
     return f"{math.expm1(difference):+.1%}"
 
 
-def comparable_times(found: Study) -> bool:
-    done = [run for v in found.variants for run in v.done]
-    return one_of(done, "device") and side_by_side(done) <= {1}
-
-
 def methods(found: Study) -> list[str]:
     """How the numbers were made, from the records."""
     done = [run for v in found.variants for run in v.done]
@@ -109,30 +106,38 @@ def methods(found: Study) -> list[str]:
         if key in HELD and all(plain(settings_of(run).get(key)) == plain(value) for run in done)
     )  # fmt: skip
     held = ", ".join(f"{key}={plain(settings_of(first)[key])}" for key in same)
-    environment = first.environment
     seeds = sorted({run.seed for run in done})
+    tokens = sorted({sum(stage.get("tokens") or 0 for stage in run.stages) for run in done})
+    alike = {"model.max_len", "batch_size", "data.tokenizer", "data"} <= set(same)
+    batches = "both see the same batches" if alike else "batches differ where the settings do"
+    where = [
+        f"{environment.get('gpu') or environment.get('cpu')}, {run.get('device')}, {run.get('dtype')}, "
+        f"{run.get('threads')} threads, kernel {plain(run.get('kernel'))}, torch {environment.get('torch')}, "
+        f"commit {str(environment.get('git_commit'))[:12]}"
+        for run in done
+        if (environment := run.environment)
+    ]
     said = [
-        f"Held equal: {held}. Seeds {', '.join(map(str, seeds))}: parameters that two variants share start "
-        "equal, and both see the same batches.",
-        f"{first.get('tokens') or 0:,} training tokens a run; text {str(first.get('data_fingerprint'))[:12]}, "
-        f"tokenizer {str(first.get('tokenizer_sha256'))[:12]}. Validation scores "
-        f"{first.get('val_tokens') or 0:,} tokens, each once.",
-        f"{environment.get('cpu') if first.get('device') == 'cpu' else environment.get('gpu')}, "
-        f"{first.get('device')}, {first.get('dtype')}, {first.get('threads')} threads, kernel "
-        f"{plain(first.get('kernel'))}, torch {environment.get('torch')}, commit "
-        f"{str(environment.get('git_commit'))[:12]}.",
+        f"Held equal: {held}. Seeds {', '.join(map(str, seeds))}: parameters of equal shape that two "
+        f"variants share start equal, and {batches}.",
+        f"{' or '.join(f'{n:,}' for n in tokens)} training tokens a run; text "
+        f"{str(first.get('data_fingerprint'))[:12]}, tokenizer {str(first.get('tokenizer_sha256'))[:12]}. "
+        f"Validation scores {first.get('val_tokens') or 0:,} tokens, each once.",
+        f"Ran on: {'; '.join(dict.fromkeys(where)) or 'not recorded'}.",
         "Time is that of optimizer steps after warm-up; a step's is the median. Attention time comes from "
         f"passes of their own. Peak memory: {first.get('peak_method')}.",
         f"Differences are paired by seed; intervals are Student's t at {LEVEL:.0%}, each for itself. A "
-        "difference is called real if its paired t-test holds at 5 % after Holm's correction, over the "
-        f"questions of the verdict (here {len(found.comparisons)}) and over the rows of the table "
-        f"({len(found.rows)}), each for quality and for time.",
+        "difference is called real if its paired t-test holds at 5 % after Holm's correction: over the "
+        f"questions of the verdict (here {len(found.comparisons)}) and, apart from them, over the rows of the "
+        f"table ({len(found.rows)}), for quality and for time. Where the interval leaves out zero and the "
+        "correction does not agree, it is open. Choose the number of seeds before you look: "
+        "adding seeds until something is real finds something in the end.",
     ]
     for v in found.variants:
-        matched = v.runs[0].config.get("matched")
+        matched = v.runs[0].stages[0].config.get("matched")
         if matched:
             said.append(
-                f"{v.label}: feed-forward {v.runs[0].config['model']['ff_dim']} wide to match "
+                f"{v.label}: feed-forward {v.runs[0].stages[0].config['model']['ff_dim']} wide to match "
                 f"{matched['budget']}; {matched['leftover']:+.2%} left over."
             )
     return said

@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import pytest
 from scipy import stats
 
 from compare import honesty
-from compare.figures import pareto, smooth
+from compare.figures import FIGURES, pareto, smooth, styles_of
 from compare.report import main, report
 from compare.results import read, variants_of
 from compare.statistics import family, mean_interval, paired, seeds_needed
 from compare.study import study
 from compare.verdict import sentences
+from train import job
 from train.config import compose
 
 Write = Callable[..., Path]
@@ -188,7 +190,11 @@ def test_a_factor_is_compared_over_its_partners_within_each_seed(write: Write) -
     assert attn.ratios["kv_cache_bytes_per_token"] == pytest.approx(1 / 6)
     shutil.rmtree(folder.parent / "mqanone2")
     (attn, pos) = study([folder.parent], "attn=mha pos=rope").comparisons
-    assert (attn.quality.n, pos.quality.n) == (2, 2)  # a seed counts if every pair has it
+    assert (attn.quality.n, attn.partners) == (
+        3,
+        ["rope"],
+    )  # a partner that would cost a seed is left out
+    assert (pos.quality.n, pos.partners) == (3, ["mha"])
 
 
 def test_perplexity_is_not_compared_across_corpora_or_tokenizers(write: Write) -> None:
@@ -235,13 +241,15 @@ def test_what_follows_from_another_switch_is_no_switch(write: Write) -> None:
     variants, confounded = variants_of(read([folder]))
     assert [v.label for v in variants] == ["mha", "gqa n_kv_heads=2", "gqa n_kv_heads=3"]
     assert confounded == []
+    found = study([folder])  # no two differ in one key alone: each is set against the baseline
+    assert [(c.level, c.base) for c in found.comparisons] == [
+        ("gqa n_kv_heads=2", "mha"),
+        ("gqa n_kv_heads=3", "mha"),
+    ]
     write("other/a", 3.0, "attn=mha", "steps=5")
     folder = write("other/b", 3.0, "attn=mqa", "steps=9").parent
     variants, confounded = variants_of(read([folder]))
-    assert (len(variants), confounded) == (2, ["steps"]) or [v.label for v in variants] == [
-        "mha",
-        "mqa",
-    ]
+    assert ([v.label for v in variants], confounded) == (["mha", "mqa"], ["steps"])
 
 
 def test_stages_are_one_curve(write: Write) -> None:
@@ -274,6 +282,91 @@ def test_a_sweep_of_the_learning_rate_alone_compares_rates(write: Write) -> None
     assert [(c.factor, c.level) for c in found.comparisons] == [("optim.lr", "0.003")]
 
 
+def test_patterns_of_layers_are_levels_too(write: Write) -> None:
+    write("a", 3.0)
+    for folder in (write("b", 3.0), write("c", 3.1)):
+        config = json.loads((folder / "config.json").read_text())
+        config["attn"]["order"] = ["local", "global"] if folder.name == "b" else ["local"]
+        (folder / "config.json").write_text(json.dumps(config))
+    assert "order=[local,global]" in report(folder.parent)
+
+
+def test_a_loss_that_is_not_finite_counts_nowhere_and_spoils_nothing(write: Write) -> None:
+    folder = grid(write, {"learned": 0.0, "rope": -0.1}, [0.0, 0.3, -0.2])
+    bad = math.nan
+    write("odd", bad, "pos=none", val_perplexity=bad, val_bits_per_byte=bad, curve=[5.0, bad, bad])
+    write("huge", 800.0, "pos=none", "seed=1", val_perplexity=math.inf)
+    printed = report(folder)
+    assert "odd ended with a loss that is not finite" in printed
+    assert "rope against learned: lowers perplexity" in printed
+
+
+def test_a_seed_that_failed_early_does_not_cut_the_others(write: Write) -> None:
+    for seed in range(3):
+        folder = write(f"a{seed}", 3.0, f"seed={seed}")
+    (folder / "summary.json").unlink()
+    (folder / "status.json").write_text('{"state": "failed", "reason": "x", "last_step": 1}')
+    (folder / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 99.0}\n')
+    (variant,) = study([folder.parent]).variants
+    assert [run.folder.name for run in variant.done] == ["a0", "a1"]
+    report(folder.parent)
+    assert "99" not in (folder.parent / "report.md").read_text().split("## Figures")[1]
+
+
+def test_each_run_counts_once_and_is_not_its_own_parent(write: Write, tmp_path: Path) -> None:
+    parent = write("runs/mine", 3.0)
+    tuned = write("tuned/mine", 2.0, f"init_from={parent}")
+    assert [run.folder for run in read([tuned])] == [tuned]
+    assert len(read([parent, tuned])) == 2  # both were named
+    assert len(read([parent, parent.parent])) == 1
+    write("runs/again", 3.5)
+    found = study([parent.parent])
+    assert any("more than one run with the same seed" in line for line in found.warnings)
+
+
+@pytest.mark.parametrize("change", [{"threads": 1}, {"dtype": "bfloat16"}, {"device": "cuda"}])
+def test_times_are_not_compared_across_settings_of_the_machine(
+    change: dict[str, Any], write: Write
+) -> None:
+    for seed in range(3):
+        write(f"a{seed}", 3.0 + seed, f"seed={seed}")
+        folder = write(f"b{seed}", 2.0 + seed, "pos=rope", f"seed={seed}", **change)
+    found = study([folder.parent])
+    assert found.times == {}
+    assert all(c.time is None for c in found.comparisons)
+    assert "time of a step" not in said(folder.parent)
+    assert (
+        "| training x |"
+        not in (report(folder.parent), (folder.parent / "report.md").read_text())[1]
+    )
+
+
+def test_no_two_variants_look_alike(write: Write) -> None:
+    for attn in ("mha", "gqa", "mqa"):
+        for pos in ("learned", "rope", "none", "t5"):
+            folder = write(f"{attn}{pos}", 3.0, f"attn={attn}", f"pos={pos}")
+    found = study([folder.parent])
+    styles = styles_of(found)
+    assert len({(s.colour, s.line) for s in styles.values()}) == 12
+    few = replace(found, variants=found.variants[:8])
+    assert len({s.colour for s in styles_of(few).values()}) == 8
+
+
+def test_a_figure_is_named_after_its_question(write: Write) -> None:
+    folder = grid(write, {"learned": 0.0, "rope": -0.1}, [0.0])
+    title = "Questions 1 and 2: text, and loss"
+    cells = [{"name": p.name, "config": {}, "parent": None} for p in sorted(folder.iterdir())]
+    manifest = {"title": title, "figure": "training", "baseline": None, "cells": cells}
+    (folder / "sweep.json").write_text(json.dumps(manifest))
+    report(folder)
+    assert (folder / "figures/question-1.svg").exists()
+    assert f"{title}. Training loss" in (folder / "report.md").read_text()
+
+
+def test_every_figure_that_a_config_may_name_exists() -> None:
+    assert list(FIGURES) == job.FIGURES
+
+
 def test_the_page_stands_alone_and_runs_nothing(write: Write) -> None:
     folder = grid(write, {"learned": 0.0, "rope": -0.1, "none": 0.2}, [0.0, 0.3, -0.2])
     (folder / "rope0/sample.txt").write_text("<script>alert(1)</script> \x1b[31m ```")
@@ -288,7 +381,7 @@ def test_the_page_stands_alone_and_runs_nothing(write: Write) -> None:
     assert page.count("<svg") >= 3
     assert "currentColor" in page
     assert "onerror" not in page.replace("&lt;img src=x onerror", "")
-    assert "no result: broken (failed)" in printed
+    assert "no result: broken (<img" in printed
     names = {path.name for path in folder.iterdir() if path.is_file()}
     assert names == {"report.html", "report.md", "results.csv", "results.json"}
     assert {"training.svg", "quality.svg", "differences.svg"} <= {

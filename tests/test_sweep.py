@@ -15,7 +15,7 @@ import pytest
 from tiny import RUN
 
 from train.cli import Tools, train
-from train.config import Config, compose
+from train.config import Config, compose, parse, quoted
 from train.launcher import log_of, reason, settle
 from train.match import baseline_of, compose_matched
 from train.sweep import Cell, cells_of, plan_cells
@@ -242,15 +242,44 @@ def test_a_match_needs_a_baseline_of_attention_and_positions() -> None:
         compose_matched(["match=params", "baseline='attn=mha steps=3'"])
     with pytest.raises(ValueError, match="match=bytes: no such choice"):
         compose_matched(["match=bytes", "baseline=attn=mha"])
-    cells = cells_of(["attn=gqa,mqa", "attn.n_kv_heads=3", "match=params"], multirun=True)[:1]
-    assert (
-        cells[0][-1] == "baseline='attn=gqa attn.n_kv_heads=3 pos=learned'"
-        or "pos=learned" in cells[0][-1]
-    )
+    assert cells_of(["attn=mqa", "match=params"], multirun=False) == [["attn=mqa", "match=params"]]
+    cells = cells_of(["attn=mha,mqa", "match=params"], multirun=True)
+    assert [cell[-1] for cell in cells] == ["baseline='pos=learned attn=mha'"] * 2
     assert (
         baseline_of(["attn=gqa", "attn.n_kv_heads=3", "seed=1"])
         == "pos=learned attn=gqa attn.n_kv_heads=3"
     )
+
+
+def test_lines_keep_their_keys_when_only_their_group_is_chosen() -> None:
+    """optim=muon does not silence optim.lr=1e-3,3e-3 of a sweep that picks no optimizer."""
+    cells = cells_of(["experiment=lr", "optim=muon"], multirun=False)
+    assert len({compose(cell)["optim"]["lr"] for cell in cells}) == 4
+    assert {compose(cell)["choices"]["optim"] for cell in cells} == {"muon"}
+
+
+def test_stages_share_one_matched_width_and_must_fit(tmp_path: Path) -> None:
+    same = [*RUN, "data.path=README.md"]
+    ask = ["attn=mha,mqa", "match=params", "stages=['model.max_len=8','model.max_len=64']"]
+    cells = planned(*same, *ask, parent=tmp_path)
+    assert len({c.config["model"]["ff_dim"] for c in cells if "mqa" in c.name}) == 1
+    with pytest.raises(ValueError, match=r"stage 2: .* is \(128, 32\) there, \(64, 32\) here"):
+        planned(*same, "seed=0,1", "stages=['model.ff_dim=128','model.ff_dim=64']", parent=tmp_path)
+
+
+def test_what_is_the_sweeps_may_not_differ_between_its_runs(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="name is the sweep's, but its runs have a and b"):
+        planned(*RUN, "data.path=README.md", "name=a,b", parent=tmp_path)
+    with pytest.raises(ValueError, match="no runs"):
+        cells_of(["seed=range(0)"], multirun=True)
+
+
+@pytest.mark.parametrize(
+    "text", ["a b", "a\\b", "a\\ b", "it's", "it\\'s", "x\\", "a,b", "", "${x}"]
+)
+def test_any_text_comes_back_from_its_quotes(text: str) -> None:
+    (override,) = parse([f"out={quoted(text)}"])
+    assert override.value() == text
 
 
 def test_how_a_process_ended_in_words(tmp_path: Path) -> None:

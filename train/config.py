@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -95,12 +95,17 @@ def parse(overrides: list[str]) -> list[Override]:
 
 def quoted(text: str) -> str:
     """A text as a Hydra value, whatever characters it holds."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return str(QuotedString(text, Quote.single).with_quotes())
 
 
 def group_of(key: str) -> str:
     """attn of attn.n_kv_heads and of attn@attn.global."""
     return re.split("[.@]", key)[0]
+
+
+def keys_set(overrides: list[str]) -> set[str]:
+    """The keys and groups that overrides set."""
+    return {override.get_key_element().lstrip("+") for override in parse(overrides)}
 
 
 def is_group(name: str) -> bool:
@@ -172,7 +177,7 @@ def suggest(wrong: str, right: Collection[str], prefix: str = "") -> str:
 def choose(where: str, name: str, table: Mapping[str, T]) -> T:
     """What a name stands for. Raises ValueError, listing the names that exist."""
     if name not in table:
-        raise ValueError(f"{where}={name}: no such choice; {suggest(name, table)}")
+        raise ValueError(f"{where}={name}: no such choice; {suggest(str(name), table)}")
     return table[name]
 
 
@@ -184,6 +189,8 @@ def arguments(
     The constructors are the schema. `given` are arguments that code supplies. Raises ValueError,
     naming the key, for keys that nobody takes, missing ones, and values of a wrong type.
     """
+    if not isinstance(node, dict):
+        raise ValueError(f"{where}={node} is not a group of keys")
     wanted = [keyword_types(taker, given) for taker in takers]
     known = {name for names in wanted for name in names}
     for key in node:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from data.batches import Batches
 from data.corpus import Corpus, Source, prepare
@@ -74,6 +75,21 @@ class Sampling:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reporting:
+    """What a sweep's report is called, and the figure that it leads with: the keys under report."""
+
+    title: str | None
+    figure: str | None
+
+    def __post_init__(self) -> None:
+        if self.figure is not None:
+            choose("report.figure", self.figure, dict.fromkeys(FIGURES))
+
+
+FIGURES = "training validation quality differences grid heads rates decoding".split()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """A config whose every part is checked, as far as that goes without reading the text."""
 
@@ -127,6 +143,7 @@ def check(config: Config) -> Plan:
     settings = Settings(**arguments("", scalars, Settings)[0])
     sampling = Sampling(**arguments("sample", config["sample"], Sampling)[0])
     tracking = Tracking(**arguments("wandb", config["wandb"], Tracking)[0])
+    Reporting(**arguments("report", config["report"], Reporting)[0])
     device = devices.pick(settings.device, settings.dtype, settings.compile)
     with torch.device("meta"):
         model = build_model(config, vocab_size=1)
@@ -147,6 +164,24 @@ def check(config: Config) -> Plan:
         corpus=corpus,
         batches=batches,
     )
+
+
+def check_start(before: Config, now: Config, where: str) -> None:
+    """Raise ValueError unless a model can start from the weights of another; both by config."""
+    with torch.device("meta"):
+        old, new = build_model(before, vocab_size=1), build_model(now, vocab_size=1)
+    take_over(dict(old.named_parameters()), before, new, now["convert"], where)
+
+
+def take_over(
+    weights: dict[str, Tensor], before: Config, model: Transformer, how: str, where: str
+) -> None:
+    """Copy weights of a model with the config `before`. Raises ValueError for what does not fit."""
+    if before["model"]["n_heads"] != model.shape.n_heads:
+        raise ValueError(
+            f"{where}: it has {before['model']['n_heads']} heads, model.n_heads={model.shape.n_heads} here"
+        )
+    load(model, adapt(weights, model, how), where)
 
 
 def assemble(plan: Plan) -> Job:
@@ -208,11 +243,7 @@ def start_from(run: str, how: str, model: Transformer, corpus: Corpus) -> dict[s
         )
     choices = " ".join(f"{group}={before['choices'][group]}" for group in ("attn", "pos", "model"))
     where = f"init_from={run} ({choices})"
-    if before["model"]["n_heads"] != model.shape.n_heads:
-        raise ValueError(
-            f"{where}: it has {before['model']['n_heads']} heads, model.n_heads={model.shape.n_heads} here"
-        )
-    load(model, adapt(checkpoint.model(), model, how), where)
+    take_over(checkpoint.model(), before, model, how, where)
     return {
         "run": str(folder.resolve()),
         "step": checkpoint.step,

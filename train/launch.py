@@ -48,6 +48,7 @@ def launch(config: Config) -> int:
 
 def refuse_changes(before: Config, now: Config) -> None:
     """Raise ValueError if a resumed run would not be the same run."""
+    before, now = in_place(before), in_place(now)
     for key in sorted(before.keys() | now.keys()):
         if key not in FREE_ON_RESUME and before.get(key) != now.get(key):
             old, new = before.get(key), now.get(key)
@@ -55,6 +56,14 @@ def refuse_changes(before: Config, now: Config) -> None:
                 name = next(k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k))
                 key, old, new = f"{key}.{name}", old.get(name), new.get(name)
             raise ValueError(f"resume: {key} was {old} and is now {new}; that would be another run")
+
+
+def in_place(config: Config) -> Config:
+    """A config without where things lie: the token cache, and how the path of a parent is spelled."""
+    data = {key: value for key, value in config["data"].items() if key != "cache"}
+    parent = config["init_from"] and str(Path(config["init_from"]).resolve())
+    choices = {key: value for key, value in config["choices"].items() if key != "experiment"}
+    return config | {"data": data, "init_from": parent, "choices": choices}
 
 
 def train(job: Job, record: Record, *, resumed: bool) -> int:

@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 
 from train.config import parse, quoted
@@ -39,16 +39,14 @@ class Child:
     """
 
     def __init__(self, overrides: Sequence[str], jobs: int) -> None:
-        self.folder = next(
-            Path(str(o.value())) for o in parse(list(overrides)) if o.key_or_group == "out"
-        )
-        wait_for(self.folder)
+        self.folder = folder_of(overrides)
         self.log = log_of(self.folder)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.before = stamp_of(self.folder)
+        self.told = False  # to stop
         environment = {**os.environ, SWEEP: str(os.getpid()), JOBS: str(jobs)}
         if jobs > 1:  # two runs that both want all cores slow each other down many times over
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, str(ROOT / "train.py"), *overrides],
@@ -63,44 +61,58 @@ class Child:
         """Whether the process is over. If it could not say itself how, its status now does."""
         if self.process.poll() is None:
             return False
-        settle(self.folder, self.process.returncode, self.before)
+        code = -signal.SIGTERM if self.told else self.process.returncode
+        settle(self.folder, code, self.before)
         return True
 
+    def stop(self, *, at_once: bool = False) -> None:
+        """Tell the process to save and end; or end it `at_once`."""
+        self.told = True
+        self.process.kill() if at_once else self.process.terminate()
 
-class Processes(Launcher):
-    """The default launcher: processes on this machine, `jobs` at a time, in order."""
 
-    def __init__(self, jobs: int) -> None:
-        self.jobs = jobs
-        self.between: Callable[[Path], None] = lambda folder: None
+Ended = Callable[[Path], None]  # what to do after each run, given its folder
+Place = Callable[[list[list[str]], Ended], None]  # what runs many, given their overrides
 
-    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
-        """`task_function` is what to do after each run, when no other is on the clock if jobs=1."""
-        self.between = task_function
 
-    def launch(
-        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
-    ) -> Sequence[JobReturn]:
-        """Run all, each to its end. Raises Stop after a signal, its runs told and waited for."""
-        waiting, running = list(job_overrides), list[Child]()
-        with signals() as caught:
+def launch_here(runs: list[list[str]], jobs: int, ended: Ended) -> None:
+    """Run all on this machine, `jobs` at a time, in order; a run that is still going is waited for.
+
+    Raises Stop after a signal, once its runs were told and have ended.
+    """
+    waiting, running = list(runs), list[Child]()
+    said = set[Path]()
+    with signals() as caught:
+        try:
             while (waiting or running) and not caught:
-                while waiting and len(running) < self.jobs:
-                    running.append(Child(waiting.pop(0), self.jobs))
+                free = [run for run in waiting if not in_use(folder_of(run))]
+                for run in free[: jobs - len(running)]:
+                    waiting.remove(run)
+                    running.append(Child(run, jobs))
+                if not running and (folder := folder_of(waiting[0])) not in said:
+                    said.add(folder)
+                    say(f"waiting for {folder}: a process of an earlier sweep still has it")
                 time.sleep(0.1)
                 for child in [child for child in running if child.ended()]:
                     running.remove(child)
-                    self.between(child.folder)
+                    ended(child.folder)
+        finally:
             for child in running:
-                child.process.terminate()
+                child.stop()
             for child in running:
                 while not child.ended():
                     if len(caught) > 1:  # asked twice
-                        child.process.kill()
+                        child.stop(at_once=True)
                     time.sleep(0.1)
-        if caught:
-            raise Stop(caught[0])
-        return []
+    if caught:
+        raise Stop(caught[0])
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextmanager
@@ -118,7 +130,7 @@ def signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def elsewhere(overrides: list[str], folder: Path) -> Callable[[list[list[str]]], None]:
+def elsewhere(overrides: list[str], folder: Path) -> Place:
     """What hands runs to the launcher that `hydra/launcher=NAME` names; `folder` is for its files.
 
     Raises ValueError if it is not installed or does not take such keys.
@@ -148,22 +160,59 @@ def elsewhere(overrides: list[str], folder: Path) -> Callable[[list[list[str]]],
     return partial(launch_elsewhere, launcher, folder)
 
 
-def launch_elsewhere(launcher: Launcher, logs: Path, runs: list[list[str]]) -> None:
+def launch_elsewhere(launcher: Launcher, logs: Path, runs: list[list[str]], ended: Ended) -> None:
     """Hand runs to another launcher and wait; what becomes of each is in its folder."""
     here = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), here]))
+    with following([folder_of(run) for run in runs], ended):
+        try:
+            launcher.launch([[f"+{CHILD}={quoted(shlex.join(run))}"] for run in runs], 0)
+        except Exception as error:  # noqa: BLE001  one lost job must not hide the others
+            why = " ".join(str(error).split())[:200]
+            say(
+                f"warning: the launcher failed: {type(error).__name__}: {why}; its logs are in {logs}"
+            )
+
+
+@contextmanager
+def following(folders: list[Path], ended: Ended) -> Iterator[None]:
+    """Meanwhile, and once more at the end, look which runs have ended since."""
+    before = {folder: stamp_of(folder) for folder in folders}
+    over = threading.Event()
+
+    def look() -> None:
+        last = False
+        while not last:
+            last = over.wait(1)
+            for folder in list(before):
+                status = status_of(folder)
+                if status and stamp_of(folder) != before[folder] and status["state"] != "running":
+                    del before[folder]
+                    ended(folder)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
     try:
-        launcher.launch([[f"+{CHILD}={quoted(shlex.join(run))}"] for run in runs], 0)
-    except Exception as error:  # noqa: BLE001  one lost job must not hide the others
-        why = " ".join(str(error).split())[:200]
-        say(f"warning: the launcher failed: {type(error).__name__}: {why}; its logs are in {logs}")
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def child_task(config: Any) -> None:
     """The work of one job under another launcher: a child, waited for. A failure is in its folder."""
-    child = Child(shlex.split(config[CHILD]), jobs=0)
+    overrides = shlex.split(config[CHILD])
+    while in_use(folder_of(overrides)):
+        time.sleep(1)
+    child = Child(overrides, jobs=0)
     while not child.ended():
         time.sleep(0.5)
+
+
+def folder_of(overrides: Sequence[str]) -> Path:
+    """The folder that a run's overrides name: the last `out`, which is the one that counts."""
+    (*_, out) = (o for o in parse(list(overrides)) if o.key_or_group == "out")
+    return Path(str(out.value()))
 
 
 def log_of(folder: Path) -> Path:
@@ -204,7 +253,8 @@ def settle(folder: Path, code: int, before: int | None) -> None:
 def reason(code: int, log: Path) -> str:
     """Why a process ended, in words, from its exit code and the last it said."""
     if code < 0:
-        name = signal.Signals(-code).name
+        numbers = {number.value: number.name for number in signal.Signals}
+        name = numbers.get(-code, f"signal {-code}")
         return f"killed by {name}" + (" (often: out of memory)" if name == "SIGKILL" else "")
     said = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
     errors = [line for line in said if line.startswith("error: ")]
@@ -213,17 +263,17 @@ def reason(code: int, log: Path) -> str:
     return f"exit code {code}" + (f": {said[-1]}" if said else "")
 
 
-def wait_for(folder: Path) -> None:
-    """Wait for a run that another process still has, left over from a sweep that was killed."""
-    lock = FileLock(folder / ".lock")
+def in_use(folder: Path) -> bool:
+    """Whether a process has a run: one of this sweep, or left over from one that was killed."""
     if not (folder / ".lock").exists():
-        return
+        return False
+    lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        say(f"waiting for {folder}: a process of an earlier sweep still has it")
-        lock.acquire()
+        return True
     lock.release()
+    return False
 
 
 def end_with_the_sweep() -> None:

@@ -25,8 +25,7 @@ def compose_matched(overrides: list[str]) -> Config:
         raise ValueError(f'match={match} needs a baseline: baseline="attn=mha pos=rope"')
     named = {o.key_or_group for o in parse(shlex.split(baseline))}
     kept = [o for o in overrides if not replaced(o.partition("=")[0], named)]
-    target = budget(compose([*kept, *shlex.split(baseline)]), match)
-    return resized(config, match, target)
+    return resized(config, match, budget(compose([*kept, *shlex.split(baseline)]), match))
 
 
 def replaced(key: str, named: set[str]) -> bool:
@@ -84,6 +83,8 @@ def resized(config: Config, match: str, target: float) -> Config:
     Parameters and FLOPs are both a + b * ff_dim, so two widths tell all. The vocabulary costs every
     variant the same and is left out of both.
     """
+    if budget(config, match) == target:  # the baseline itself, whatever its width
+        return config
     one, two = budget(config, match, STEP), budget(config, match, 2 * STEP)
     width = STEP * round((target - (one - (two - one))) / (two - one))
     if width < STEP:

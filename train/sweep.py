@@ -9,16 +9,26 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from train.config import Config, arguments, compose, expand, fits, group_of, parse, quoted
+from train.config import Config, arguments, compose, expand, fits, group_of, keys_set, quoted
 from train.match import baseline_of, compose_matched, with_baseline
 
-#: Keys about the sweep, or about where things lie: they do not tell one run from another.
+if TYPE_CHECKING:  # torch and hydra take a second to import; --help and typos need none
+    from train.launcher import Place
+
+#: Keys of the sweep as a whole: its runs may not differ in them.
+SHARED = "out name jobs retry report".split()
+
+#: Keys about the sweep, where things lie, or what changes no number: they tell no run from another.
 NO_IDENTITY = frozenset(
-    "out name resume plan sweep stages jobs retry baseline report wandb init_from".split()
+    [
+        *SHARED,
+        *"resume plan sweep stages baseline wandb init_from sample".split(),
+        *"keep save_every log_every eval_batch_size".split(),
+    ]
 )
 
 
@@ -55,7 +65,7 @@ def cells_of(overrides: list[str], *, multirun: bool) -> list[list[str]]:
     """
     cells = []
     for cell in expand(overrides) if multirun else [overrides]:
-        own = {override.get_key_element().lstrip("+") for override in parse(cell)}
+        own = keys_set(cell)
         named = {"experiment", "sweep"} & own  # nothing else sets it, and composing takes 0.1 s
         config = compose(cell) if named else {"sweep": None}
         if config["sweep"] is None:
@@ -64,7 +74,10 @@ def cells_of(overrides: list[str], *, multirun: bool) -> list[list[str]]:
         for line in lines_of(config, "sweep"):
             wider = expand(shlex.split(line))
             cells += [[*unless_set(more, own), *cell, "sweep=null"] for more in wider]
-    return with_baseline(list(map(list, dict.fromkeys(map(tuple, cells)))))
+    if not cells:
+        raise ValueError(f"{' '.join(overrides)}: no runs; a list of values is empty")
+    unique = list(map(list, dict.fromkeys(map(tuple, cells))))
+    return with_baseline(unique) if len(unique) > 1 else unique
 
 
 def lines_of(config: Config, key: str) -> list[str]:
@@ -76,15 +89,20 @@ def lines_of(config: Config, key: str) -> list[str]:
 
 
 def unless_set(overrides: list[str], own: set[str]) -> list[str]:
-    """The overrides whose key, or group, the command line has not set itself."""
-    return [o for o in overrides if not {key := o.partition("=")[0], group_of(key)} & own]
+    """The overrides that the command line does not replace.
+
+    It replaces a key that it sets itself; and if it chooses a group that these choose too, their keys
+    of that group.
+    """
+    chosen = own & {o.partition("=")[0] for o in overrides}
+    return [o for o in overrides if not {key := o.partition("=")[0], group_of(key)} & chosen]
 
 
 def stages_of(cell: list[str], config: Config) -> list[list[str]]:
     """The runs that one cell stands for: itself, or one for each line of the config's `stages`."""
     if config["stages"] is None:
         return [cell]
-    own = {override.get_key_element().lstrip("+") for override in parse(cell)}
+    own = keys_set(cell)
     return [
         [*unless_set(shlex.split(line), own), *cell, "stages=null"]
         for line in lines_of(config, "stages")
@@ -96,7 +114,7 @@ def plan_cells(cells: list[list[str]], first: Config, parent: Path) -> list[Cell
 
     A run that an earlier start of this sweep knew keeps its folder, whatever is beside it now.
     """
-    from train.job import check
+    from train.job import check, check_start
 
     known = {entry["identity"]: entry["name"] for entry in manifest(parent).get("known", [])}
     taken = set(known.values())
@@ -105,7 +123,20 @@ def plan_cells(cells: list[list[str]], first: Config, parent: Path) -> list[Cell
         before: Cell | None = None
         stages = stages_of(cell, first)
         for number, overrides in enumerate(stages, 1):
-            config = check(compose_matched(overrides)).config
+            if before and "matched" in before.config:  # one width for all stages
+                width = before.config["model"]["ff_dim"]
+                overrides = [*overrides, "match=null", f"model.ff_dim={width}"]
+            composed = compose_matched(overrides)
+            for key in SHARED:
+                if composed[key] != first[key]:
+                    raise ValueError(
+                        f"{key} is the sweep's, but its runs have {first[key]} and {composed[key]}"
+                    )
+            config = check(composed).config
+            if before:
+                check_start(before.config, config, f"stage {number}")
+            elif compose(cell)["stages"] != first["stages"]:
+                raise ValueError(f"stages differ between the runs of the sweep: {' '.join(cell)}")
             mine = identity(config, before.identity if before else config["init_from"])
             if mine not in known:
                 known[mine] = f"{name}_stage-{number}" if len(stages) > 1 else name
@@ -132,6 +163,7 @@ def identity(config: Config, parent: str | None) -> str:
     """A hash of all that a run's numbers follow from; `parent` says whose weights it starts from."""
     own = {key: value for key, value in config.items() if key not in NO_IDENTITY}
     own["data"] = {key: value for key, value in own["data"].items() if key != "cache"}
+    own["choices"] = {key: value for key, value in own["choices"].items() if key != "experiment"}
     return hashlib.sha256(json.dumps([own, parent], sort_keys=True).encode()).hexdigest()
 
 
@@ -174,6 +206,10 @@ def sweep(
     name = first["name"] or time.strftime("%Y%m%d-%H%M%S")
     parent = Path(str(first["out"] or Path("outputs/sweeps") / str(name)))
     planned = plan_cells(cells, first, parent)
+    if launcher and settings.jobs > 1:
+        raise ValueError(
+            f"jobs={settings.jobs} is for runs on this machine; {launcher[0]} has keys of its own"
+        )
     there = elsewhere(launcher, parent / ".hydra") if launcher else None
     parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(parent / ".lock")
@@ -241,12 +277,12 @@ def state(folder: Path) -> dict[str, Any]:
 def run_all(
     planned: list[Cell],
     todo: list[Cell],
-    there: Callable[[list[list[str]]], None] | None,
+    there: "Place | None",
     settings: Settings,
     report: Callable[[Path], str],
 ) -> None:
     """Run what is to do, stage by stage, seed by seed, and show how all stands."""
-    from train.launcher import Processes
+    from train.launcher import launch_here
     from train.progress import say
     from train.record import write_json
     from train.watch import Board, Watched
@@ -259,7 +295,7 @@ def run_all(
 
         def ended(folder: Path) -> None:
             board.ended(folder)
-            report(parent)
+            report(parent)  # before the next run is on the clock
 
         for stage in sorted({cell.stage for cell in todo}):
             ready = []
@@ -271,17 +307,19 @@ def run_all(
                     write_json(cell.folder / "status.json", why | {"last_step": None})
                     continue
                 places = {"out": cell.folder} | ({"init_from": before} if before else {})
-                kept = [o for o in cell.overrides if o.partition("=")[0] not in (*places, "resume")]
+                kept = [
+                    o
+                    for o in cell.overrides
+                    if o.partition("=")[0].lstrip("+") not in (*places, "resume")
+                ]
                 where = [f"{key}={quoted(str(path))}" for key, path in places.items()]
                 ready.append([*kept, *where, "resume=true"])
             if not ready:
                 continue
             if there:
-                there(ready)
+                there(ready, ended)
             else:
-                here = Processes(settings.jobs)
-                here.setup(hydra_context=None, task_function=ended, config=None)
-                here.launch(ready, 0)
+                launch_here(ready, settings.jobs, ended)
 
 
 def safely(report: Callable[[Path], str]) -> Callable[[Path], str]:

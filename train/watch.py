@@ -67,15 +67,15 @@ class Board:
         found = glance(run)
         if found["state"] == "done":
             summary = read_json(folder / "summary.json")
+            took = summary["wall_seconds"]
             said = f"perplexity {number(summary['val_perplexity'], '.3f')}"
+            said += f", {duration(took)}" if took else ""
         else:
             said = str(found["reason"])
         left = (
             f", about {duration(self.left(len(stands) - over))} left" if over < len(stands) else ""
         )
-        say(
-            f"{over}/{len(stands)}  {run.name}: {found['state']} in {duration(self.took[-1])}, {said}{left}"
-        )
+        say(f"{over}/{len(stands)}  {run.name}: {found['state']}, {said}{left}")
 
     def left(self, runs: int) -> float:
         """Seconds that so many more runs may take, from those that ended."""
@@ -117,7 +117,7 @@ def glance(run: Watched) -> dict[str, Any]:
     found = {"state": status["state"], "reason": status["reason"]}
     found |= {"step": None, "loss": None, "perplexity": None, "left": None}
     for record in tail(run.folder / "metrics.jsonl"):
-        if record["split"] == "train":
+        if record["split"] == "train" and "step_ms" in record:
             left = (run.steps - record["step"]) * record["step_ms"] / 1e3
             found |= {"step": record["step"], "loss": record["loss"], "left": left}
         elif "perplexity" in record:
@@ -125,7 +125,7 @@ def glance(run: Watched) -> dict[str, Any]:
     return found
 
 
-def tail(path: Path, size: int = 4096) -> list[dict[str, Any]]:
+def tail(path: Path, size: int = 1 << 16) -> list[dict[str, Any]]:
     """The last records of a file that is being written."""
     if not path.exists():
         return []
