@@ -72,23 +72,23 @@ def figures(found: Study) -> list[Figure]:
 
 
 def styles_of(found: Study) -> dict[int, Style]:
-    """A style for each variant: its own colour; of more variants than colours, the colour tells the
-    factor with most levels, line and marker tell the others."""
+    """A style for each variant: the colour tells the factor with most levels, line and marker tell the
+    others. Where lines do not suffice for that, each variant has a colour of its own."""
     levels = {
         factor: list(dict.fromkeys(plain(v.factors.get(factor)) for v in found.variants))
         for factor in dict.fromkeys(key for v in found.variants for key in v.factors)
     }
-    if len(found.variants) <= len(COLOURS) or not levels:
-        return {
-            id(v): Style(COLOURS[i % len(COLOURS)], "-", MARKERS[i % len(MARKERS)])
-            for i, v in enumerate(found.variants)
-        }
-    most = max(map(len, levels.values()))
-    by_colour = next(f for f in ("pos", *levels) if len(levels.get(f, ())) == most)
+    most = max(map(len, levels.values()), default=0)
+    by_colour = next((f for f in ("pos", *levels) if len(levels.get(f, ())) == most), "")
     combinations = list(dict.fromkeys(rest_of(v, by_colour) for v in found.variants))
+    if len(combinations) > len(LINES) and len(found.variants) <= len(COLOURS):
+        return {
+            id(v): Style(c, "-", m)
+            for v, c, m in zip(found.variants, COLOURS, MARKERS, strict=False)
+        }
     styles = {}
     for v in found.variants:
-        hue = levels[by_colour].index(plain(v.factors.get(by_colour)))
+        hue = levels[by_colour].index(plain(v.factors.get(by_colour))) if by_colour else 0
         form = combinations.index(rest_of(v, by_colour)) + hue // len(COLOURS) * len(combinations)
         styles[id(v)] = Style(
             COLOURS[hue % len(COLOURS)], LINES[form % len(LINES)], MARKERS[form % len(MARKERS)]

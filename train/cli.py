@@ -67,12 +67,13 @@ def train(arguments: list[str], tools: Tools) -> int:
     first = compose_matched(cells[0])
     if not fits(first["plan"], bool):
         raise ValueError(f"plan={first['plan']} is not true or false")
+    settings = sweeps.settings_of(first)
     if first["plan"]:
         runs = [stage for cell in cells for stage in sweeps.stages_of(cell, first)]
         configs = [compose_matched(cell) for cell in runs]
         return tools.plan(list(zip(sweeps.cell_names(runs), configs, strict=True)))
     if flags or len(cells) > 1 or first["stages"] is not None:
-        return sweeps.sweep(cells, elsewhere, forecast=tools.forecast, report=tools.report)
+        return sweeps.sweep(cells, settings, elsewhere, tools.forecast, tools.report)
     if elsewhere:
         raise ValueError(f"{elsewhere[0]}: a launcher is for sweeps (-m)")
     return run(first)

@@ -44,6 +44,11 @@ class Settings:
             raise ValueError(f"jobs={self.jobs} must be at least 1")
 
 
+def settings_of(config: Config) -> Settings:
+    """A config's keys of a sweep. Raises ValueError for what they cannot be."""
+    return Settings(**arguments("", {key: config[key] for key in ("jobs", "retry")}, Settings)[0])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One run of a sweep."""
@@ -187,8 +192,8 @@ def manifest(parent: Path) -> dict[str, Any]:
 
 def sweep(
     cells: list[list[str]],
+    settings: Settings,
     launcher: list[str],
-    *,
     forecast: Callable[[list[tuple[str, Config]], int], None],
     report: Callable[[Path], str],
 ) -> int:
@@ -202,7 +207,6 @@ def sweep(
     from train.progress import say
 
     first = compose(cells[0])
-    settings = Settings(**arguments("", {k: first[k] for k in ("jobs", "retry")}, Settings)[0])
     name = first["name"] or time.strftime("%Y%m%d-%H%M%S")
     parent = Path(str(first["out"] or Path("outputs/sweeps") / str(name)))
     planned = plan_cells(cells, first, parent)
