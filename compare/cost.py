@@ -60,6 +60,11 @@ class Decoding:
     multiply_adds_uncached: float
     cache_elements: int
 
+    @property
+    def saved(self) -> float:
+        """The part of the multiply-adds that the cache saves."""
+        return 1 - self.multiply_adds / self.multiply_adds_uncached
+
 
 def decoding_of(config: Config, points: int = 32) -> list[Decoding]:
     """The cost of decoding at lengths up to a model's context."""

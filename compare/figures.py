@@ -11,7 +11,7 @@ from typing import Any
 
 from compare.results import Curve, Variant, plain
 from compare.statistics import LEVEL
-from compare.study import Study, score_of
+from compare.study import Study, score_of, scores_of
 
 GREY = "#888888"
 #: Okabe and Ito's colours that stand out on white and on black, then a grey and a violet.
@@ -209,7 +209,7 @@ def quality(name: str, found: Study, styles: dict[int, Style]) -> Figure | None:
     figure, panels = canvas(len(axes_of), height=3.6)
     for axes, (key, _, what) in zip(panels, axes_of, strict=True):
         for v, x, y in points[key]:
-            spread = [math.exp(s) for s in map(ruler.of, v.done) if s is not None]
+            spread = [math.exp(s) for s in scores_of(v, ruler)]
             axes.vlines(x, min(spread), max(spread), color=styles[id(v)].colour, alpha=0.5)
             axes.plot([x], [y], styles[id(v)].marker, color=styles[id(v)].colour, label=v.label)
         front = pareto([(x, y) for _, x, y in points[key]])

@@ -159,8 +159,9 @@ def verdict_in_a_word(d: "Difference") -> str:
 def scores(v: "Variant", ruler: "Ruler", digits: int) -> str:
     """Mean and interval over seeds of what quality is measured in: '35.43 (34.92 to 35.95)'."""
     from compare.statistics import mean_interval
+    from compare.study import scores_of
 
-    found = [s for s in map(ruler.of, v.done) if s is not None]
+    found = scores_of(v, ruler)
     if not found:
         return "-"
     mean, low, high = mean_interval(found)
@@ -319,10 +320,9 @@ def decoding_table(found: "Study") -> list[list[str]]:
         if not config:
             continue
         end, layers = decoding_of(config)[-1], config["model"]["n_layers"]
-        saved = 1 - end.multiply_adds / end.multiply_adds_uncached
         counts = (end.multiply_adds_uncached, end.multiply_adds)
         cells = [v.label, f"{end.length:,}", *(f"{count / layers:,.0f}" for count in counts)]
-        rows.append([*cells, f"{saved:.1%}", f"{end.cache_elements / layers:,.0f}"])
+        rows.append([*cells, f"{end.saved:.1%}", f"{end.cache_elements / layers:,.0f}"])
     return rows
 
 

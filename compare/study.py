@@ -165,9 +165,14 @@ def shared_rate(variants: Sequence[Variant], ruler: Ruler | None) -> float | Non
     return min((rate for rate in rates if rate is not None), key=merit)
 
 
+def scores_of(variant: Variant, ruler: Ruler) -> list[float]:
+    """The scores of a variant, one a seed that has one."""
+    return [s for s in map(ruler.of, variant.done) if s is not None]
+
+
 def score_of(variant: Variant, ruler: Ruler) -> float | None:
     """The mean score of a variant over its seeds."""
-    scores = [s for s in map(ruler.of, variant.done) if s is not None]
+    scores = scores_of(variant, ruler)
     return sum(scores) / len(scores) if scores else None
 
 

@@ -24,10 +24,9 @@ def sentences(found: Study) -> list[str]:
 def on_the_cache(v: Variant) -> str:
     """What the cache saves one variant while generating."""
     end = decoding_of(v.runs[0].config)[-1]
-    saved = 1 - end.multiply_adds / end.multiply_adds_uncached
     return (
         f"**{v.label}** generates with a KV cache: after {end.length:,} tokens one more takes "
-        f"{end.multiply_adds:,.0f} multiply-adds in attention, {saved:.1%} fewer than the "
+        f"{end.multiply_adds:,.0f} multiply-adds in attention, {end.saved:.1%} fewer than the "
         f"{end.multiply_adds_uncached:,.0f} without it, for {end.cache_elements:,} numbers kept."
     )
 

@@ -16,6 +16,7 @@ import torch
 
 from train.config import choose
 
+JOBS = "HEAD_TO_HEAD_JOBS"  # how a sweep tells a run how many share the machine
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -114,9 +115,7 @@ def describe(device: Device) -> Mapping[str, object]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if device.name == "cuda" else None,
         "threads": torch.get_num_threads(),
-        "side_by_side": int(
-            os.environ.get("HEAD_TO_HEAD_JOBS", "1")
-        ),  # runs of a sweep; 0: not known
+        "side_by_side": int(os.environ.get(JOBS, "1")),  # runs of a sweep; 0: not known
         "command": sys.argv,
     }
 

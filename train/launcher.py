@@ -19,13 +19,14 @@ from filelock import FileLock, Timeout
 from hydra.plugins.launcher import Launcher
 
 from train.config import parse, quoted
+from train.device import JOBS
 from train.progress import say
 from train.record import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 STOPPED = (signal.SIGINT, signal.SIGTERM)  # what ends a run that is to go on later
 CHILD = "child"  # the key that hands a run's overrides, as one text, to another launcher's job
-SWEEP, JOBS = "HEAD_TO_HEAD_SWEEP", "HEAD_TO_HEAD_JOBS"  # what a run is told by its sweep
+SWEEP = "HEAD_TO_HEAD_SWEEP"  # how a run is told the process of its sweep
 
 
 class Stop(Exception):
