@@ -1,8 +1,8 @@
-"""Score a finished run: python eval.py --help."""
+"""Ask finished runs: python eval.py --help."""
 
 import sys
 
-from compare.perplexity import evaluate
+from compare.evaluate import evaluate
 from train.cli import door
 
 if __name__ == "__main__":

@@ -1,124 +1,233 @@
-"""What a checkpoint is worth: its perplexity on every token of a split."""
+"""What a checkpoint is worth: its perplexity on every token of a text."""
 
-import json
+import dataclasses
+import math
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from compare.bigram import bigram_nats
-from model.score import bits_per_byte, perplexity, score
-from train import device as devices
-from train.cli import compose_door
-from train.config import Config, arguments, choose
+from compare.opening import Opened, Opening
+from compare.statistics import ratio_interval
+from compare.text import SPLITS, Text, open_text
+from model.score import bits_per_byte, perplexity, token_nats
+from train.config import choose
 from train.job import at_least
-from train.progress import CONSOLE
-from train.record import replace
-from train.run import open_config, open_corpus, open_model, trained_dtype
-
-USAGE = """\
-Score a finished run on every token of its validation text: perplexity and bits per byte.
-Prints them, and writes them as JSON under RUN/eval/.
-
-  python eval.py run=DIR [KEY=VALUE ...]
-
-Examples
-  python eval.py run=outputs/runs/mine
-  python eval.py run=outputs/runs/mine context=64
-  python eval.py run=outputs/runs/mine checkpoint=best batch_size=1 dtype=float32
-  python eval.py run=outputs/runs/mine split=train
-  python eval.py run=outputs/runs/mine bigram=true
-  python eval.py run=outputs/runs/mine context=512 pos=rope_yarn pos.factor=4
-"""
+from train.progress import tracked
+from train.record import write_json
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The keys of eval.yaml. Raises ValueError for what cannot be asked."""
+    """The keys of eval/perplexity.yaml. Raises ValueError for what cannot be asked."""
 
-    run: str
-    checkpoint: str
-    split: str
+    split: str | None
     context: int | None
+    stride: int | None
     batch_size: int | None
+    against: str | None
     bigram: bool
-    device: str
-    dtype: str | None
-    threads: int | None
 
     def __post_init__(self) -> None:
-        at_least(1, self, "context", "batch_size", "threads")
-        choose("split", self.split, dict.fromkeys(("val", "train")))
+        at_least(1, self, "context", "stride", "batch_size")
+        if self.split is not None:
+            choose("split", self.split, dict.fromkeys(SPLITS))
 
 
-def evaluate(overrides: list[str]) -> int:
-    """`python eval.py`."""
-    composed = compose_door(overrides, "eval", USAGE)
-    if composed is None:
-        return 0
-    choices, position = composed.pop("choices"), composed.pop("pos", None)
-    options = Options(**arguments("", composed, Options)[0])
-    if position:
-        asked = {override.partition("=")[0] for override in overrides}
-        own = open_config(Path(options.run))["pos"]
-        position |= {k: own[k] for k in own.keys() & position.keys() if f"pos.{k}" not in asked} | {
-            "_target_": position["_target_"]
-        }
-    other = {"pos": position, "choices": choices} if position else {}
-    result = score_run(options, other)
-    name = "{split}_step{step}_context{context}_{dtype}".format(**result)
-    if position:
-        name += f"_{choices['pos']}" + "".join(
-            f"-{key}-{value}" for key, value in position.items() if not key.startswith("_")
-        )
-    path = Path(options.run) / "eval" / f"{name}.json"
+@dataclass(frozen=True)
+class Scored:
+    """A text as one run predicts it."""
+
+    run: Opened
+    text: Text
+    context: int
+    stride: int
+    nats: Tensor  # of each token but the first, (N - 1,)
+
+    @property
+    def total(self) -> float:
+        return self.nats.sum(dtype=torch.float64).item()
+
+    @property
+    def loss(self) -> float:
+        return self.total / len(self.nats)
+
+    @property
+    def bits_per_byte(self) -> float:
+        return bits_per_byte(self.total, self.text.scored_bytes)
+
+    def sums(self) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+        """What a bootstrap resamples, and the nats, tokens and bytes of each unit."""
+        kind, unit, sizes = self.text.units()
+        nats = np.bincount(unit, self.nats.double().numpy(), len(sizes))
+        return kind, nats, np.bincount(unit, minlength=len(sizes)), sizes
+
+
+def evaluate(opening: Opening, options: Options) -> int:
+    """`python eval.py run=DIR`."""
+    run = opening.open(opening.only)
+    text = open_text(run, options.split, opening.data, opening.data_name)
+    scored = score_text(run, text, options)
+    result = described(scored)
+    if options.bigram:
+        training = open_text(run, "train", None, None).tokens
+        pairs = bigram_nats(training, text.tokens, run.model.shape.vocab_size)
+        result["bigram_perplexity"] = perplexity(pairs / len(scored.nats))
+    if options.against is not None:
+        other = dataclasses.replace(opening, pos=None).open(Path(options.against))
+        rival = score_text(other, text.in_tokens_of(other), options)
+        result["against"] = described(rival) | difference(scored, rival)
+    path = run.folder / "eval" / f"{file_name(scored, opening)}.json"
     path.parent.mkdir(exist_ok=True)
-    replace(path, json.dumps(result, indent=1) + "\n")
-    for key in ("tokens", "context", "perplexity", "bits_per_byte", "bigram_perplexity"):
-        if key in result:
-            value = result[key]
-            print(
-                f"  {key:<17}  {value:,}" if isinstance(value, int) else f"  {key:<17}  {value:.6g}"
-            )
+    write_json(path, result)
+    print(told(result))
     print(f"\nwritten: {path}")
     return 0
 
 
-def score_run(options: Options, other: Config) -> dict[str, Any]:
-    """Score a run as asked, with `other` parts in place of its own.
-
-    Raises ValueError for a run, a part, a context or a text that does not fit.
-    """
-    run = Path(options.run)
-    device = devices.pick(options.device, options.dtype or trained_dtype(run), False)
-    devices.set_up(options.threads)
-    model, _, config, checkpoint = open_model(run, device, options.checkpoint, other)
-    context = options.context or model.shape.max_len
-    if model.position.max_len is not None and context > model.position.max_len:
-        raise ValueError(
-            f"context={context}: pos={config['choices']['pos']} is not defined beyond "
-            f"{model.position.max_len} tokens"
+def score_text(run: Opened, text: Text, options: Options) -> Scored:
+    """Score a text as asked. Raises ValueError for a context that the run does not reach."""
+    context = options.context or run.model.shape.max_len
+    run.check_context(context)
+    stride = options.stride or context
+    rows = options.batch_size or run.config["eval_batch_size"]
+    windows = -(-len(text.tokens) // (stride * rows))
+    beats = iter(tracked(range(windows), f"scoring {len(text.tokens):,} tokens"))
+    with run.device.autocast():
+        nats = token_nats(
+            run.model,
+            text.tokens,
+            context=context,
+            stride=stride,
+            batch_size=rows,
+            device=run.device.name,
+            between=lambda: next(beats, None),
         )
-    corpus = open_corpus(config, checkpoint)
-    text, text_bytes = corpus.split(options.split)
-    rows = options.batch_size or config["eval_batch_size"]
-    with device.autocast(), CONSOLE.status(f"scoring {len(text):,} tokens"):
-        nats, tokens = score(model, text, context=context, batch_size=rows, device=device.name)
-    result = {
-        "run": options.run,
-        "step": checkpoint.step,
-        "split": options.split,
-        "context": context,
-        "dtype": device.dtype_name,
+    deque(beats, maxlen=0)
+    return Scored(run, text, context, stride, nats)
+
+
+def described(scored: Scored) -> dict[str, Any]:
+    """All that was asked and found, for JSON."""
+    run, config = scored.run, scored.run.config
+    kind, nats, tokens, sizes = scored.sums()
+    low, high = ratio_interval(nats, tokens) if len(nats) > 1 else (None, None)
+    bits = [end and end * tokens.sum() / sizes.sum() / math.log(2) for end in (low, high)]
+    if kind == "documents":
+        bits = list(ratio_interval(nats / math.log(2), sizes))
+    return {
+        "run": str(run.folder),
+        "step": run.step,
+        "split": scored.text.name,
+        "context": scored.context,
+        "stride": scored.stride,
+        "dtype": run.device.dtype_name,
         "pos": config["choices"]["pos"],
         "pos_options": {k: v for k, v in config["pos"].items() if not k.startswith("_")},
-        "tokens": tokens,
-        "nats": nats,
-        "loss": nats / tokens,
-        "perplexity": perplexity(nats / tokens),
-        "bits_per_byte": bits_per_byte(nats, text_bytes),
-        **corpus.identity,
+        "tokens": len(scored.nats),
+        "bytes": scored.text.scored_bytes,
+        "nats": scored.total,
+        "loss": scored.loss,
+        "perplexity": perplexity(scored.loss),
+        "perplexity_interval": [end if end is None else perplexity(end) for end in (low, high)],
+        "bits_per_byte": scored.bits_per_byte,
+        "bits_per_byte_interval": bits,
+        "resampled": f"{len(nats)} {kind}",
+        **scored.text.identity,
     }
-    if options.bigram:
-        pairs = bigram_nats(corpus.train, text, model.shape.vocab_size)
-        result["bigram_perplexity"] = perplexity(pairs / tokens)
-    return result
+
+
+def difference(mine: Scored, theirs: Scored) -> dict[str, Any]:
+    """How much better or worse than another run on the same text, mine minus theirs.
+
+    Perplexities compare on the same tokens alone; bits per byte always.
+    """
+    kind, nats, tokens, sizes = mine.sums()
+    other_kind, other_nats, _, other_sizes = theirs.sums()
+    same = mine.text.identity == theirs.text.identity
+    found: dict[str, Any] = {
+        "same_tokens": same,
+        "loss_difference": None,
+        "loss_difference_interval": None,
+        "perplexity_ratio": None,
+        "perplexity_ratio_interval": None,
+        "bits_per_byte_difference": mine.bits_per_byte - theirs.bits_per_byte,
+        "bits_per_byte_difference_interval": None,
+        "trained_on_the_same_text": mine.run.trained_on == theirs.run.trained_on,
+    }
+    if same:
+        interval = ratio_interval(nats - other_nats, tokens)
+        found["loss_difference"] = mine.loss - theirs.loss
+        found["loss_difference_interval"] = list(interval)
+        found["perplexity_ratio"] = math.exp(mine.loss - theirs.loss)
+        found["perplexity_ratio_interval"] = [math.exp(end) for end in interval]
+    if kind == other_kind == "documents" or same:
+        bits = (nats / sizes.sum() - other_nats / other_sizes.sum()) / math.log(2)
+        scale = sizes / sizes.sum()
+        found["bits_per_byte_difference_interval"] = list(ratio_interval(bits, scale))
+    return found
+
+
+def file_name(scored: Scored, opening: Opening) -> str:
+    """Says what was asked, so that no answer overwrites that of another question."""
+    words = [scored.text.name, f"step{scored.run.step}", f"context{scored.context}"]
+    words += [f"stride{scored.stride}"] if scored.stride != scored.context else []
+    words.append(scored.run.device.dtype_name)
+    if opening.pos is not None:
+        own = scored.run.config["pos"].items()
+        keys = (f"-{key}-{value}" for key, value in own if not key.startswith("_"))
+        words.append(f"{opening.pos_name}{''.join(keys)}")
+    return "_".join(words)
+
+
+def told(result: dict[str, Any]) -> str:
+    """A result for people."""
+
+    def within(key: str, style: str) -> str:
+        low, high = result[f"{key}_interval"]
+        between = "" if low is None else f"  ({low:{style}} to {high:{style}})"
+        return f"{result[key]:{style}}{between}"
+
+    rows = {
+        "text": f"{result['split']}: {result['tokens']:,} tokens, {result['bytes']:,} bytes",
+        "context": f"{result['context']:,}, windows every {result['stride']:,}",
+        "perplexity": within("perplexity", ".3f"),
+        "bits per byte": within("bits_per_byte", ".4f"),
+    }
+    if "bigram_perplexity" in result:
+        rows["bigram model"] = f"{result['bigram_perplexity']:.3f}"
+    lines = [f"  {name:<14} {value}" for name, value in rows.items()]
+    lines.append(f"  95 % intervals from {result['resampled']}, resampled")
+    if other := result.get("against"):
+        lines += ["", f"against {other['run']} (step {other['step']})", *told_difference(other)]
+    return "\n".join(lines)
+
+
+def told_difference(other: dict[str, Any]) -> list[str]:
+    """Lines on how a run did against another."""
+    lines = []
+    if other["same_tokens"]:
+        low, high = (100 * (end - 1) for end in other["perplexity_ratio_interval"])
+        verdict = "" if low > 0 or high < 0 else ", inside the noise of the text"
+        lines.append(
+            f"  perplexity     {100 * (other['perplexity_ratio'] - 1):+.2f} %  "
+            f"({low:+.2f} to {high:+.2f}{verdict}), theirs {other['perplexity']:.3f}"
+        )
+    else:
+        lines.append("  perplexity     not compared: the tokenizers differ")
+    interval = other["bits_per_byte_difference_interval"]
+    between = "" if interval is None else "  ({:+.4f} to {:+.4f})".format(*interval)
+    lines.append(
+        f"  bits per byte  {other['bits_per_byte_difference']:+.4f}{between}, "
+        f"theirs {other['bits_per_byte']:.4f}"
+    )
+    if not other["trained_on_the_same_text"]:
+        lines.append(
+            "  It was trained on another text, or another split: it may have seen this one."
+        )
+    return lines

@@ -1,29 +1,28 @@
 """Text from a checkpoint."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 
-import torch
+from tokenizers.decoders import DecodeStream
 
-from data.tokenizer import decode, encode
-from model.generate import generate
-from train import device as devices
+from compare.opening import Opened, asked
+from data.tokenizer import END_OF_TEXT, decode, encode
+from model.generate import Draw, generate
 from train.cli import compose_door
-from train.config import arguments
+from train.config import choose
 from train.job import at_least
-from train.progress import printable
-from train.run import open_model, trained_dtype
+from train.progress import printable, tracked
 
 USAGE = """\
-Let a finished run continue a prompt, with a KV cache.
+Let a finished run continue a prompt. One sample appears as it is written, several when all are done.
 
   python sample.py run=DIR [KEY=VALUE ...]
 
 Examples
   python sample.py run=outputs/runs/mine
   python sample.py run=outputs/runs/mine prompt="def main(" tokens=100
-  python sample.py run=outputs/runs/mine temperature=0
-  python sample.py run=outputs/runs/mine count=3 temperature=1 top_k=10 seed=7
+  python sample.py run=outputs/runs/mine temperature=0 repetition_penalty=1.2
+  python sample.py run=outputs/runs/mine count=3 temperature=1 top_k=null top_p=0.9 seed=7
 """
 
 
@@ -31,21 +30,26 @@ Examples
 class Options:
     """The keys of sample.yaml. Raises ValueError for what cannot be asked."""
 
-    run: str
     prompt: str | None
     tokens: int
     count: int
     temperature: float
     top_k: int | None
+    top_p: float | None
+    repetition_penalty: float
     seed: int
-    checkpoint: str
-    device: str
-    dtype: str | None
-    threads: int | None
+    context: int | None
+    overflow: str
+    cache: bool
 
     def __post_init__(self) -> None:
-        at_least(1, self, "tokens", "count", "top_k", "threads")
-        at_least(0, self, "temperature", "seed")
+        at_least(1, self, "tokens", "count", "context")
+        at_least(0, self, "seed")
+        choose("overflow", self.overflow, dict.fromkeys(("slide", "refuse")))
+
+    @property
+    def draw(self) -> Draw:
+        return Draw(**{field.name: getattr(self, field.name) for field in fields(Draw)})
 
 
 def sample(overrides: list[str]) -> int:
@@ -53,25 +57,49 @@ def sample(overrides: list[str]) -> int:
     composed = compose_door(overrides, "sample", USAGE)
     if composed is None:
         return 0
-    del composed["choices"]
-    options = Options(**arguments("", composed, Options)[0])
-    run = Path(options.run)
-    device = devices.pick(options.device, options.dtype or trained_dtype(run), False)
-    devices.set_up(options.threads)
-    model, tokenizer, _, _ = open_model(run, device, options.checkpoint)
-    prompt = encode(tokenizer, "\n" if options.prompt is None else options.prompt)
-    generator = torch.Generator().manual_seed(options.seed)
-    for number in range(options.count):
-        with device.autocast():
-            ids = generate(
-                model,
-                prompt,
-                options.tokens,
-                temperature=options.temperature,
-                top_k=options.top_k,
-                generator=generator,
-            )
+    opening, options = asked(overrides, composed, Options)
+    draw = options.draw
+    run = opening.open(opening.only)
+    prompt = encode(run.tokenizer, "\n" if options.prompt is None else options.prompt)
+    room = options.context or run.model.shape.max_len
+    run.check_context(room)
+    if options.overflow == "refuse" and len(prompt) + options.tokens > room:
+        raise ValueError(
+            f"overflow=refuse: a prompt of {len(prompt)} tokens and tokens={options.tokens} do not "
+            f"fit context={room}"
+        )
+    with run.device.autocast():
+        rows = generate(
+            run.model,
+            prompt,
+            options.tokens,
+            draw=draw,
+            seed=options.seed,
+            rows=options.count,
+            context=room,
+            cached=options.cache,
+            end=run.tokenizer.token_to_id(END_OF_TEXT),
+        )
+        if options.count == 1:
+            stream(run, prompt, (token for (token,) in rows if token is not None))
+            return 0
+        columns = list(tracked(rows, "writing", options.tokens))
+    for number, tokens in enumerate(zip(*columns, strict=True)):
         if number:
             print("-" * 40)
-        print(printable(decode(tokenizer, [*prompt, *ids])))
+        ids = [token for token in tokens if token is not None]
+        print(printable(decode(run.tokenizer, [*prompt, *ids])))
     return 0
+
+
+def stream(run: Opened, prompt: list[int], tokens: Iterable[int]) -> None:
+    """Print a text while it is written: each character as soon as its last token is there."""
+    said = decode(run.tokenizer, prompt)
+    print(printable(said), end="", flush=True)
+    decoder, ids = DecodeStream(ids=prompt), list(prompt)
+    for token in tokens:
+        ids.append(token)
+        if piece := decoder.step(run.tokenizer, token):
+            said += piece
+            print(printable(piece), end="", flush=True)
+    print(printable(decode(run.tokenizer, ids).removeprefix(said)))  # bytes that make no character

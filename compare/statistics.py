@@ -4,11 +4,17 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+Numbers = np.ndarray[Any, np.dtype[Any]]
 
 LEVEL = 0.95  # of every interval
 POWER = 0.8  # chance to find a difference, where seeds to settle it are counted
 FEW = 3  # seeds below which a spread is no guide
 MANY = 100  # seeds; beyond so many it says "more than"
+RESAMPLES = 2000  # of a bootstrap
 
 
 @dataclass(frozen=True)
@@ -92,3 +98,24 @@ def seeds_needed(effect: float, alpha: float) -> int:
         if stats.nct.sf(critical, n - 1, abs(effect) * math.sqrt(n)) >= POWER:
             return n
     return MANY + 1
+
+
+def ratio_interval(numerators: Numbers, denominators: Numbers) -> tuple[float, float]:
+    """An interval of sum / sum over units that were drawn together: percentile bootstrap.
+
+    2000 resamples of the units with replacement, from a fixed seed.
+    """
+    from scipy import stats
+
+    found = stats.bootstrap(
+        (np.asarray(numerators), np.asarray(denominators)),
+        lambda a, b, axis: a.sum(axis=axis) / b.sum(axis=axis),
+        paired=True,
+        vectorized=True,
+        batch=max(1, 10**7 // len(numerators)),
+        n_resamples=RESAMPLES,
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)

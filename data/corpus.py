@@ -61,7 +61,7 @@ class Corpus:
         """What tells these tokens from others, as runs record it."""
         return {
             "data_fingerprint": self.fingerprint,
-            "tokenizer_sha256": hashlib.sha256(self.tokenizer_json.encode()).hexdigest(),
+            "tokenizer_sha256": tokenizers.sha256_of(self.tokenizer_json),
         }
 
     def check_identity(self, recorded: Mapping[str, str], doing: str) -> None:

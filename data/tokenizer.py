@@ -1,5 +1,6 @@
 """Tokenizers: characters, bytes, byte-level BPE, or any existing tokenizer.json. One format for all."""
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -90,6 +91,11 @@ def from_text(text: str) -> Tokenizer:
         raise ValueError(f"this is not a tokenizer.json: {error}") from error
     tokenizer.encode_special_tokens = True  # not saved in the file, so set at every load
     return tokenizer
+
+
+def sha256_of(text: str) -> str:
+    """What tells one tokenizer from another: the SHA-256 of its tokenizer.json."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -1,6 +1,6 @@
 """How well a model predicts a text: the one ruler for training, evaluation and comparison.
 
-Shapes: N tokens of the text, T context, B rows.
+Shapes: N tokens of the text, T context, B rows, V vocab_size.
 """
 
 import math
@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-@torch.no_grad()
 def score(
     model: Callable[[Tensor], Tensor],
     tokens: Tensor,
@@ -23,28 +22,58 @@ def score(
 ) -> tuple[float, int]:
     """The negative log-likelihood of a text in nats, summed in float64, and the tokens it is of.
 
-    The text is cut into windows of T inputs. Every token but the first (which has no context) is
-    scored exactly once, given the tokens before it in its window; batch size and padding do not
-    enter. `between` is called before each batch. Raises ValueError for fewer than 2 tokens.
+    As `token_nats` without overlap: every token is read once.
+    """
+    nats = token_nats(
+        model,
+        tokens,
+        context=context,
+        stride=context,
+        batch_size=batch_size,
+        device=device,
+        between=between,
+    )
+    return nats.sum(dtype=torch.float64).item(), len(nats)
+
+
+@torch.no_grad()
+def token_nats(
+    model: Callable[[Tensor], Tensor],
+    tokens: Tensor,
+    *,
+    context: int,
+    stride: int,
+    batch_size: int,
+    device: str,
+    between: Callable[[], object] = lambda: None,
+) -> Tensor:
+    """-log p of each token of a text but the first, which has no context: (N,) -> (N - 1,) float32.
+
+    The text is read in windows of T inputs that begin every `stride` tokens. Each token is scored
+    once, in the first window that reaches it, so with at least T - stride tokens before it where the
+    text has them. Batch size and padding do not enter. `between` is called before each batch.
+    Raises ValueError for fewer than 2 tokens, or a stride that would leave tokens out.
     """
     scored = len(tokens) - 1
     if scored < 1:
         raise ValueError(f"a text of {len(tokens)} tokens has nothing to score")
-    full = scored // context
-    batches = []
-    if full:
-        starts = torch.arange(full) * context
-        batches = [(rows, context) for rows in starts.split(batch_size)]
-    if rest := scored - full * context:
-        batches.append((torch.tensor([full * context]), rest))
-    total = 0.0
+    if not 1 <= stride <= context:
+        raise ValueError(f"stride={stride} must be at least 1 and at most context={context}")
+    starts = torch.arange(0, max(1, scored - context + stride), stride)
+    full = starts[starts + context <= scored]
+    batches = [(rows, context) for rows in full.split(batch_size)] if len(full) else []
+    if len(full) < len(starts):
+        batches.append((starts[-1:], scored - int(starts[-1])))
+    nats = torch.empty(scored)
     for rows, length in batches:
         between()
         window = tokens[rows[:, None] + torch.arange(length + 1)].long().to(device)  # (B, T + 1)
         logits = model(window[:, :-1]).float()  # (B, T, V)
         losses = F.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten(), reduction="none")
-        total += losses.double().sum().item()
-    return total, scored
+        place = rows[:, None] + torch.arange(length)  # (B, T)
+        new = (rows[:, None] == 0) | (torch.arange(length) >= context - stride)
+        nats[place[new]] = losses.view_as(place).cpu()[new]
+    return nats
 
 
 def perplexity(nats: float) -> float:

@@ -71,9 +71,12 @@ class Transformer(nn.Module):
         if shape.tie_embeddings:
             self.head.weight = self.embed.weight
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, cache: KVCache | None = None, *, last: bool = False
+    ) -> Tensor:
         """Logits of the token after each one: (B, T) -> (B, T, V). With a cache, T are the new ones.
 
+        With `last`, those after the last token alone: (B, 1, V).
         Raises ValueError past the end of a position scheme that has one.
         """
         start = 0 if cache is None else len(cache)
@@ -88,7 +91,7 @@ class Transformer(nn.Module):
         x = dropout(x, self.shape.dropout, self.training)
         for block in self.blocks:
             x = block(x, pos, self.position, cache)
-        return self.head(self.norm(x))  # (B, T, V)
+        return self.head(self.norm(x[:, -1:] if last else x))  # (B, T, V)
 
     def init(self, seed: int, *, scaled: str = "out.weight") -> None:
         """Draw every parameter from a CPU generator seeded by (seed, its name).

@@ -1,16 +1,18 @@
 """The whole model: sizes, start, scoring, generating."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from tiny import VOCAB, build, tokens
 
-from model.generate import generate
+from model.generate import Draw, generate
 from model.score import bits_per_byte, perplexity, score
 from model.shape import Shape
+from model.transformer import Transformer
 from train.build import build_model, init_model
-from train.config import compose
+from train.config import choices_of, compose
 
 
 def count(*overrides: str, vocab_size: int = 65) -> tuple[int, int]:
@@ -129,40 +131,85 @@ def test_the_units_of_a_score() -> None:
     assert bits_per_byte(80 * math.log(2), text_bytes=40) == pytest.approx(2)
 
 
-@pytest.mark.parametrize("pos", ["learned", "rope"])
-def test_greedy_text_with_a_cache_is_that_without(pos: str) -> None:
-    model, prompt = build("gqa", pos), [1, 2, 3]
-    drawn = generate(model, prompt, 12, temperature=0, top_k=None, generator=torch.Generator())
+def lively(attn: str, pos: str) -> Transformer:
+    """A model with parameters so wide that its likeliest token depends on the whole text."""
+    model, generator = (
+        build(attn, pos, "model.tie_embeddings=false"),
+        torch.Generator().manual_seed(0),
+    )
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.4, generator)
+    return model
+
+
+def written(model: Transformer, prompt: list[int], n: int, **options: Any) -> list[list[int]]:
+    """The texts that `generate` gives, a list of tokens for each."""
+    draw = Draw(**{k: options.pop(k) for k in tuple(options) if k in Draw.__annotations__})
+    columns = generate(model, prompt, n, draw=draw, **{"seed": 0, **options})
+    return [[t for t in row if t is not None] for row in zip(*columns, strict=True)]
+
+
+@pytest.mark.parametrize("pos", choices_of("pos"))
+@pytest.mark.parametrize("attn", ["gqa", "mla", "pattern"])
+def test_greedy_text_with_a_cache_is_that_without(attn: str, pos: str) -> None:
+    model, prompt = lively(attn, pos), [1, 2, 3]
+    with_cache = written(model, prompt, 40, temperature=0, rows=2)  # slides twice
+    assert with_cache == written(model, prompt, 40, temperature=0, rows=2, cached=False)
     text = list(prompt)
     with torch.no_grad():
         for _ in range(12):
             text.append(int(model(torch.tensor([text]))[0, -1].argmax()))
-    assert drawn == text[3:]
+    assert with_cache[0][:12] == text[3:]
+    assert len(with_cache[1]) == 40
+    assert len(set(text)) > 3
 
 
-@pytest.mark.parametrize("pos", ["learned", "rope"])
-def test_text_may_grow_beyond_the_context(pos: str) -> None:
-    drawn = generate(
-        build("mha", pos), list(range(10)) * 3, 50, temperature=1.0, top_k=3,
-        generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
-    assert len(drawn) == 50
+def test_a_prompt_longer_than_the_context_counts_by_its_end() -> None:
+    model, prompt = lively("mha", "learned"), list(range(10)) * 3
+    drawn = written(model, prompt, 50, temperature=0)
+    assert drawn == written(model, prompt[-16:], 50, temperature=0)
+    assert len(drawn[0]) == 50
+    wide = lively("mha", "rope")
+    assert written(wide, prompt, 20, temperature=0, context=64) != written(
+        wide, prompt, 20, temperature=0
+    )
+    with pytest.raises(ValueError, match="context=17"):
+        written(model, prompt, 1, context=17)
 
 
-def test_drawing_follows_its_seed_and_top_k() -> None:
+def test_a_text_ends_with_its_last_token_and_the_others_go_on() -> None:
     model = build("mha", "rope")
+    free = written(model, [1], 14, temperature=5.0, rows=3)
+    end = free[0][4]
+    stopped = written(model, [1], 14, temperature=5.0, rows=3, end=end)
+    for whole, cut in zip(free, stopped, strict=True):
+        assert cut == (whole[: whole.index(end) + 1] if end in whole else whole)
+    assert len({len(row) for row in stopped}) > 1
 
-    def draw(seed: int, top_k: int | None) -> list[int]:
-        generator = torch.Generator().manual_seed(seed)
-        return generate(model, [1], 14, temperature=5.0, top_k=top_k, generator=generator)
 
-    assert draw(0, None) == draw(0, None) != draw(1, None)
-    assert draw(0, 1) == draw(1, 1)
-    for options, message in (
-        ({"temperature": -1.0, "top_k": None}, "temperature=-1.0"),
-        ({"temperature": 1.0, "top_k": 0}, "top_k=0"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            generate(model, [1], 1, generator=torch.Generator(), **options)
+def test_drawing_follows_its_seed_and_each_text_has_its_own() -> None:
+    model = build("mha", "rope")
+    draws = [written(model, [1], 14, temperature=5.0, rows=n, seed=0) for n in (1, 3)]
+    assert draws[0] == draws[1][:1]
+    assert len({tuple(row) for row in draws[1]}) == 3
+    assert written(model, [1], 14, temperature=5.0, seed=1) != draws[0]
+    assert written(model, [1], 14, temperature=5.0, top_k=1) == written(
+        model, [1], 14, temperature=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1.0}, "temperature=-1.0"),
+        ({"top_k": 0}, "top_k=0"),
+        ({"top_p": 0.0}, "top_p=0.0"),
+        ({"top_p": 1.5}, "top_p=1.5"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0"),
+    ],
+)
+def test_impossible_draws_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Draw(**options)
     with pytest.raises(ValueError, match="prompt is empty"):
-        generate(model, [], 1, temperature=1.0, top_k=None, generator=torch.Generator())
+        written(build("mha", "rope"), [], 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tiny import RUN
 
-from compare.perplexity import evaluate
+from compare.evaluate import evaluate
 from data.store import verify
 from train.record import Record, Tracker, Tracking, records
 

@@ -8,13 +8,10 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from data import tokenizer as tokenizers
-from data.corpus import Corpus, prepare
 from model.transformer import Transformer
-from train.build import build_model, build_source
+from train.build import build_model
 from train.checkpoint import Checkpoint, find
 from train.config import Config
-from train.device import Device
-from train.progress import say
 from train.record import read_json
 
 
@@ -64,20 +61,6 @@ def open_tokenizer(folder: Path) -> Tokenizer:
     return tokenizers.from_file(folder / "tokenizer.json")
 
 
-def trained_dtype(folder: Path) -> str:
-    """The dtype that a run computed in. Raises ValueError if the folder holds no run."""
-    open_config(folder)
-    return str(read_json(folder / "environment.json").get("dtype"))
-
-
-def open_corpus(config: Config, checkpoint: Checkpoint) -> Corpus:
-    """The corpus that a run was trained on. Raises ValueError if the text here is another."""
-    source, options, _ = build_source(config)
-    corpus = prepare(source, say=say, **options)
-    corpus.check_identity(checkpoint.state, "evaluate")
-    return corpus
-
-
 def open_checkpoint(folder: Path, which: str = "latest") -> Checkpoint:
     """A checkpoint of a run. Raises ValueError if no intact one is there."""
     checkpoint, problems = find(folder, which)
@@ -86,25 +69,12 @@ def open_checkpoint(folder: Path, which: str = "latest") -> Checkpoint:
     return checkpoint
 
 
-def open_model(
-    folder: Path, device: Device, which: str = "latest", other: Config | None = None
-) -> tuple[Transformer, Tokenizer, Config, Checkpoint]:
-    """A trained model, ready to evaluate, with its tokenizer, config and checkpoint.
-
-    `other` replaces parts of its config, such as a position scheme without weights of its own.
-    Raises ValueError if the run is incomplete, or its files do not belong together.
-    """
-    config = open_config(folder)
-    for key, part in (other or {}).items():
-        config[key] = config[key] | part if key == "choices" else part
-    tokenizer = open_tokenizer(folder)
-    checkpoint = open_checkpoint(folder, which)
+def open_model(folder: Path, config: Config, tokenizer: Tokenizer) -> Transformer:
+    """The model of a run's config, uninitialised. Raises ValueError for a config of something else."""
     try:
-        model = build_model(config, tokenizer.get_vocab_size())
+        return build_model(config, tokenizer.get_vocab_size())
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'config.json'} is not the config of a run: {error}") from error
-    load(model, checkpoint.model(), str(checkpoint.folder))
-    return model.to(device.name).eval(), tokenizer, config, checkpoint
 
 
 def load(model: Transformer, weights: dict[str, Any], where: str) -> None:

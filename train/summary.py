@@ -6,7 +6,7 @@ import torch
 
 from data import tokenizer as tokenizers
 from model.cache import KVCache
-from model.generate import generate
+from model.generate import Draw, generate
 from model.transformer import Transformer
 from train.device import Device
 from train.job import Job
@@ -140,16 +140,10 @@ def measure(trainer: Trainer) -> dict[str, Any]:
 def sample(job: Job) -> str:
     """Text from the final model, its prompt first."""
     wanted, codec = job.plan.sampling, job.corpus.tokenizer
-    generator = torch.Generator().manual_seed(job.settings.seed)
+    draw = Draw(temperature=wanted.temperature, top_k=wanted.top_k)
     job.model.eval()
     with job.device.autocast():
-        ids = generate(
-            job.model,
-            job.prompt,
-            wanted.tokens,
-            temperature=wanted.temperature,
-            top_k=wanted.top_k,
-            generator=generator,
-        )
+        drawn = generate(job.model, job.prompt, wanted.tokens, draw=draw, seed=job.settings.seed)
+        ids = [token for (token,) in drawn if token is not None]
     job.model.train()
     return tokenizers.decode(codec, [*job.prompt, *ids])

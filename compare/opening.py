@@ -1,0 +1,154 @@
+"""Finished runs, opened to be asked: what eval.py and sample.py have in common."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from tokenizers import Tokenizer
+
+from compare.results import read
+from data.tokenizer import sha256_of
+from model.transformer import Transformer
+from train import device as devices
+from train.build import init_model
+from train.checkpoint import Checkpoint
+from train.config import Config, arguments, keys_set
+from train.device import Device
+from train.job import at_least
+from train.record import read_json
+from train.run import load, open_checkpoint, open_config, open_model, open_tokenizer
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run with its model, ready to evaluate."""
+
+    folder: Path
+    config: Config
+    tokenizer: Tokenizer
+    checkpoint: Checkpoint | None  # None for the model as it started
+    model: Transformer
+    device: Device
+
+    @property
+    def label(self) -> str:
+        """Its attention and positions."""
+        return "{attn} {pos}".format(**self.config["choices"])
+
+    @property
+    def tokenizer_json(self) -> str:
+        """The file of its tokenizer."""
+        return (self.folder / "tokenizer.json").read_text(encoding="utf-8")
+
+    @property
+    def trained_on(self) -> str | None:
+        """What tells its text, with its split, from others."""
+        return str(self.checkpoint.state["data_fingerprint"]) if self.checkpoint else None
+
+    @property
+    def step(self) -> int:
+        return self.checkpoint.step if self.checkpoint else 0
+
+    def check_context(self, context: int) -> None:
+        """Raise ValueError for a context that the positions are not defined for."""
+        end = self.model.position.max_len
+        if end is not None and context > end:
+            pos = self.config["choices"]["pos"]
+            raise ValueError(
+                f"context={context}: pos={pos} is not defined beyond {end} tokens ({self.folder})"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """The keys that name runs, and how to open them. Raises ValueError for what cannot be asked."""
+
+    run: str
+    checkpoint: str
+    device: str
+    dtype: str | None
+    threads: int | None
+    #: A position scheme in place of the runs' own, its name, and the keys of it that were given.
+    pos: Config | None = None
+    pos_name: str | None = None
+    given: frozenset[str] = field(default_factory=frozenset)
+    #: Another text than the runs' own, and its name.
+    data: Config | None = None
+    data_name: str | None = None
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "threads")
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders that are named, with commas between: of runs, or of whole sweeps."""
+        names = [name.strip() for name in self.run.split(",")]
+        if not all(names):
+            raise ValueError(f"run={self.run}: no run is named")
+        return [Path(name) for name in names]
+
+    @property
+    def runs(self) -> list[Path]:
+        """The finished runs in these folders. Raises ValueError if one holds none."""
+        for folder in self.folders:
+            if not any(run.done for run in read([folder])):
+                raise ValueError(f"{folder}: no run there has finished")
+        return [run.folder for run in read(self.folders) if run.done]
+
+    @property
+    def only(self) -> Path:
+        """The one run that is named. Raises ValueError for several, or a folder that is none."""
+        if len(self.folders) > 1:
+            raise ValueError(f"run={self.run}: one run at a time here, not {len(self.folders)}")
+        return self.folders[0]
+
+    def open(self, folder: Path, *, started: bool = False) -> Opened:
+        """A run's model at the checkpoint asked for; with `started`, a run that has none as it began.
+
+        Raises ValueError, naming the file, for whatever is no run or does not belong together.
+        """
+        config = open_config(folder)
+        if self.pos is not None:
+            kept = {k: v for k, v in own(config).items() if k in self.pos and k not in self.given}
+            config["pos"] = self.pos | kept
+            config["choices"] = config["choices"] | {"pos": self.pos_name}
+        environment = read_json(folder / "environment.json")
+        device = devices.pick(self.device, self.dtype or str(environment.get("dtype")), False)
+        devices.set_up(self.threads)
+        tokenizer = open_tokenizer(folder)
+        model = open_model(folder, config, tokenizer)
+        checkpoint = None
+        if started and not any(folder.glob("checkpoints/step_*")):
+            init_model(model, config, config["seed"])
+        else:
+            checkpoint = open_checkpoint(folder, self.checkpoint)
+            load(model, checkpoint.model(), str(checkpoint.folder))
+        model = model.to(device.name).eval()
+        opened = Opened(folder, config, tokenizer, checkpoint, model, device)
+        began = checkpoint.state.get("tokenizer_sha256") if checkpoint else None
+        if checkpoint and sha256_of(opened.tokenizer_json) != began:
+            raise ValueError(f"{folder / 'tokenizer.json'} is not what the run began with")
+        return opened
+
+
+def own(config: Config) -> Config:
+    """The keys of a run's own positions."""
+    return {key: value for key, value in config["pos"].items() if key != "_target_"}
+
+
+def asked(overrides: list[str], composed: Config, taker: type[T]) -> tuple[Opening, T]:
+    """How to open the runs that a composed config names, and its other keys as `taker` holds them."""
+    choices, pos, data = (composed.pop(key, None) for key in ("choices", "pos", "data"))
+    later = {"pos", "pos_name", "given", "data", "data_name"}
+    keys, options = arguments("", composed, Opening, taker, given=later)
+    opening = Opening(
+        **keys,
+        pos=pos,
+        pos_name=choices.get("pos"),
+        given=frozenset(key.removeprefix("pos.") for key in keys_set(overrides)),
+        data=data,
+        data_name=choices.get("data"),
+    )
+    return opening, taker(**options)
