@@ -71,6 +71,11 @@ class Run:
         """A number of the summary; None if it has none."""
         return self.summary.get(key)
 
+    def answer(self, kind: str) -> dict[str, Any]:
+        """What eval.py measured of it: length, decode or attention; empty if it was not asked."""
+        path = self.folder / "eval" / f"{kind}.json"
+        return read_json(path) if path.exists() else {}
+
 
 @dataclass(eq=False)
 class Variant:

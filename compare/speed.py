@@ -4,7 +4,7 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping
 from time import perf_counter
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch.nn import functional as F
@@ -25,6 +25,7 @@ Time one training step of each contender, in alternation, and print medians and 
 
 The peer is transformers' GPT-2, eager, float32: pip install transformers.
 """
+K = TypeVar("K")
 VOCAB = 65
 ROUNDS = 9
 DEFAULTS = ["model=shakespeare", "attn=mha", "pos=learned", "model.dropout=0", "batch_size=16"]
@@ -93,10 +94,10 @@ def peer(job: Job) -> Callable[[], object]:
 
 
 def alternate(
-    contenders: Mapping[str, Callable[[], object]], device: Device, rounds: int = ROUNDS
-) -> dict[str, list[float]]:
+    contenders: Mapping[K, Callable[[], object]], device: Device, rounds: int = ROUNDS
+) -> dict[K, list[float]]:
     """Seconds of each contender's step, taken in turn after two rounds of warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+    times: dict[K, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds + 2):
         for name, step in contenders.items():
             device.synchronize()

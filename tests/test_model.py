@@ -138,7 +138,7 @@ def lively(attn: str, pos: str) -> Transformer:
         torch.Generator().manual_seed(0),
     )
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, 0, 0.4, generator)
+        torch.nn.init.normal_(parameter, 0, 0.7, generator)
     return model
 
 
@@ -161,7 +161,7 @@ def test_greedy_text_with_a_cache_is_that_without(attn: str, pos: str) -> None:
             text.append(int(model(torch.tensor([text]))[0, -1].argmax()))
     assert with_cache[0][:12] == text[3:]
     assert len(with_cache[1]) == 40
-    assert len(set(text)) > 3
+    assert len(set(with_cache[0])) > 3
 
 
 def test_a_prompt_longer_than_the_context_counts_by_its_end() -> None:

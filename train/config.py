@@ -225,6 +225,9 @@ def convert(where: str, node: Config, name: str, hint: Any) -> Any:
     value = node[name]
     if fits(value, hint):
         return value
+    if typing.get_origin(hint) is list and isinstance(value, list):
+        (kind,) = typing.get_args(hint)
+        return [convert(where, {name: item}, name, kind) for item in value]
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if int in kinds and isinstance(value, float) and value.is_integer():
         return int(value)
@@ -232,7 +235,7 @@ def convert(where: str, node: Config, name: str, hint: Any) -> Any:
         return float(value)
     if str in kinds and type(value) in (int, float):
         return str(value)
-    wanted = [PLAIN.get(kind, "a list of texts") for kind in kinds]
+    wanted = [PLAIN.get(kind, "a list") for kind in kinds]
     raise ValueError(f"{where}={value} is not {' or '.join(wanted)}")
 
 

@@ -4,7 +4,9 @@ Shapes: B batch, T queries, S keys, H query heads, Hkv KV heads, G = H / Hkv, Dh
 of values.
 """
 
+import contextlib
 import math
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -12,6 +14,10 @@ from torch.nn import functional as F
 
 from model.attention.base import Bias
 from model.dropout import dropout
+
+#: Given weights (B, H, T, S), float32, and the positions (T,) and (S,) of queries and keys.
+Watcher = Callable[[Tensor, Tensor, Tensor], object]
+_watchers: list[Watcher] = []
 
 
 def attend(
@@ -24,11 +30,23 @@ def attend(
     kernel can avoid it. Which kernel, `choose_kernel` says.
     """
     added = bias(q_pos, k_pos)
-    kernel = choose_kernel(q.device.type, q.dtype, k.size(2), biased=added is not None, p=p)
+    for watcher in _watchers:
+        watcher(weigh(q.float(), k.float(), q_pos, k_pos, added), q_pos, k_pos)
+    T, S = q.size(2), k.size(2)
+    masked = added is not None or 1 < T != S  # one query may see all that is there
+    kernel = choose_kernel(
+        q.device.type,
+        q.dtype,
+        S,
+        biased=masked,
+        p=p,
+        decoding=T == 1,
+        trained=torch.is_grad_enabled(),
+    )
     if kernel == "matmul":
         return matmul(q, k, v, q_pos, k_pos, added, p)
     mask = None
-    if added is not None or q.size(2) != k.size(2):
+    if masked:
         mask = causal_mask(q_pos, k_pos, q.dtype)
         mask = mask if added is None else mask + added.to(q.dtype)
     shared = kernel == "flash"  # other fused kernels take no grouped heads
@@ -39,39 +57,77 @@ def attend(
     if width != k.size(-1):
         v = F.pad(v, (0, k.size(-1) - width))  # fused kernels take one width alone
     y = F.scaled_dot_product_attention(
-        q, k, v, mask, dropout_p=p, is_causal=mask is None, enable_gqa=k.size(1) != q.size(1)
+        q,
+        k,
+        v,
+        mask,
+        dropout_p=p,
+        is_causal=T == S and not masked,
+        enable_gqa=k.size(1) != q.size(1),
     )
     return y[..., :width]
 
 
-def choose_kernel(device: str, dtype: torch.dtype, length: int, *, biased: bool, p: float) -> str:
+def choose_kernel(
+    device: str,
+    dtype: torch.dtype,
+    length: int,
+    *,
+    biased: bool,
+    p: float,
+    decoding: bool = False,
+    trained: bool = True,
+) -> str:
     """The fastest correct kernel for keys of this length, whatever the mechanism.
 
     `matmul` is ours: two products around a softmax. `flash` and `sdpa` are torch's fused kernels,
-    `sdpa` with the KV heads copied out, because there they take no grouped heads.
+    `sdpa` with the KV heads copied out, because there they take no grouped heads; `decoding`, one
+    query to a text, never does that. `trained` says that a backward pass may follow.
     """
     half = dtype in (torch.bfloat16, torch.float16)
-    if device == "cpu":  # flash's backward is slow in bfloat16; measured crossing points
+    if device == "cpu":  # measured crossing points: flash is slow backward, above all in bfloat16
+        if decoding or not trained:
+            return "matmul" if decoding and not half else "flash"
         return "matmul" if biased or p > 0 or length <= (1024 if half else 512) else "flash"
-    return "flash" if device == "cuda" and half and not biased else "sdpa"
+    flash = device == "cuda" and half and not biased
+    return "flash" if flash else "matmul" if decoding else "sdpa"
 
 
 def matmul(
     q: Tensor, k: Tensor, v: Tensor, q_pos: Tensor, k_pos: Tensor, added: Tensor | None, p: float
 ) -> Tensor:
     """Attention as two batched products; the G queries of a KV head share one product with it."""
+    B, H, T, _ = q.shape
+    Hkv, S = k.shape[1:3]
+    weights = dropout(weigh(q, k, q_pos, k_pos, added), p, training=p > 0)
+    v = v.reshape(B * Hkv, S, v.size(-1))
+    return torch.bmm(weights.view(B * Hkv, -1, S), v).view(B, H, T, -1)
+
+
+def weigh(q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor, added: Tensor | None) -> Tensor:
+    """The weights that queries give to keys: (B, H, T, S)."""
     B, H, T, Dh = q.shape
     Hkv, S = k.shape[1:3]
     G = H // Hkv
     q = (q * (1 / math.sqrt(Dh))).reshape(B * Hkv, G * T, Dh)
     k = k.reshape(B * Hkv, S, Dh)
-    v = v.reshape(B * Hkv, S, v.size(-1))
-    mask = causal_mask(q_pos, k_pos, q.dtype).repeat(G, 1)  # (G * T, S)
-    scores = torch.baddbmm(mask, q, k.transpose(1, 2))  # (B * Hkv, G * T, S)
-    if added is not None:
-        scores = scores.view(B, H, T, S) + added.to(scores.dtype)
-    weights = dropout(scores.softmax(dim=-1), p, training=p > 0)
-    return torch.bmm(weights.view(B * Hkv, G * T, S), v).view(B, H, T, -1)
+    if T == 1:
+        scores = torch.bmm(q, k.transpose(1, 2))  # (B * Hkv, G, S)
+    else:
+        mask = causal_mask(q_pos, k_pos, q.dtype).repeat(G, 1)  # (G * T, S)
+        scores = torch.baddbmm(mask, q, k.transpose(1, 2))  # (B * Hkv, G * T, S)
+    scores = scores.view(B, H, T, S)
+    return (scores if added is None else scores + added.to(scores.dtype)).softmax(dim=-1)
+
+
+@contextlib.contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Within it, `watcher` sees the weights of every attention; they change nothing in the model."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
 
 
 def causal_mask(q_pos: Tensor, k_pos: Tensor, dtype: torch.dtype) -> Tensor:
