@@ -36,6 +36,7 @@ def evaluate(overrides: list[str]) -> int:
 
 
 def with_commas(override: str) -> str:
-    """run=A,B as one text: it is a list of runs, not a sweep over them."""
+    """run=A,B and tasks=A,B as one text: a list of them, not a sweep over them."""
     key, equals, value = override.partition("=")
-    return f"run={quoted(value)}" if key == "run" and equals and "," in value else override
+    listed = key in ("run", "tasks") and equals and "," in value
+    return f"{key}={quoted(value)}" if listed else override

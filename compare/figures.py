@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from compare import readouts
 from compare.canvas import (
     GREY,
     INK,
@@ -374,6 +375,7 @@ FIGURES: dict[str, Callable[[str, Study, dict[int, Style]], Figure | None]] = {
     "heads": heads,
     "rates": rates,
     "decoding": decoding,
+    **readouts.FIGURES,
 }
 
 

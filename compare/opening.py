@@ -39,8 +39,8 @@ class Opened:
 
     @property
     def tokenizer_json(self) -> str:
-        """The file of its tokenizer."""
-        return (self.folder / "tokenizer.json").read_text(encoding="utf-8")
+        """Its tokenizer, as its file has it."""
+        return tokenizer_file(self.folder)
 
     @property
     def trained_on(self) -> str | None:
@@ -124,13 +124,15 @@ class Opening:
             init_model(model, config, config["seed"])
         else:
             checkpoint = open_checkpoint(folder, self.checkpoint)
+            if sha256_of(tokenizer_file(folder)) != checkpoint.state.get("tokenizer_sha256"):
+                raise ValueError(f"{folder / 'tokenizer.json'} is not what the run began with")
             load(model, checkpoint.model(), str(checkpoint.folder))
-        model = model.to(device.name).eval()
-        opened = Opened(folder, config, tokenizer, checkpoint, model, device)
-        began = checkpoint.state.get("tokenizer_sha256") if checkpoint else None
-        if checkpoint and sha256_of(opened.tokenizer_json) != began:
-            raise ValueError(f"{folder / 'tokenizer.json'} is not what the run began with")
-        return opened
+        return Opened(folder, config, tokenizer, checkpoint, model.to(device.name).eval(), device)
+
+
+def tokenizer_file(folder: Path) -> str:
+    """The tokenizer of a run, as its file has it."""
+    return (folder / "tokenizer.json").read_text(encoding="utf-8")
 
 
 def own(config: Config) -> Config:

@@ -125,10 +125,10 @@ def length_figure(name: str, found: Study, styles: dict[int, Style]) -> Figure |
         for axes in (left, right):
             axes.axvline(trained, color=INK, linewidth=0.8, alpha=0.5)
     left.set_yscale("log")
-    ticks = sorted({context for _, _, losses in lines for context in losses})
-    for axes in (left, right):
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    for axis in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
+        axis("{x:g}")
+    ticks_at(left, {context for _, _, losses in lines for context in losses})
+    ticks_at(right, {4**power for power in range(8)})
     left.set(xlabel="context at evaluation, tokens", ylabel="perplexity")
     right.set(xlabel="tokens before, in the longest context", ylabel="loss, nats a token")
     figure.legend(
@@ -141,6 +141,14 @@ def length_figure(name: str, found: Study, styles: dict[int, Style]) -> Figure |
         "by the factor that the context needs."
     )
     return Figure(name, caption, svg(figure, name))
+
+
+def ticks_at(axes: Any, values: Iterable[int]) -> None:
+    """A scale by powers of two, with these values named where they lie within the drawn ones."""
+    low, high = axes.get_xlim()
+    axes.set_xscale("log", base=2)
+    shown = sorted(value for value in values if low <= value <= high)
+    axes.set_xticks(shown, [f"{value:,}" for value in shown])
 
 
 def looks(style: Style, scheme: str | None) -> dict[str, Any]:
@@ -221,10 +229,8 @@ def decode_figure(name: str, found: Study, styles: dict[int, Style]) -> Figure |
         bare = [1e3 * batch / row["uncached_step_ms"] for row in rows]
         left.plot(contexts, bare, **look | {"alpha": 0.35, "linewidth": 3, "marker": ""})
         right.plot(contexts, [row["cache_bytes"] / 2**20 for row in rows], **look)
-    ticks = sorted({row["context"] for _, rows in shown for row in rows})
     for axes in (left, right):
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        ticks_at(axes, {row["context"] for _, rows in shown for row in rows})
         axes.set_yscale("log")
     left.set(xlabel="tokens in the cache", ylabel="tokens a second")
     right.set(xlabel="tokens in the cache", ylabel="KV cache, MiB")
@@ -312,6 +318,19 @@ def attention_figure(name: str, found: Study, styles: dict[int, Style]) -> Figur
         "that followed the same one before. Dotted: attention that is even over all keys."
     )
     return Figure(name, caption, svg(figure, name))
+
+
+HEADINGS = {
+    "length": "Beyond the context of training",
+    "decode": "Generation",
+    "attention": "What the heads look at",
+}
+
+
+def tables(found: Study) -> list[tuple[str, Rows]]:
+    """A heading and a table for each kind of answer that these runs have."""
+    made = ((HEADINGS[kind], table(found)) for kind, table in TABLES.items())
+    return [(heading, rows) for heading, rows in made if len(rows) > 1]
 
 
 TABLES: dict[str, Callable[[Study], Rows]] = {

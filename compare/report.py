@@ -59,6 +59,7 @@ def write(folders: Sequence[Path], baseline: str | None = None) -> str:
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+    from compare import readouts
     from compare.figures import figures
     from compare.study import study
     from compare.verdict import methods, sentences
@@ -76,6 +77,7 @@ def write(folders: Sequence[Path], baseline: str | None = None) -> str:
         "starts": start_table(found),
         "rates": rate_table(found),
         "decoding": decoding_table(found),
+        "readouts": readouts.tables(found),
         "methods": methods(found),
         "samples": samples(found),
         "failures": failures(found),

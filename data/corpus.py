@@ -53,8 +53,8 @@ class Corpus:
         tokens = {"train": self.train, "val": self.val}[name]
         if tokens is None:
             raise ValueError(f"the corpus has no {name} split: data.val_fraction is 0")
-        first = tokenizers.decode(self.tokenizer, tokens[:1].tolist())
-        return tokens, int(self.documents[name][:, 2].sum()) - len(first.encode())
+        first = tokenizers.bytes_of(self.tokenizer, int(tokens[0]))
+        return tokens, int(self.documents[name][:, 2].sum()) - first
 
     @property
     def identity(self) -> dict[str, str]:

@@ -110,3 +110,10 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def decode(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=False))
+
+
+def bytes_of(tokenizer: Tokenizer, token: int) -> int:
+    """How many UTF-8 bytes of text a token stands for; it may be a part of a character alone."""
+    text, name = decode(tokenizer, [token]), str(tokenizer.id_to_token(token))
+    partial = "\ufffd" in text and "\ufffd" not in name
+    return len(name) if partial else len(text.encode())  # byte-level names have a letter a byte

@@ -19,6 +19,13 @@ class GELU(nn.Module):
         return self.out(F.gelu(self.up(x), approximate="tanh"))
 
 
+class ExactGELU(GELU):
+    """GELU in the form with erf, as MPT has it (Hendrycks & Gimpel 2016)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.gelu(self.up(x)))
+
+
 class ReLU2(nn.Module):
     """out(relu(up(x))^2), 4 * dim wide by default (So et al. 2021)."""
 
@@ -50,4 +57,4 @@ class SwiGLU(nn.Module):
         return self.out(F.silu(self.gate(x)) * self.up(x))
 
 
-FEEDFORWARDS = {"gelu": GELU, "relu2": ReLU2, "swiglu": SwiGLU}
+FEEDFORWARDS = {"gelu": GELU, "gelu_erf": ExactGELU, "relu2": ReLU2, "swiglu": SwiGLU}

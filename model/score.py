@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+PIECE = 512  # logits in float32 at once: many would cost memory, and more time than they save
+
 
 def score(
     model: Callable[[Tensor], Tensor],
@@ -68,8 +70,9 @@ def token_nats(
     for rows, length in batches:
         between()
         window = tokens[rows[:, None] + torch.arange(length + 1)].long().to(device)  # (B, T + 1)
-        logits = model(window[:, :-1]).float()  # (B, T, V)
-        losses = F.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten(), reduction="none")
+        logits = model(window[:, :-1]).flatten(0, 1)  # (B * T, V)
+        pieces = zip(logits.split(PIECE), window[:, 1:].flatten().split(PIECE), strict=True)
+        losses = torch.cat([F.cross_entropy(x.float(), y, reduction="none") for x, y in pieces])
         place = rows[:, None] + torch.arange(length)  # (B, T)
         new = (rows[:, None] == 0) | (torch.arange(length) >= context - stride)
         nats[place[new]] = losses.view_as(place).cpu()[new]

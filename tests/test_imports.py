@@ -33,7 +33,7 @@ def test_imports_point_one_way(path: Path) -> None:
     assert path in HYDRA or not {"omegaconf"} & roots
     assert "wandb" not in roots or path == ROOT / "train" / "record.py"
     if package == "model":
-        standard = {"collections", "dataclasses", "hashlib", "math", "typing"}
+        standard = {"collections", "contextlib", "dataclasses", "hashlib", "math", "typing"}
         assert roots <= {"model", "torch"} | standard
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from compare.evaluate import with_commas
 from model.position.base import Position
 from train.cli import compose_door
 from train.config import choices_of, compose, expand
@@ -32,7 +33,9 @@ def test_every_command_is_one_that_works(command: str) -> None:
     elif door == "report.py":
         assert overrides
     else:
-        assert compose_door(overrides, door.removesuffix(".py"), "") is not None
+        assert (
+            compose_door([*map(with_commas, overrides)], door.removesuffix(".py"), "") is not None
+        )
 
 
 def test_the_commands_were_found() -> None:

@@ -1,6 +1,9 @@
 """Everything that one training run needs, put together from its config and checked."""
 
 import re
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,10 @@ from data.tokenizer import encode
 from model.transformer import Transformer
 from train import device as devices
 from train.build import build_model, build_optimizer, build_source, clipping, init_model
-from train.config import Config, arguments, choose
+from train.config import Config, arguments, choose, compose
 from train.convert import HOW, adapt
 from train.device import Device
+from train.huggingface import differences, files_of, is_theirs, our_weights, overrides_of
 from train.optimizer import Optimizer
 from train.progress import say
 from train.record import Tracking
@@ -86,7 +90,9 @@ class Reporting:
             choose("report.figure", self.figure, dict.fromkeys(FIGURES))
 
 
-FIGURES = "training validation quality differences grid heads rates decoding".split()
+FIGURES = (
+    "training validation quality differences grid heads rates decoding length decode attention"
+).split()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +122,7 @@ class Job:
     schedule: Schedule
     clip: float
     prompt: list[int]  # what the final sample continues
-    parent: dict[str, Any] | None  # the run and step that the weights come from
+    parent: dict[str, Any] | None  # the run (or folder) and step that the weights come from
 
     @property
     def settings(self) -> Settings:
@@ -152,7 +158,7 @@ def check(config: Config) -> Plan:
     config = config | vars(settings)  # numbers as their types: 1e1 rows are 10
     source, corpus, batches = build_source(config)
     if settings.init_from is not None:
-        open_config(Path(settings.init_from))
+        check_origin(settings.init_from, config)
     return Plan(
         config=config,
         settings=settings,
@@ -171,6 +177,32 @@ def check_start(before: Config, now: Config, where: str) -> None:
     with torch.device("meta"):
         old, new = build_model(before, vocab_size=1), build_model(now, vocab_size=1)
     take_over(dict(old.named_parameters()), before, new, now["convert"], where)
+
+
+def check_origin(origin: str, now: Config) -> None:
+    """Raise ValueError unless a run can start from a run, or a folder of transformers.
+
+    Of the latter without its weights: whether biases and positions are needed is told by those.
+    """
+    folder = Path(origin)
+    if not is_theirs(folder):
+        open_config(folder)
+        return
+    overrides, _ = overrides_of(folder), files_of(folder)
+    before = compose(overrides)
+    same = {key: now["model"][key] for key in ("bias", "vocab_size")}
+    before |= {"pos": now["pos"], "model": before["model"] | same}
+    with hinting(overrides):
+        check_start(before, now, f"init_from={origin}")
+
+
+@contextmanager
+def hinting(overrides: list[str]) -> Iterator[None]:
+    """Add to a ValueError the overrides that would fit."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error}; what fits is {shlex.join(overrides)}") from error
 
 
 def take_over(
@@ -204,7 +236,7 @@ def assemble(plan: Plan) -> Job:
     init_model(model, config, settings.seed)
     parent = None
     if settings.init_from:
-        parent = start_from(settings.init_from, settings.convert, model, corpus)
+        parent = start_from(settings.init_from, settings.convert, config, model, corpus)
     model = model.to(plan.device.name)
     if settings.compile:
         model.compile()
@@ -230,25 +262,41 @@ def first_tokens(corpus: Corpus) -> list[int]:
         return corpus.train[:1].tolist()
 
 
-def start_from(run: str, how: str, model: Transformer, corpus: Corpus) -> dict[str, Any]:
-    """Take over the weights of a run's last checkpoint; say where they come from, back to the start.
+def start_from(
+    origin: str, how: str, now: Config, model: Transformer, corpus: Corpus
+) -> dict[str, Any]:
+    """Take over the weights of a run's last checkpoint, or of a folder of transformers.
 
-    Key and value heads become fewer as `how` says. Raises ValueError for weights that do not fit.
+    Says where they come from, back to the start. Key and value heads become fewer as `how` says.
+    Raises ValueError for weights that do not fit.
     """
-    folder = Path(run)
-    checkpoint, before = open_checkpoint(folder), open_config(folder)
+    folder = Path(origin)
     if open_tokenizer(folder).to_str() != corpus.tokenizer.to_str():
         raise ValueError(
-            f"init_from={run}: its tokenizer is another; data.tokenizer={run}/tokenizer.json takes it over"
+            f"init_from={origin}: its tokenizer is another; data.tokenizer={origin}/tokenizer.json takes it over"
         )
+    if is_theirs(folder):
+        start_from_theirs(folder, how, now, model)
+        return {"run": str(folder.resolve()), "step": None, "parent": None}
+    checkpoint, before = open_checkpoint(folder), open_config(folder)
     choices = " ".join(f"{group}={before['choices'][group]}" for group in ("attn", "pos", "model"))
-    where = f"init_from={run} ({choices})"
-    take_over(checkpoint.model(), before, model, how, where)
+    take_over(checkpoint.model(), before, model, how, f"init_from={origin} ({choices})")
     return {
         "run": str(folder.resolve()),
         "step": checkpoint.step,
         "parent": checkpoint.state["parent"],
     }
+
+
+def start_from_theirs(folder: Path, how: str, now: Config, model: Transformer) -> None:
+    """Take over the weights of a folder of transformers, and say where it computes something else."""
+    overrides = overrides_of(folder)
+    before = compose(overrides)
+    with hinting(overrides):
+        take_over(our_weights(folder), before, model, how, f"init_from={folder}")
+    there, here = differences(before, now)
+    if there:
+        say(f"init_from={folder}: the model there has {there}, this one {here}")
 
 
 def at_least(least: int, options: object, *names: str, where: str = "") -> None:

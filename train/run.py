@@ -12,6 +12,7 @@ from model.transformer import Transformer
 from train.build import build_model
 from train.checkpoint import Checkpoint, find
 from train.config import Config
+from train.huggingface import is_theirs
 from train.record import read_json
 
 
@@ -40,7 +41,7 @@ def state_of(folder: Path) -> str | None:
         return None
     if not folder.is_dir():
         raise ValueError(f"out={folder} is a file, not a folder")
-    if (folder / "config.json").exists():
+    if (folder / "config.json").exists() and not is_theirs(folder):
         status = folder / "status.json"
         return str(read_json(status).get("state")) if status.exists() else "interrupted"
     # What a start that was killed may leave before there is a config:
@@ -54,6 +55,8 @@ def open_config(folder: Path) -> Config:
     """The config of a run. Raises ValueError if the folder holds none."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not a run: it has no config.json")
+    if is_theirs(folder):
+        raise ValueError(f"{folder} is not a run but a folder of transformers; init_from takes it")
     return read_json(folder / "config.json")
 
 
