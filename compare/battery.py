@@ -93,18 +93,26 @@ def require(holds: bool, message: str) -> None:
         raise Broken(message)
 
 
-@torch.no_grad()
 def causality(variant: Variant) -> None:
-    """A changed token leaves all logits before it exactly alone, and changes its own."""
+    """A changed token leaves all logits before it exactly alone, and changes its own.
+
+    With gradients and without, which may take other kernels.
+    """
+    for trained in (True, False):
+        with torch.set_grad_enabled(trained), variant.device.autocast():
+            causal(variant)
+
+
+def causal(variant: Variant) -> None:
+    """Raise Broken unless logits heed no later token, in the mode that is set."""
     model, x = variant.model(), variant.tokens(2, LENGTH)
-    with variant.device.autocast():
-        before = model(x)
-        for t in (1, 7, 15):
-            changed = x.clone()
-            changed[:, t] = (changed[:, t] + 1) % VOCAB
-            after = model(changed)
-            require(torch.equal(after[:, :t], before[:, :t]), f"token {t} changes earlier logits")
-            require(not torch.equal(after[:, t], before[:, t]), f"token {t} changes nothing")
+    before = model(x)
+    for t in (1, 7, 15):
+        changed = x.clone()
+        changed[:, t] = (changed[:, t] + 1) % VOCAB
+        after = model(changed)
+        require(torch.equal(after[:, :t], before[:, :t]), f"token {t} changes earlier logits")
+        require(not torch.equal(after[:, t], before[:, t]), f"token {t} changes nothing")
 
 
 def gradients(variant: Variant) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from train.config import Config
+from train.huggingface import is_theirs
 from train.record import read_json, records
 
 Curve = list[tuple[int, float]]  # (step, loss)
@@ -161,6 +162,8 @@ def cells_in(folder: Path) -> Iterator[tuple[Path, Config, Path | None]]:
         for cell in read_json(folder / "sweep.json")["cells"]:
             parent = cell["parent"] and folder / cell["parent"]
             yield folder / cell["name"], cell.get("config", {}), parent
+    elif is_theirs(folder):
+        return
     elif any((folder / name).exists() for name in ("config.json", "summary.json", "status.json")):
         yield folder, {}, None
     else:

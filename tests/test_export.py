@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from compare.export import export, main
 from compare.opening import Opened
+from compare.results import read
 from data import tokenizer as tokenizers
 from data.tokenizer import encode
 from model.score import token_nats
@@ -45,7 +46,6 @@ HOMES = [
     ("LlamaForCausalLM", f"{LLAMA} attn=gqa pos=rope_linear pos.factor=4"),
     ("LlamaForCausalLM", f"{LLAMA} attn=gqa pos=rope_ntk pos.factor=3"),
     ("LlamaForCausalLM", f"{LLAMA} attn=gqa pos=rope_yarn pos.factor=4 pos.original_len=32 pos.beta_fast=1 pos.beta_slow=0.1"),
-    ("LlamaForCausalLM", f"{LLAMA} attn=gqa pos=rope_yarn pos.beta_fast=3"),
     ("MistralForCausalLM", f"{LLAMA} attn=sliding attn.window=21"),
     ("MistralForCausalLM", f"{LLAMA} attn=sliding attn.window=2 attn.n_kv_heads=2 pos=rope_linear"),
     ("Starcoder2ForCausalLM", f"{BIGCODE} attn=mha"),
@@ -58,7 +58,7 @@ HOMES = [
     ("GPT2LMHeadModel", "attn=gqa attn.n_kv_heads=3 pos=learned model.ff_dim=72"),
     ("MptForCausalLM", "attn=mha pos=alibi model.feedforward=gelu_erf"),
     ("MptForCausalLM", "attn=gqa pos=alibi model.feedforward=gelu_erf model.n_heads=4 model.ff_dim=192"),
-    ("MptForCausalLM", "attn=mqa pos=alibi model.feedforward=gelu_erf model.n_heads=8"),
+    ("MptForCausalLM", "attn=mqa pos=alibi model.feedforward=gelu_erf model.n_heads=8 model.tie_embeddings=false"),
 ]  # fmt: skip
 
 
@@ -378,6 +378,8 @@ def test_an_old_checkpoint_may_hold_buffers_and_shorter_names(
         ({"drop": "hidden_size"}, "config.json has no hidden_size"),
         ({"hidden_size": "${oc.env:HOME}"}, "hidden_size=.* is not a number"),
         ({"num_attention_heads": 5}, "ours would be 32 / 5"),
+        ({"num_attention_heads": None}, "config.json has no num_attention_heads"),
+        ({"rope_parameters": YARN | {"factor": "four"}}, "hf: must be real number"),
     ],
 )  # fmt: skip
 def test_a_folder_of_another_model_is_refused_in_one_line(
@@ -429,7 +431,9 @@ def test_damaged_and_foreign_tensors_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "hf/model.safetensors"
     tensors = load_file(path)
     save_file(tensors | {"model.layers.0.self_attn.q_norm.weight": torch.ones(8)}, path)
-    with pytest.raises(ValueError, match=r"layers.0.self_attn.q_norm.weight has no place"):
+    with pytest.raises(
+        ValueError, match=r"layers.0.self_attn.q_norm.weight is no tensor of a model"
+    ):
         our_weights(tmp_path / "hf")
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="model.safetensors: "):
@@ -507,6 +511,8 @@ def test_a_folder_of_theirs_is_no_run(config: Make, tmp_path: Path) -> None:
     export(opened(tmp_path / "run", "attn=mha pos=rope"), tmp_path / "hf")
     with pytest.raises(ValueError, match="is not a run but a folder of transformers; init_from"):
         open_config(tmp_path / "hf")
+    (tmp_path / "run/summary.json").write_text("{}")
+    assert [run.folder.name for run in read([tmp_path])] == ["run"]
     with pytest.raises(ValueError, match="hf holds other files"):
         launch(config(f"out={tmp_path}/hf", "resume=true"))
 

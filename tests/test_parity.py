@@ -17,6 +17,7 @@ from model.shape import Shape
 from model.transformer import Transformer
 from train.build import build_model
 from train.config import compose
+from train.huggingface import GPT2, LLAMA, renamed, their_weights
 
 transformers = pytest.importorskip(
     "transformers", reason="the optional group peers is not installed"
@@ -36,37 +37,11 @@ SIZES = [
     "data.tokenizer=char",
 ]
 
-# Our modules, and what the references call them; {} is the layer.
-LLAMA = {
-    "embed": "model.embed_tokens",
-    "blocks.{}.attention_norm": "model.layers.{}.input_layernorm",
-    "blocks.{}.attention.q": "model.layers.{}.self_attn.q_proj",
-    "blocks.{}.attention.k": "model.layers.{}.self_attn.k_proj",
-    "blocks.{}.attention.v": "model.layers.{}.self_attn.v_proj",
-    "blocks.{}.attention.out": "model.layers.{}.self_attn.o_proj",
-    "blocks.{}.feedforward_norm": "model.layers.{}.post_attention_layernorm",
-    "blocks.{}.feedforward.gate": "model.layers.{}.mlp.gate_proj",
-    "blocks.{}.feedforward.up": "model.layers.{}.mlp.up_proj",
-    "blocks.{}.feedforward.out": "model.layers.{}.mlp.down_proj",
-    "norm": "model.norm",
-    "head": "lm_head",
-}
-DEEPSEEK = LLAMA | {
+# Our modules, and what references that are no family of train/huggingface.py call them.
+DEEPSEEK = LLAMA.names | {
     "blocks.{}.attention.down": "model.layers.{}.self_attn.kv_a_proj_with_mqa",
     "blocks.{}.attention.norm": "model.layers.{}.self_attn.kv_a_layernorm",
     "blocks.{}.attention.up": "model.layers.{}.self_attn.kv_b_proj",
-}
-GPT2 = {
-    "embed": "transformer.wte",
-    "position.table": "transformer.wpe",
-    "blocks.{}.attention_norm": "transformer.h.{}.ln_1",
-    "blocks.{}.attention.qkv": "transformer.h.{}.attn.c_attn",
-    "blocks.{}.attention.out": "transformer.h.{}.attn.c_proj",
-    "blocks.{}.feedforward_norm": "transformer.h.{}.ln_2",
-    "blocks.{}.feedforward.up": "transformer.h.{}.mlp.c_fc",
-    "blocks.{}.feedforward.out": "transformer.h.{}.mlp.c_proj",
-    "norm": "transformer.ln_f",
-    "head": "lm_head",
 }
 BLOOM = {
     "embed": "transformer.word_embeddings",
@@ -120,17 +95,6 @@ def fused(model: Transformer, heads: int) -> dict[str, Tensor]:
     return state
 
 
-def renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
-    """Our tensors by the reference's names."""
-    theirs = {}
-    for key, tensor in state.items():
-        module, kind = key.rsplit(".", 1)
-        layer = "".join(filter(str.isdigit, module))
-        name = names[module.replace(f".{layer}.", ".{}.")] if layer else names[module]
-        theirs[f"{name.format(layer)}.{kind}"] = tensor
-    return theirs
-
-
 def reference_of(kind: Any, model: Transformer, state: dict[str, Tensor], **more: Any) -> Any:
     """A published model of our model's sizes, with the tensors of `state`, which must be all."""
     shape = model.shape
@@ -158,7 +122,7 @@ def llama_of(model: Transformer, kind: Any, **more: Any) -> Any:
         "head_dim": model.shape.head_dim,
         "rms_norm_eps": 1e-5,
     }
-    return reference_of(kind, model, renamed(model.state_dict(), LLAMA), **(sizes | more))
+    return reference_of(kind, model, renamed(model.state_dict(), LLAMA.names), **(sizes | more))
 
 
 def random_tokens(length: int) -> Tensor:
@@ -233,7 +197,7 @@ def test_a_fraction_of_any_rope_is_stablelm(fraction: float, pos: str) -> None:
     overrides, parameters = ROPES[pos]
     recipe = [*LLAMA_RECIPE, "model.norm=layernorm", "attn=gqa", "model.max_len=32"]
     model = build(*recipe, f"pos={pos}", f"pos.fraction={fraction}", *overrides)
-    state = renamed(model.state_dict(), LLAMA)
+    state = renamed(model.state_dict(), LLAMA.names)
     zero = torch.zeros(model.shape.dim)  # it has biases in its norms alone, ours in all or none
     state |= {key.replace("weight", "bias"): zero for key in state if "norm" in key}
     rope = {"rope_theta": 10000.0, "partial_rotary_factor": fraction, **parameters}
@@ -326,9 +290,8 @@ def test_mla_is_deepseek(latent: int, rope: int) -> None:
 
 def test_learned_positions_and_gelu_are_gpt2() -> None:
     model = build(*GPT2_RECIPE, "attn=mha", "pos=learned", "model.tie_embeddings=true")
-    state = renamed(fused(model, 1), GPT2)
-    linear = {key for key in state if ".c_" in key and key.endswith("weight")}
-    state = {key: x.T if key in linear else x for key, x in state.items()}
+    state = their_weights(GPT2, model)
+    state["lm_head.weight"] = state["transformer.wte.weight"]
     reference = reference_of(
         transformers.GPT2LMHeadModel, model, state, activation_function="gelu_new"
     )

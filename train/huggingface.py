@@ -244,7 +244,7 @@ def home_of(config: Config) -> Family:
 
 
 def differences(one: Config, other: Config) -> tuple[str, str]:
-    """The keys of both that make models of the same sizes differ, with the values of each."""
+    """The keys beside sizes in which two models differ, with the values of one and the other."""
     mine, theirs = flat(one), flat(other)
     sizes = {key for key in mine if key.startswith("model")} - {"model.feedforward", "model.norm"}
     keys = [key for key in mine if key not in sizes and mine[key] != theirs.get(key, mine[key])]
@@ -311,7 +311,8 @@ def our_weights(folder: Path) -> dict[str, Tensor]:
         for name, x in tensors_in(folder).items()
         if not BUFFERS.search(f".{name}")
     }
-    weights = renamed(tensors, {theirs: ours for ours, theirs in family.names.items()})
+    names = {theirs: ours for ours, theirs in family.names.items()}
+    weights = renamed(tensors, names, f"{folder}: ")
     weights = parted(turned(weights) if family.transposed else weights)
     tied = theirs["tie_word_embeddings"] and "head.weight" in weights
     if tied and torch.equal(weights["head.weight"], weights["embed.weight"]):
@@ -345,7 +346,9 @@ def turned(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: x.T if name in inner else x for name, x in weights.items()}
 
 
-def renamed(weights: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
+def renamed(
+    weights: dict[str, Tensor], names: dict[str, str], where: str = ""
+) -> dict[str, Tensor]:
     """Weights by other names of their modules. Raises ValueError for a module that has none."""
     found = {}
     for name, x in weights.items():
@@ -353,7 +356,7 @@ def renamed(weights: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tens
         layer = re.search(r"\.(\d+)\.", module)
         general = re.sub(r"\.\d+\.", ".{}.", module, count=1)
         if general not in names:
-            raise ValueError(f"{name} has no place in the model that its config.json describes")
+            raise ValueError(f"{where}{name} is no tensor of a model that we know")
         found[f"{names[general].format(layer[1] if layer else '')}.{kind}"] = x
     return found
 
@@ -405,10 +408,10 @@ def open_theirs(folder: Path) -> tuple[Family, Keys]:
     if family is None:
         known = ", ".join(family.model_type for family in FAMILIES)
         raise ValueError(f"{folder}: model_type={theirs['model_type']} is not one of {known}")
+    for key in family.keys.values():
+        if theirs.get(key) is None and key not in family.left_out:
+            raise ValueError(f"{folder}: config.json has no {key}")
     theirs = family.left_out | theirs
-    missing = [key for key in family.keys.values() if key not in theirs]
-    if missing:
-        raise ValueError(f"{folder}: config.json has no {missing[0]}")
     check_fixed(family.fixed, theirs, f"{folder}: ")
     return family, theirs
 
@@ -428,7 +431,7 @@ def overrides_of(folder: Path) -> list[str]:
     family, theirs = open_theirs(folder)
     try:
         return plain(our_keys(family, theirs)).split()
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # a value may be anything
         raise ValueError(f"{folder}: {error}") from error
 
 
@@ -454,7 +457,7 @@ def our_keys(family: Family, theirs: Keys) -> Keys:
 
 
 def our_attention(heads: int, kv_heads: int | None, window: int | None) -> Keys:
-    """Attention in our keys. Their window counts the token itself, ours reaches to both sides."""
+    """Attention in our keys. Their window ends with the token itself, ours has it in the middle."""
     kv_heads = heads if kv_heads is None else kv_heads
     if window is not None:
         return {"attn": "sliding", "attn.window": 2 * (window - 1), "attn.n_kv_heads": kv_heads}

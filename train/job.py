@@ -1,7 +1,6 @@
 """Everything that one training run needs, put together from its config and checked."""
 
 import re
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -188,7 +187,8 @@ def check_origin(origin: str, now: Config) -> None:
     if not is_theirs(folder):
         open_config(folder)
         return
-    overrides, _ = overrides_of(folder), files_of(folder)
+    files_of(folder)
+    overrides = overrides_of(folder)
     before = compose(overrides)
     same = {key: now["model"][key] for key in ("bias", "vocab_size")}
     before |= {"pos": now["pos"], "model": before["model"] | same}
@@ -202,7 +202,7 @@ def hinting(overrides: list[str]) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{error}; what fits is {shlex.join(overrides)}") from error
+        raise ValueError(f"{error}; what fits is {' '.join(overrides)}") from error
 
 
 def take_over(
@@ -290,10 +290,10 @@ def start_from(
 
 def start_from_theirs(folder: Path, how: str, now: Config, model: Transformer) -> None:
     """Take over the weights of a folder of transformers, and say where it computes something else."""
-    overrides = overrides_of(folder)
+    overrides, weights = overrides_of(folder), our_weights(folder)
     before = compose(overrides)
     with hinting(overrides):
-        take_over(our_weights(folder), before, model, how, f"init_from={folder}")
+        take_over(weights, before, model, how, f"init_from={folder}")
     there, here = differences(before, now)
     if there:
         say(f"init_from={folder}: the model there has {there}, this one {here}")
