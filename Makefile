@@ -7,7 +7,7 @@ BIN := .venv/bin
 train: .venv/ready
 	$(BIN)/python train.py attn=gqa pos=rope
 
-test: .venv/peers
+test: .venv/tested
 	$(BIN)/python -m pytest
 
 doctor: .venv/ready
@@ -31,6 +31,6 @@ clean:
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	@touch $@
 
-.venv/peers: .venv/ready
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,peers]"
+.venv/tested: .venv/ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,peers,harness]"
 	@touch $@

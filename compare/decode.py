@@ -93,13 +93,13 @@ def timed(
         caches = {run.folder: KVCache(run.model.shape.n_layers, context) for run in runs}
         whole = {run.folder: reader(run, texts[run.folder], cached=True) for run in runs}
         bare = {run.folder: reader(run, texts[run.folder], cached=False) for run in runs}
-        first = alternate(whole, device, options.rounds)
-        uncached = alternate(bare, device, options.rounds)
+        first = alternate(whole, device, options.rounds, warm_up=1)
+        uncached = alternate(bare, device, options.rounds, warm_up=1)
         begun = context - options.tokens
         for run in runs:
             run.model(texts[run.folder][:, :begun], caches[run.folder], last=True)
         steps = {run.folder: stepper(run, texts[run.folder], caches[run.folder]) for run in runs}
-        further = alternate(steps, device, options.tokens - 2)  # two more warm up
+        further = alternate(steps, device, options.tokens - 1, warm_up=1)
     found = {}
     for run in runs:
         key = run.folder

@@ -71,9 +71,9 @@ class Answers:
         return self.score([self.windows(*pair) for pair in pairs])
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
-        """log p of each text, read in windows side by side as `model.score.score` does."""
+        """log p of each text, read in windows side by side; the last looks back as far as it may."""
         texts = [encode(self.codec, request.args[0]) for request in requests]
-        return [total for total, _ in self.score([self.windows([], t, apart=True) for t in texts])]
+        return [total for total, _ in self.score([self.windows([], text) for text in texts])]
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """What the run writes after each prompt."""
@@ -86,20 +86,17 @@ class Answers:
         after = encode(self.codec, context + continuation)[len(before) :]
         return before, after or encode(self.codec, continuation)
 
-    def windows(
-        self, context: list[int], continuation: list[int], *, apart: bool = False
-    ) -> list[Window]:
-        """Windows that score each token of a continuation once, after as many as there is room for.
+    def windows(self, context: list[int], continuation: list[int]) -> list[Window]:
+        """Windows that score each token of a continuation once, as lm-eval cuts them.
 
-        With `apart`, those after the first look back on one token before what they score.
+        Each but the first is full: the last looks back on tokens that the one before it scored.
         """
         tokens = (context or self.begin) + continuation
         self.first_tokens_not_scored += 0 < len(tokens) == len(continuation)
         found = []
         for start in range(max(1, len(tokens) - len(continuation)), len(tokens), self.context):
             end = min(start + self.context, len(tokens))
-            begin = start - 1 if apart else max(0, end - self.context - 1)
-            found.append((tokens[begin:end], end - start))
+            found.append((tokens[max(0, end - self.context - 1) : end], end - start))
         return found
 
     def score(self, texts: list[list[Window]]) -> list[tuple[float, bool]]:

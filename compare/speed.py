@@ -94,17 +94,20 @@ def peer(job: Job) -> Callable[[], object]:
 
 
 def alternate(
-    contenders: Mapping[K, Callable[[], object]], device: Device, rounds: int = ROUNDS
+    contenders: Mapping[K, Callable[[], object]],
+    device: Device,
+    rounds: int = ROUNDS,
+    warm_up: int = 2,
 ) -> dict[K, list[float]]:
-    """Seconds of each contender's step, taken in turn after two rounds of warm-up."""
+    """Seconds of each contender's step, taken in turn after some rounds of warm-up."""
     times: dict[K, list[float]] = {name: [] for name in contenders}
-    for turn in range(rounds + 2):
+    for turn in range(warm_up + rounds):
         for name, step in contenders.items():
             device.synchronize()
             start = perf_counter()
             step()
             device.synchronize()
-            if turn >= 2:
+            if turn >= warm_up:
                 times[name].append(perf_counter() - start)
     return times
 

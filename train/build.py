@@ -2,11 +2,12 @@
 
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from data.batches import SAMPLINGS, Batches
 from data.corpus import Source, prepare
@@ -60,16 +61,32 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
     feedforward, norm, _ = parts(**names)
     attention, position = attention_of_layers(config["attn"]), factory("pos", config["pos"])
     try:
-        return Transformer(
-            Shape(**sizes),
-            attention=attention,
-            position=position,
-            feedforward=feedforward,
-            norm=norm,
-        )
+        with Uninitialised():
+            return Transformer(
+                Shape(**sizes),
+                attention=attention,
+                position=position,
+                feedforward=feedforward,
+                norm=norm,
+            )
     except ValueError as error:
         variant = f"model={choices['model']} attn={choices['attn']} pos={choices['pos']}"
         raise ValueError(f"{variant}: {error}") from error
+
+
+class Uninitialised(TorchFunctionMode):
+    """Within it torch's layers leave their parameters as they come: ours are drawn by `init_model`.
+
+    On the meta device their own start would have torch import its compiler, for a second.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def init_model(model: Transformer, config: Config, seed: int) -> None:
