@@ -25,9 +25,9 @@ Write a finished run as a folder that transformers loads, if it has a model that
   python -m compare.export run=DIR to=FOLDER [checkpoint=latest]
 
   rope and its scalings, mha, gqa or mqa, swiglu, rmsnorm     Llama; with attn=sliding Mistral
-  rope and its scalings, gelu or relu2, layernorm             Starcoder2
-  learned, sinusoidal or none, gelu or relu2, layernorm       GPT-2
-  alibi, model.feedforward=gelu_erf, layernorm, no biases     MPT
+  rope and its scalings, gelu, gelu_tanh or relu2, layernorm  Starcoder2
+  learned, sinusoidal or none, any of these, layernorm        GPT-2
+  alibi, gelu, layernorm, no biases                           MPT
 
 All else is refused. With transformers installed the folder is loaded again, and its logits and tokens
 are compared. `python train.py init_from=FOLDER` starts from it, or from others of these families.

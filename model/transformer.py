@@ -88,7 +88,7 @@ class Transformer(nn.Module):
             )
         pos = torch.arange(start, end, device=tokens.device)
         x = self.position.embed(self.embed(tokens), pos)  # (B, T, D)
-        x = dropout(x, self.shape.dropout, self.training)
+        x = dropout(x.to(working_dtype(x)), self.shape.dropout, self.training)
         for block in self.blocks:
             x = block(x, pos, self.position, cache)
         return self.head(self.norm(x[:, -1:] if last else x))  # (B, T, V)
@@ -136,6 +136,13 @@ class Transformer(nn.Module):
         pos = torch.arange(1, device=self.embed.weight.device)
         biased = self.position.bias(pos, pos) is not None
         return [m.kernel(device, dtype, length, biased) for m in self.mechanisms]
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """What matrix products compute in: autocast's dtype within it, else that of x."""
+    kind = x.device.type
+    within = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if within else x.dtype
 
 
 def seed_of(*parts: object) -> int:

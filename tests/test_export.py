@@ -38,7 +38,7 @@ Make = Callable[..., Config]
 LENGTH = 48
 SIZES = f"model.dim=48 model.n_layers=2 model.n_heads=6 model.max_len={LENGTH}".split()
 LLAMA = "model.feedforward=swiglu model.norm=rmsnorm model.bias=false pos=rope"
-BIGCODE = "model.feedforward=gelu model.norm=layernorm pos=rope"
+BIGCODE = "model.feedforward=gelu_tanh model.norm=layernorm pos=rope"
 HOMES = [
     ("LlamaForCausalLM", f"{LLAMA} attn=mha"),
     ("LlamaForCausalLM", f"{LLAMA} attn=gqa pos.base=500 model.tie_embeddings=false"),
@@ -51,14 +51,14 @@ HOMES = [
     ("Starcoder2ForCausalLM", f"{BIGCODE} attn=mha"),
     ("Starcoder2ForCausalLM", f"{BIGCODE} attn=gqa model.bias=true pos=rope_yarn pos.beta_fast=3"),
     ("Starcoder2ForCausalLM", f"{BIGCODE} attn=mqa model.feedforward=relu2 model.tie_embeddings=false"),
-    ("Starcoder2ForCausalLM", f"{BIGCODE} attn=sliding attn.window=16 attn.n_kv_heads=3 model.feedforward=gelu_erf"),
+    ("Starcoder2ForCausalLM", f"{BIGCODE} attn=sliding attn.window=16 attn.n_kv_heads=3 model.feedforward=gelu"),
     ("GPT2LMHeadModel", "attn=mha pos=learned model.bias=true"),
     ("GPT2LMHeadModel", "attn=gqa pos=sinusoidal pos.amplitude=0.5 model.feedforward=relu2"),
-    ("GPT2LMHeadModel", "attn=mqa pos=none model.feedforward=gelu_erf model.tie_embeddings=false"),
+    ("GPT2LMHeadModel", "attn=mqa pos=none model.feedforward=gelu model.tie_embeddings=false"),
     ("GPT2LMHeadModel", "attn=gqa attn.n_kv_heads=3 pos=learned model.ff_dim=72"),
-    ("MptForCausalLM", "attn=mha pos=alibi model.feedforward=gelu_erf"),
-    ("MptForCausalLM", "attn=gqa pos=alibi model.feedforward=gelu_erf model.n_heads=4 model.ff_dim=192"),
-    ("MptForCausalLM", "attn=mqa pos=alibi model.feedforward=gelu_erf model.n_heads=8 model.tie_embeddings=false"),
+    ("MptForCausalLM", "attn=mha pos=alibi model.feedforward=gelu"),
+    ("MptForCausalLM", "attn=gqa pos=alibi model.feedforward=gelu model.n_heads=4 model.ff_dim=192"),
+    ("MptForCausalLM", "attn=mqa pos=alibi model.feedforward=gelu model.n_heads=8 model.tie_embeddings=false"),
 ]  # fmt: skip
 
 
@@ -145,8 +145,8 @@ def test_every_family_is_tested() -> None:
         (f"{LLAMA} attn=sliding model.bias=true", "MistralForCausalLM has no model.bias=true;"),
         (f"{LLAMA} attn=mha pos=learned", "GPT2LMHeadModel has no model.norm=rmsnorm model.feedforward=swiglu;"),
         ("attn=sliding pos=learned", "GPT2LMHeadModel has no attn=sliding;"),
-        ("attn=mha pos=alibi", "MptForCausalLM has no model.feedforward=gelu$"),
-        ("attn=mha pos=alibi model.feedforward=gelu_erf model.ff_dim=100", "MptForCausalLM has no model.ff_dim=100$"),
+        ("attn=mha pos=alibi model.feedforward=gelu_tanh", "MptForCausalLM has no model.feedforward=gelu_tanh$"),
+        ("attn=mha pos=alibi model.feedforward=gelu model.ff_dim=100", "MptForCausalLM has no model.ff_dim=100$"),
     ],
 )  # fmt: skip
 def test_what_has_no_home_is_refused_by_its_keys(

@@ -58,7 +58,7 @@ def test_the_start_has_the_documented_spread() -> None:
     assert (model.norm.weight == 1).all()
 
 
-@pytest.mark.parametrize("feedforward", ["gelu", "relu2", "swiglu"])
+@pytest.mark.parametrize("feedforward", ["gelu", "gelu_tanh", "relu2", "swiglu"])
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
 @pytest.mark.parametrize("bias", ["true", "false"])
 def test_feedforwards_and_norms_are_choices_of_every_model(

@@ -91,6 +91,29 @@ def test_a_restored_optimizer_goes_on_as_if_nothing_happened(kind: str) -> None:
         assert torch.equal(parameter, other.get_parameter(name)), name
 
 
+def test_adamw_is_that_of_torch() -> None:
+    model, made = optimizer("optim.weight_decay=0.2", "optim.beta2=0.9")
+    other, _ = optimizer()
+    (part,) = made.parts
+    name_of = {p: name for name, p in made.parameters.items()}
+    theirs = [
+        {**group, "params": [other.get_parameter(name_of[p]) for p in group["params"]]}
+        for group in part.param_groups
+    ]
+    reference = torch.optim.AdamW(theirs, betas=(0.9, 0.9), eps=1e-8, fused=True)
+    for step in range(3):
+        x, y = tokens(4, 16, seed=step), tokens(4, 16, seed=step + 9)
+        for each in (model, other):
+            F.cross_entropy(each(x).flatten(0, 1), y.flatten()).backward()
+        for group in reference.param_groups:
+            group["lr"] = 1e-2 / (step + 1)
+        reference.step()
+        reference.zero_grad()
+        made.step(1e-2 / (step + 1))
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, other.get_parameter(name)), name
+
+
 def decayed(made: Optimizer) -> set[str]:
     names = {p: name for name, p in made.parameters.items()}
     groups = [g for part in made.parts for g in part.param_groups if g["weight_decay"] > 0]

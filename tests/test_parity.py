@@ -25,7 +25,7 @@ transformers = pytest.importorskip(
 
 VOCAB = 61
 LENGTH = 48
-GPT2_RECIPE = ["model.feedforward=gelu", "model.norm=layernorm", "model.bias=true"]
+GPT2_RECIPE = ["model.feedforward=gelu_tanh", "model.norm=layernorm", "model.bias=true"]
 LLAMA_RECIPE = ["model.feedforward=swiglu", "model.norm=rmsnorm", "model.bias=false"]
 SIZES = [
     "model.dim=64",

@@ -74,6 +74,17 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
         raise ValueError(f"{variant}: {error}") from error
 
 
+@torch.no_grad()
+def try_model(config: Config) -> None:
+    """Raise ValueError if the parts of a model cannot work together: send a token through them.
+
+    Through one layer of each kind, uninitialised, so that it costs nothing.
+    """
+    kinds = len(config["attn"].get("order", [0]))
+    few = {"n_layers": min(kinds, config["model"]["n_layers"]), "vocab_size": 1}
+    build_model(config | {"model": config["model"] | few}, 1)(torch.zeros(1, 1, dtype=torch.int64))
+
+
 class Uninitialised(TorchFunctionMode):
     """Within it torch's layers leave their parameters as they come: ours are drawn by `init_model`.
 

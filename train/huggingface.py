@@ -73,7 +73,7 @@ SCALINGS = {  # of rotary positions: their rope_type, and our keys with theirs
         ),
     ),
 }
-GELUS = pairs("gelu_pytorch_tanh=gelu gelu_new=gelu gelu=gelu_erf relu2=relu2")
+GELUS = pairs("gelu_pytorch_tanh=gelu_tanh gelu_new=gelu_tanh gelu=gelu relu2=relu2")
 LLAMA = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
@@ -174,7 +174,7 @@ MPT = Family(
         "attn": GROUPED,
         "pos": ("alibi",),
         "model.norm": ("layernorm",),
-        "model.feedforward": ("gelu_erf",),
+        "model.feedforward": ("gelu",),
         "model.bias": (False,),
         "model.ff_dim": (None,),
     },

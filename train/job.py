@@ -15,7 +15,14 @@ from data.corpus import Corpus, Source, prepare
 from data.tokenizer import encode
 from model.transformer import Transformer
 from train import device as devices
-from train.build import build_model, build_optimizer, build_source, clipping, init_model
+from train.build import (
+    build_model,
+    build_optimizer,
+    build_source,
+    clipping,
+    init_model,
+    try_model,
+)
 from train.config import Config, arguments, choose, compose
 from train.convert import HOW, adapt
 from train.device import Device
@@ -153,7 +160,7 @@ def check(config: Config) -> Plan:
     with torch.device("meta"):
         model = build_model(config, vocab_size=1)
         build_optimizer(config, model, settings.steps)
-        model(torch.zeros(1, 1, dtype=torch.int64))
+    try_model(config)
     config = config | vars(settings)  # numbers as their types: 1e1 rows are 10
     source, corpus, batches = build_source(config)
     if settings.init_from is not None:

@@ -1,5 +1,6 @@
 """What a run cost: time and memory."""
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -14,7 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 from train.device import Device
 
@@ -95,14 +96,14 @@ def allocation_peak(work: Callable[[], object]) -> int:
 
     From the profiler's allocation records, which see inside opaque operators too.
     """
-    recorded = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    recorded: Any = profile(profile_memory=True)  # torch.profiler's would import the compiler
+    begun = contextlib.ExitStack()
     with quiet():
-        recorded.start()
+        begun.enter_context(recorded)
     work()
     with quiet():
-        recorded.stop()
-    kineto: Any = recorded.profiler  # torch has no public way to these records
-    events = [e for e in kineto.kineto_results.events() if e.name() == "[memory]"]
+        begun.close()
+    events = [e for e in recorded.kineto_results.events() if e.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
         held += event.nbytes()

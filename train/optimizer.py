@@ -1,9 +1,72 @@
 """Optimizers: AdamW, and Muon for the hidden matrices with AdamW for the rest."""
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+Groups = list[dict[str, Any]]  # torch's: parameters, and how they are stepped
+
+
+class Part(Protocol):
+    """What an optimizer is here: a torch.optim.Optimizer, or as much of one as we need."""
+
+    param_groups: Groups
+    state: Any
+
+    def step(self) -> object: ...
+
+
+class FusedAdamW:
+    """torch.optim.AdamW(fused=True), bit for bit: its kernel without the module around it.
+
+    That module imports torch's compiler when it is first used, which takes a second, more than a
+    small run's training.
+    """
+
+    def __init__(self, groups: Groups, *, beta1: float, beta2: float, eps: float) -> None:
+        self.param_groups = groups
+        self.state: dict[nn.Parameter, dict[str, Tensor]] = defaultdict(dict)
+        self.beta1, self.beta2, self.eps = beta1, beta2, eps
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            states = [self.state_of(p) for p in params]
+            keys = ("exp_avg", "exp_avg_sq", "step")
+            averages, squares, steps = ([state[key] for state in states] for key in keys)
+            torch._foreach_add_(steps, 1)
+            torch._fused_adamw_(
+                params,
+                [p.grad for p in params],
+                averages,
+                squares,
+                [],
+                steps,
+                lr=group["lr"],
+                beta1=self.beta1,
+                beta2=self.beta2,
+                weight_decay=group["weight_decay"],
+                eps=self.eps,
+                amsgrad=False,
+                maximize=False,
+            )
+
+    def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """Means of the gradient and its square, and the steps done; zeros before the first."""
+        if not self.state[parameter]:
+            self.state[parameter] = {
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+                "step": torch.zeros((), device=parameter.device),
+            }
+        return self.state[parameter]
 
 
 class Optimizer:
@@ -12,7 +75,7 @@ class Optimizer:
     Its state is keyed by parameter name: `embed.weight/exp_avg`, and so on.
     """
 
-    def __init__(self, model: nn.Module, parts: list[torch.optim.Optimizer]) -> None:
+    def __init__(self, model: nn.Module, parts: Sequence[Part]) -> None:
         self.parameters = dict(model.named_parameters())
         self.parts = parts
 
@@ -22,7 +85,8 @@ class Optimizer:
             for group in part.param_groups:
                 group["lr"] = lr
             part.step()
-            part.zero_grad(set_to_none=True)
+        for parameter in self.parameters.values():
+            parameter.grad = None
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor of the state, by parameter name and kind."""
@@ -47,7 +111,7 @@ class Optimizer:
 
 
 class AdamW(Optimizer):
-    """AdamW (Loshchilov & Hutter 2019), fused.
+    """AdamW (Loshchilov & Hutter 2019).
 
     `decayed` says what weight decay pulls: all `matrices`, embeddings included (GPT-2, nanoGPT), or
     the weights of `linear` layers alone.
@@ -66,7 +130,7 @@ class AdamW(Optimizer):
     ) -> None:
         check(weight_decay=weight_decay, decayed=decayed, beta1=beta1, beta2=beta2, eps=eps)
         groups = decay_groups(model, model.parameters(), weight_decay, decayed)
-        super().__init__(model, [adamw(groups, lr, beta1, beta2, eps)])
+        super().__init__(model, [FusedAdamW(groups, beta1=beta1, beta2=beta2, eps=eps)])
 
 
 class Muon(Optimizer):
@@ -103,18 +167,12 @@ class Muon(Optimizer):
             adjust_lr_fn="match_rms_adamw",
         )
         groups = decay_groups(model, others, weight_decay, decayed)
-        super().__init__(model, [muon, adamw(groups, lr, beta1, beta2, eps)])
-
-
-def adamw(
-    groups: list[dict[str, object]], lr: float, beta1: float, beta2: float, eps: float
-) -> torch.optim.AdamW:
-    return torch.optim.AdamW(groups, lr=lr, betas=(beta1, beta2), eps=eps, fused=True)
+        super().__init__(model, [muon, FusedAdamW(groups, beta1=beta1, beta2=beta2, eps=eps)])
 
 
 def decay_groups(
     model: nn.Module, parameters: Iterable[nn.Parameter], weight_decay: float, decayed: str
-) -> list[dict[str, object]]:
+) -> Groups:
     """The parameters in two groups: pulled by weight decay, and not."""
     if decayed == "linear":
         pulled = {m.weight for m in model.modules() if isinstance(m, nn.Linear)}

@@ -1,10 +1,15 @@
 """Rotary positions."""
 
+from collections.abc import Callable
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 
 from model.position.base import Position
 from model.shape import Shape
+
+IN_CACHE = 2**19  # numbers, of which a core's cache holds a few copies
 
 
 class RoPE(Position):
@@ -14,7 +19,8 @@ class RoPE(Position):
     (the paper interleaves the pairs; the two differ by a permutation of channels). The score of
     query i and key j then depends on i - j alone. With a `fraction` below 1 the first w channels of
     a head are turned and the others carry no position (GPT-NeoX). Angles are float32 whatever the
-    model's dtype, and follow from the width of q, so that a mechanism may rotate a slice.
+    model's dtype, their cosines and sines rounded to it; they follow from the width of q, so that a
+    mechanism may rotate a slice.
     Raises ValueError for a width that holds no whole number of pairs.
     """
 
@@ -34,12 +40,26 @@ class RoPE(Position):
             raise ValueError(f"fraction={fraction} must be above 0, and at most 1")
         self.base = base
         self.fraction = fraction
+        self.computed: tuple[Tensor | None, tuple[Tensor, ...]] = None, ()
         self.turned(shape.head_dim)
 
     def rotate(self, q: Tensor, k: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
-        angles = self.angles(self.turned(q.size(-1)), pos)
-        cos, sin = self.amplitude * angles.cos(), self.amplitude * angles.sin()
+        cos, sin = self.waves(q, pos)
         return turn(q, cos, sin), turn(k, cos, sin)
+
+    def waves(self, x: Tensor, pos: Tensor) -> tuple[Tensor, ...]:
+        """cos and sin (T, 2 n) of each turned channel, in the dtype of x.
+
+        All layers of a forward pass share `pos`, and what the first one computes of it.
+        """
+        given, waves = self.computed
+        if given is not pos or waves[0].dtype != x.dtype or torch.compiler.is_compiling():
+            angles = self.angles(self.turned(x.size(-1)), pos)
+            cos, sin = self.amplitude * angles.cos(), self.amplitude * angles.sin()
+            both = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+            waves = both[0].to(x.dtype), both[1].to(x.dtype)
+            self.computed = pos, waves
+        return waves
 
     def angles(self, width: int, pos: Tensor) -> Tensor:
         """Angle of each pair, in radians: pos (T,) -> (T, width / 2)."""
@@ -73,8 +93,39 @@ def geometric(base: float, width: int, device: torch.device) -> Tensor:
     return base ** (-even / width)
 
 
-def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first n pairs of x (..., T, Dh) by angles with these cosines and sines (T, n)."""
-    n = cos.size(-1)
-    a, b, rest = x[..., :n], x[..., n : 2 * n], x[..., 2 * n :]
-    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1).to(x.dtype)
+class Turn(torch.autograd.Function):
+    """x * cos + swapped(x) * sin in few passes over memory, and back by the opposite angle.
+
+    Autograd's own way through the formula writes and keeps several times as much. What is returned
+    lies as attention takes its heads, and its gradient as a projection does: no other copy follows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return turn_into(x.new_empty(x.shape), x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        B, H, T, Dh = gradient.shape
+        out = gradient.new_empty(B, T, H, Dh).transpose(1, 2)
+        return turn_into(out, gradient, cos, -sin), None, None
+
+
+turn = cast(Callable[[Tensor, Tensor, Tensor], Tensor], Turn.apply)
+
+
+def turn_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Write x into `out`, its first channels turned, as many as cos and sin (T, 2 n) have.
+
+    On a CPU it goes by so many rows as stay in the cache.
+    """
+    cached = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    rows = max(1, IN_CACHE // x[0].numel()) if cached else len(x)
+    for part, turned in zip(x.split(rows), out.split(rows), strict=True):
+        turned.copy_(part)
+        turned = turned[..., : cos.size(-1)]
+        swapped = turned.roll(cos.size(-1) // 2, dims=-1)
+        turned.mul_(cos).addcmul_(swapped, sin)
+    return out
