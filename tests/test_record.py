@@ -1,18 +1,26 @@
 """What a run leaves behind, by the real commands."""
 
+import io
 import json
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import pytest
 from tiny import RUN
 
 from compare.evaluate import evaluate
+from compare.plan import forecast, plan
+from compare.report import report
+from compare.sample import sample
 from data.store import verify
+from train.cli import Tools, door, train
 from train.record import Record, Tracker, Tracking, records
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +40,20 @@ def command(door: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         [sys.executable, ROOT / door, *map(str, arguments)],
         capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
     )  # fmt: skip
+
+
+DOORS: dict[str, Callable[[list[str]], int]] = {
+    "train.py": partial(train, tools=Tools(plan, forecast, report)),
+    "eval.py": evaluate,
+    "sample.py": sample,
+}
+
+
+def ask(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """The same as `command`, without a process of its own."""
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as errors:
+        code = door(DOORS[name], list(map(str, arguments)))
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), errors.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -166,19 +188,19 @@ def test_another_scheme_at_evaluation_keeps_what_the_run_had(
 
 
 def test_a_run_writes_from_a_prompt(finished: Path) -> None:
-    ask = [f"run={finished}", "prompt=import", "tokens=20", "threads=1"]
-    once, again = command("sample.py", *ask), command("sample.py", *ask)
+    wanted = [f"run={finished}", "prompt=import", "tokens=20", "threads=1"]
+    once, again = command("sample.py", *wanted), ask("sample.py", *wanted)
     assert once.returncode == 0, once.stderr
     assert once.stdout.startswith("import")
     assert once.stdout == again.stdout
-    two = command("sample.py", *ask, "seed=1", "count=2")
+    two = ask("sample.py", *wanted, "seed=1", "count=2")
     assert two.stdout.count("import") >= 2
 
 
 def test_counting_without_training_is_quick_and_claims_nothing(
     places: list[str], tmp_path: Path
 ) -> None:
-    done = command("train.py", *places, "steps=0", f"out={tmp_path}/run")
+    done = ask("train.py", *places, "steps=0", f"out={tmp_path}/run")
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert set(summary) >= SUMMARY
@@ -244,7 +266,7 @@ def test_a_signal_saves_and_says_so(
 
 
 @pytest.mark.parametrize(
-    ("door", "arguments", "message"),
+    ("name", "arguments", "message"),
     [
         ("train.py", ["attn=gqaa"], "did you mean gqa?"),
         ("train.py", ["attn=gqa", "attn.n_kv_heads=4", "model.n_heads=6"], "1, 2, 3, 6"),
@@ -257,11 +279,12 @@ def test_a_signal_saves_and_says_so(
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
-    door: str, arguments: list[str], message: str, tmp_path: Path
+    name: str, arguments: list[str], message: str, tmp_path: Path
 ) -> None:
     half = tmp_path / "half.jsonl"
     half.write_text('{"text": "whole"}\n{"text": "cut o')
-    done = command(door, *(argument.format(half=half) for argument in arguments))
+    run = command if message == "did you mean gqa?" else ask
+    done = run(name, *(argument.format(half=half) for argument in arguments))
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -272,27 +295,27 @@ def test_questions_beyond_a_run_are_refused(
     places: list[str], finished: Path, tmp_path: Path
 ) -> None:
     learned = tmp_path / "learned"
-    assert command("train.py", *places, "pos=learned", "steps=2", f"out={learned}").returncode == 0
-    longer = command("eval.py", f"run={learned}", "context=17")
+    assert ask("train.py", *places, "pos=learned", "steps=2", f"out={learned}").returncode == 0
+    longer = ask("eval.py", f"run={learned}", "context=17")
     assert longer.returncode == 2
     assert "context=17: pos=learned is not defined beyond 16 tokens" in longer.stderr
-    assert command("eval.py", f"run={finished}", "context=17").returncode == 0  # rope goes on
-    unknown = command("sample.py", f"run={finished}", "prompt=\u6f22")
+    assert ask("eval.py", f"run={finished}", "context=17").returncode == 0  # rope goes on
+    unknown = ask("sample.py", f"run={finished}", "prompt=\u6f22")
     assert (unknown.returncode, "outside the vocabulary" in unknown.stderr) == (2, True)
-    again = command("train.py", *places, f"out={learned}")
+    again = ask("train.py", *places, f"out={learned}")
     assert (again.returncode, "resume=true continues it" in again.stderr) == (2, True)
     for which, message in (("7", "not complete"), ("newest", "not latest, best or a step")):
-        missing = command("eval.py", f"run={finished}", f"checkpoint={which}")
+        missing = ask("eval.py", f"run={finished}", f"checkpoint={which}")
         assert (missing.returncode, message in missing.stderr) == (2, True)
 
 
-@pytest.mark.parametrize("door", ["train.py", "eval.py", "sample.py"])
-def test_help_is_a_page_worth_reading(door: str) -> None:
-    page = command(door, "--help")
+@pytest.mark.parametrize("name", ["train.py", "eval.py", "sample.py"])
+def test_help_is_a_page_worth_reading(name: str) -> None:
+    page = command(name, "--help")
     assert page.returncode == 0
     assert page.stderr == ""
-    assert page.stdout.count(f"python {door}") >= 4
-    for line in (ROOT / "configs" / door.replace(".py", ".yaml")).read_text().splitlines():
+    assert page.stdout.count(f"python {name}") >= 4
+    for line in (ROOT / "configs" / name.replace(".py", ".yaml")).read_text().splitlines():
         if line and line[0].isalpha() and not line.startswith("defaults"):
             assert line in page.stdout
 
