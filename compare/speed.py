@@ -1,96 +1,220 @@
-"""How fast a training step is, beside transformers' GPT-2 of the same shape: python -m compare.speed."""
+"""How fast a training step is, beside other packages' models of the same shape."""
 
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar, cast
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
+from compare.peers import installed
 from compare.probe import bare_job
 from train import device as devices
 from train.cli import door
-from train.config import compose
-from train.device import Device
+from train.config import choose, compose
+from train.device import DTYPES, Device, describe
 from train.job import Job
+from train.meter import allocation_peak, matmul_flops
+from train.progress import columns, say, tracked
+from train.record import replace, write_json
 from train.trainer import Trainer
 
 USAGE = """\
-Time one training step of each contender, in alternation, and print medians and ratios.
+Time the training step of our models and, where they are installed (pip install -e ".[peers]"), of
+other packages' at the same shape and batch: in alternation, as medians and ratios.
 
-  python -m compare.speed [KEY=VALUE ...]      keys of train.py; model=shakespeare without dropout,
-                                               attn=mha pos=learned batch_size=16 unless given
+  python -m compare.speed [work=NAME,...] [rounds=7] [peers=false] [KEY=VALUE ...]
 
-The peer is transformers' GPT-2, eager, float32: pip install transformers.
+  work=coursework     6 layers, 6 heads, dim 192, context 16, batch 64
+  work=shakespeare    6 layers, 6 heads, dim 384, context 256, batch 64
+  work=shakespeare16  the same, batch 16
+  work=gpt2           12 layers, 12 heads, dim 768, context 1024, batch 1 on a CPU
+
+The first three unless asked. All with LayerNorm, GELU, learned positions, a tied head and no dropout;
+KEY=VALUE are keys of train.py that change it for ours, and model.* for the peers, too. Each peer is
+tried in float32 and in bfloat16 under autocast, as it is and compiled; its best mode takes part.
+Writes speed.json and speed.md into outputs/bench.
 """
-K = TypeVar("K")
+SAME = ["attn=mha", "pos=learned", "model.dropout=0", "model.feedforward=gelu", "model.bias=false"]
+WORKS = {
+    "coursework": ["model=coursework", "model.tie_embeddings=true", "batch_size=64"],
+    "shakespeare": ["model=shakespeare", "batch_size=64"],
+    "shakespeare16": ["model=shakespeare", "batch_size=16"],
+    "gpt2": ["model=gpt2", "batch_size=1"],
+}
 VOCAB = 65
-ROUNDS = 9
-DEFAULTS = ["model=shakespeare", "attn=mha", "pos=learned", "model.dropout=0", "batch_size=16"]
+ROUNDS = 7
+REFERENCES = ("transformers GPT-2, float32", "transformers GPT-2, float32, compiled")
+INTO = Path("outputs/bench")
+K = TypeVar("K")
 
 
-def main(overrides: list[str]) -> int:
+@dataclass(frozen=True)
+class Contender:
+    """A training step, and what holds memory between steps."""
+
+    step: Callable[[], object]
+    model: nn.Module
+    state: Callable[[], int]  # bytes of the optimizer's state
+    dtype: torch.dtype
+
+    def peak_bytes(self) -> int:
+        """The most bytes of tensors at once: parameters, optimizer, and what a step adds."""
+        held = sum(p.nbytes for p in self.model.parameters()) + self.state()
+        return held + allocation_peak(self.step)
+
+
+def main(arguments: list[str]) -> int:
     """`python -m compare.speed`."""
-    if {"-h", "--help"} & set(overrides):
+    if {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
-    contenders: dict[str, Callable[[], object]] = {}
-    for dtype in ("auto", "float32"):
-        job = bare_job(compose([*DEFAULTS, f"dtype={dtype}", *overrides]), VOCAB)
-        contenders[f"ours, {job.device.dtype_name}"] = step_of(job)
-    contenders["transformers GPT-2, eager, float32"] = peer(job)
+    own = {key: value for key, _, value in (a.partition("=") for a in arguments)}
+    works = own.get("work", "coursework,shakespeare16,shakespeare").split(",")
+    for work in works:
+        choose("work", work, WORKS)
+    rounds, peers = int(own.get("rounds", ROUNDS)), own.get("peers", "true") != "false"
+    overrides = [a for a in arguments if a.partition("=")[0] not in ("work", "rounds", "peers")]
     devices.set_up(None)
-    times = alternate(contenders, job.device)
-    slowest = statistics.median(times["transformers GPT-2, eager, float32"])
-    print(f"{'step':<36}  median ms     IQR   times as fast")
-    for name, seconds in times.items():
-        low, middle, high = (1e3 * q for q in statistics.quantiles(seconds, n=4))
-        print(f"{name:<36}  {middle:9.1f}  {high - low:6.1f}   {1e3 * slowest / middle:13.2f}")
+    found = {work: measure([*SAME, *WORKS[work], *overrides], rounds, peers) for work in works}
+    INTO.mkdir(parents=True, exist_ok=True)
+    device = devices.pick("auto", "auto", compiled=False)
+    about = dict(describe(device), date=time.strftime("%Y-%m-%d"), rounds=rounds)
+    write_json(INTO / "speed.json", {"about": about, "overrides": overrides, "works": found})
+    tables = {work: table(rows) for work, rows in found.items()}
+    replace(INTO / "speed.md", "".join(f"### {w}\n\n{markdown(t)}\n" for w, t in tables.items()))
+    for work, rows in tables.items():
+        print(f"\n{work}\n{columns(rows)}")
+    print(f"\nwritten: {INTO}/speed.json and .md")
     return 0
 
 
-def step_of(job: Job) -> Callable[[], object]:
+def measure(overrides: list[str], rounds: int, peers: bool) -> list[dict[str, Any]]:
+    """A row for each contender at one shape, ours first."""
+    kinds = ["float32"]
+    if devices.pick("auto", "auto", compiled=False).dtype == torch.bfloat16:
+        kinds.insert(0, "bfloat16")
+    contenders = {}
+    for kind in kinds:
+        job = bare_job(compose([*overrides, f"dtype={kind}"]), VOCAB)
+        contenders[f"ours, {kind}"] = ours(job)
+    if peers:
+        contenders |= best_of_peers(job, kinds)
+    steps = {name: contender.step for name, contender in contenders.items()}
+    times = alternate(steps, job.device, rounds, settle=True)
+    tokens = job.settings.batch_size * job.plan.max_len
+    flops = job.model.flops_per_token(job.plan.max_len) * tokens
+    ceilings = {kind: matmul_flops(Device(job.device.name, DTYPES[kind])) for kind in kinds}
+    rows = []
+    for name, contender in contenders.items():
+        low, middle, high = statistics.quantiles(times[name], n=4, method="inclusive")
+        kind = str(contender.dtype).removeprefix("torch.")
+        against = {k: paired(times[name], times[f"ours, {k}"]) for k in kinds}
+        rows.append(
+            {
+                "contender": name,
+                "dtype": kind,
+                "step_ms": 1e3 * middle,
+                "step_ms_iqr": 1e3 * (high - low),
+                "tokens_per_second": tokens / middle,
+                "peak_bytes": contender.peak_bytes(),
+                "share_of_ceiling": flops / middle / ceilings[kind],
+                "ceiling_flops": ceilings[kind],
+                "times_ours": against,
+            }
+        )
+    return rows
+
+
+def paired(times: list[float], ours: list[float]) -> list[float]:
+    """Quartiles of a contender's time as multiples of ours in the same round."""
+    ratios = [a / b for a, b in zip(times, ours, strict=True)]
+    return statistics.quantiles(ratios, n=4, method="inclusive")
+
+
+def ours(job: Job) -> Contender:
     """The trainer's own step, with nothing recorded."""
     trainer = Trainer(job, cast(Any, None))
-    return lambda: trainer.update(0)
+    step = lambda: trainer.update(0)
+    return Contender(step, job.model, lambda: job.optimizer.nbytes, job.device.dtype)
 
 
-def peer(job: Job) -> Callable[[], object]:
-    """transformers' GPT-2 of a job's shape: forward, backward, clipping and AdamW, by its defaults."""
-    try:
-        from transformers import GPT2Config, GPT2LMHeadModel
-    except ImportError as error:
-        raise ValueError("the peer is not installed: pip install transformers") from error
+def best_of_peers(job: Job, kinds: list[str]) -> dict[str, Contender]:
+    """Each peer in its fastest mode, and the references in theirs."""
     shape = job.model.shape
-    config = GPT2Config(
-        vocab_size=shape.vocab_size,
-        n_positions=shape.max_len,
-        n_embd=shape.dim,
-        n_layer=shape.n_layers,
-        n_head=shape.n_heads,
-        resid_pdrop=shape.dropout,
-        embd_pdrop=shape.dropout,
-        attn_pdrop=shape.dropout,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    model: Any = GPT2LMHeadModel(config)
-    model.to(job.device.name).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    found: dict[str, Contender] = {}
+    modes = [(kind, compiled) for compiled in (False, True) for kind in kinds]
+    for name, build in installed(shape.dropout).items():
+        tried: dict[str, float] = {}
+        made: dict[str, Contender] = {}
+        for kind, compiled in tracked(modes, name):
+            mode = f"{name}, {kind}" + (", compiled" if compiled else "")
+            try:
+                made[mode] = peer(build(shape), job, DTYPES[kind], compiled)
+                tried[mode] = alternate({mode: made[mode].step}, job.device, 1, warm_up=1)[mode][0]
+            except Exception as error:  # noqa: BLE001  another package's fault ends no benchmark
+                say(f"{mode}: {type(error).__name__}: {' '.join(str(error).split())[:100]}")
+        if tried:
+            kept = {min(tried, key=tried.__getitem__), *(m for m in REFERENCES if m in tried)}
+            found |= {mode: made[mode] for mode in tried if mode in kept}
+    return found
+
+
+def peer(model: nn.Module, job: Job, dtype: torch.dtype, compiled: bool) -> Contender:
+    """A step of another package's model: its forward, the rest as nanoGPT does it, fused."""
+    device = Device(job.device.name, dtype)
+    model.to(device.name).train()
+    if compiled:
+        model.compile()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
 
     def step() -> None:
         inputs, targets = job.batches(0)
-        logits = model(inputs.to(job.device.name)).logits
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten().to(job.device.name))
+        with device.autocast():
+            logits = model(inputs.to(device.name))
+        loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten().to(device.name))
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
         optimizer.step()
         optimizer.zero_grad()
         loss.item()
 
-    return step
+    def state() -> int:
+        return sum(x.nbytes for s in optimizer.state.values() for x in s.values())
+
+    return Contender(step, model, state, dtype)
+
+
+def table(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Rows for people."""
+    kinds = list(rows[0]["times_ours"])
+    head = ["step", "median ms", "IQR", "tokens/s", "peak MiB", "of matmul's ceiling"]
+    lines = [[*head, *(f"times ours, {kind}" for kind in kinds)]]
+    for row in rows:
+        ratios = ["{1:.2f} ({0:.2f} to {2:.2f})".format(*row["times_ours"][kind]) for kind in kinds]
+        lines.append(
+            [
+                row["contender"],
+                f"{row['step_ms']:,.1f}",
+                f"{row['step_ms_iqr']:,.1f}",
+                f"{row['tokens_per_second']:,.0f}",
+                f"{row['peak_bytes'] / 2**20:,.0f}",
+                f"{row['share_of_ceiling']:.0%}",
+                *ratios,
+            ]
+        )
+    return lines
+
+
+def markdown(rows: list[list[str]]) -> str:
+    rule = ["---", *["---:"] * (len(rows[0]) - 1)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in [rows[0], rule, *rows[1:]])
 
 
 def alternate(
@@ -98,18 +222,31 @@ def alternate(
     device: Device,
     rounds: int = ROUNDS,
     warm_up: int = 2,
+    settle: bool = False,
 ) -> dict[K, list[float]]:
-    """Seconds of each contender's step, taken in turn after some rounds of warm-up."""
+    """Seconds of each contender's step, taken in turn after some rounds of warm-up.
+
+    To `settle`, a step of less than a second is taken twice in its turn, and the second one counts:
+    the first finds caches, and the threads of a compiled contender, as another left them.
+    """
     times: dict[K, list[float]] = {name: [] for name in contenders}
     for turn in range(warm_up + rounds):
         for name, step in contenders.items():
-            device.synchronize()
-            start = perf_counter()
-            step()
-            device.synchronize()
+            seconds = timed(step, device)
+            if settle and seconds < 1:
+                seconds = timed(step, device)
             if turn >= warm_up:
-                times[name].append(perf_counter() - start)
+                times[name].append(seconds)
     return times
+
+
+def timed(step: Callable[[], object], device: Device) -> float:
+    """Seconds of one step."""
+    device.synchronize()
+    start = perf_counter()
+    step()
+    device.synchronize()
+    return perf_counter() - start
 
 
 if __name__ == "__main__":
