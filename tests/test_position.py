@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny import build, tokens
 
+from model.position import rope
 from model.position.alibi import slopes
 from model.position.rope import RoPE
 from model.position.rope_linear import LinearRoPE
@@ -184,3 +185,23 @@ def test_impossible_choices_are_refused() -> None:
         T5(SHAPE, n_buckets=1, max_distance=128)
     with pytest.raises(ValueError, match="max_distance=16 must be above n_buckets=32 / 2"):
         T5(SHAPE, n_buckets=32, max_distance=16)
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_the_gradient_of_a_rotation_is_its_own(
+    fraction: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rope, "IN_CACHE", 3 * 2 * 5 * 8)  # three rows at once, then the fourth
+    x = torch.randn(4, 2, 5, 8, dtype=torch.float64, requires_grad=True)
+    cos, sin = RoPE(SHAPE, base=10000, fraction=fraction).waves(x, torch.arange(5))
+    assert torch.autograd.gradcheck(lambda x: rope.turn(x, cos, sin), x)
+
+
+def test_layers_of_other_widths_share_positions_but_not_their_waves() -> None:
+    """As in a pattern of mechanisms, one of which turns a slice of its heads."""
+    scheme, pos = RoPE(SHAPE, **ROPE), torch.arange(16)
+    for width in (8, 4, 8):
+        q = torch.randn(1, 4, 16, width)
+        turned, _ = scheme.rotate(q, q, pos)
+        alone, _ = RoPE(SHAPE, **ROPE).rotate(q, q, pos.clone())
+        assert torch.equal(turned, alone)

@@ -53,8 +53,10 @@ class RoPE(Position):
         All layers of a forward pass share `pos`, and what the first one computes of it.
         """
         given, waves = self.computed
-        if given is not pos or waves[0].dtype != x.dtype or torch.compiler.is_compiling():
-            angles = self.angles(self.turned(x.size(-1)), pos)
+        width = self.turned(x.size(-1))
+        known = given is pos and waves[0].size(-1) == width and waves[0].dtype == x.dtype
+        if not known or torch.compiler.is_compiling():
+            angles = self.angles(width, pos)
             cos, sin = self.amplitude * angles.cos(), self.amplitude * angles.sin()
             both = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
             waves = both[0].to(x.dtype), both[1].to(x.dtype)
