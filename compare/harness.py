@@ -20,7 +20,6 @@ from data.tokenizer import END_OF_TEXT, decode, encode, sha256_of
 from model.generate import Draw, generate
 from train.job import at_least
 from train.progress import columns, tracked
-from train.record import write_json
 
 RESAMPLES = 1000  # of a task's examples, for standard errors that have no formula
 IGNORED = -100  # a target that costs nothing
@@ -169,12 +168,7 @@ def evaluate(opening: Opening, options: Options) -> int:
     run = opening.open(opening.only)
     run.check_context(options.context or run.model.shape.max_len)
     result = ask(run, options)
-    path = run.folder / "eval" / f"{file_name(run, opening, options)}.json"
-    path.parent.mkdir(exist_ok=True)
-    write_json(path, result)
-    print(told(result))
-    print(f"\nwritten: {path}")
-    return 0
+    return run.answer(file_name(run, opening, options), result, told(result))
 
 
 def set_up() -> None:

@@ -15,7 +15,7 @@ from train.checkpoint import Checkpoint
 from train.config import Config, arguments, keys_set
 from train.device import Device
 from train.job import at_least
-from train.record import read_json
+from train.record import read_json, write_json
 from train.run import load, open_checkpoint, open_config, open_model, open_tokenizer
 
 T = TypeVar("T")
@@ -59,6 +59,15 @@ class Opened:
             raise ValueError(
                 f"context={context}: pos={pos} is not defined beyond {end} tokens ({self.folder})"
             )
+
+    def answer(self, name: str, result: Config, told: str) -> int:
+        """Leave a result as eval/NAME.json in the run, say it and where it lies; exit code 0."""
+        path = self.folder / "eval" / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, result)
+        print(told)
+        print(f"\nwritten: {path}")
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)

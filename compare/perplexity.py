@@ -19,7 +19,6 @@ from model.score import bits_per_byte, perplexity, token_nats
 from train.config import choose
 from train.job import at_least
 from train.progress import tracked
-from train.record import write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +81,7 @@ def evaluate(opening: Opening, options: Options) -> int:
         other = dataclasses.replace(opening, pos=None).open(Path(options.against))
         rival = score_text(other, text.in_tokens_of(other), options)
         result["against"] = described(rival) | difference(scored, rival)
-    path = run.folder / "eval" / f"{file_name(scored, opening)}.json"
-    path.parent.mkdir(exist_ok=True)
-    write_json(path, result)
-    print(told(result))
-    print(f"\nwritten: {path}")
-    return 0
+    return run.answer(file_name(scored, opening), result, told(result))
 
 
 def score_text(run: Opened, text: Text, options: Options) -> Scored:

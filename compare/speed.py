@@ -17,10 +17,12 @@ from compare.peers import installed
 from compare.probe import bare_job
 from train import device as devices
 from train.cli import door
-from train.config import choose, compose
+from train.config import arguments as checked
+from train.config import choose, compose, parse, quoted
 from train.device import DTYPES, Device, describe
-from train.job import Job
+from train.job import Job, at_least
 from train.meter import allocation_peak, matmul_flops
+from train.optimizer import Optimizer
 from train.progress import columns, say, tracked
 from train.record import replace, write_json
 from train.trainer import Trainer
@@ -55,18 +57,39 @@ INTO = Path("outputs/bench")
 K = TypeVar("K")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command takes beside keys of train.py. Raises ValueError for what cannot be asked."""
+
+    work: str
+    rounds: int
+    peers: bool
+
+    def __post_init__(self) -> None:
+        at_least(2, self, "rounds")
+        for work in self.works:
+            choose("work", work, WORKS)
+
+    @property
+    def works(self) -> list[str]:
+        return self.work.split(",")
+
+
+DEFAULTS = {"work": "coursework,shakespeare16,shakespeare", "rounds": ROUNDS, "peers": True}
+
+
 @dataclass(frozen=True)
 class Contender:
     """A training step, and what holds memory between steps."""
 
     step: Callable[[], object]
     model: nn.Module
-    state: Callable[[], int]  # bytes of the optimizer's state
+    optimizer: Optimizer
     dtype: torch.dtype
 
     def peak_bytes(self) -> int:
         """The most bytes of tensors at once: parameters, optimizer, and what a step adds."""
-        held = sum(p.nbytes for p in self.model.parameters()) + self.state()
+        held = sum(p.nbytes for p in self.model.parameters()) + self.optimizer.nbytes
         return held + allocation_peak(self.step)
 
 
@@ -75,17 +98,18 @@ def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
-    own = {key: value for key, _, value in (a.partition("=") for a in arguments)}
-    works = own.get("work", "coursework,shakespeare16,shakespeare").split(",")
-    for work in works:
-        choose("work", work, WORKS)
-    rounds, peers = int(own.get("rounds", ROUNDS)), own.get("peers", "true") != "false"
-    overrides = [a for a in arguments if a.partition("=")[0] not in ("work", "rounds", "peers")]
+    own = [a for a in arguments if a.partition("=")[0] in DEFAULTS]
+    overrides = [a for a in arguments if a not in own]
+    asked = {o.key_or_group: o.value() for o in parse(list(map(as_text, own)))}
+    options = Options(**checked("", DEFAULTS | asked, Options)[0])
     devices.set_up(None)
-    found = {work: measure([*SAME, *WORKS[work], *overrides], rounds, peers) for work in works}
+    found = {
+        work: measure([*SAME, *WORKS[work], *overrides], options.rounds, options.peers)
+        for work in options.works
+    }
     INTO.mkdir(parents=True, exist_ok=True)
     device = devices.pick("auto", "auto", compiled=False)
-    about = dict(describe(device), date=time.strftime("%Y-%m-%d"), rounds=rounds)
+    about = dict(describe(device), date=time.strftime("%Y-%m-%d"), rounds=options.rounds)
     write_json(INTO / "speed.json", {"about": about, "overrides": overrides, "works": found})
     tables = {work: table(rows) for work, rows in found.items()}
     replace(INTO / "speed.md", "".join(f"### {w}\n\n{markdown(t)}\n" for w, t in tables.items()))
@@ -93,6 +117,12 @@ def main(arguments: list[str]) -> int:
         print(f"\n{work}\n{columns(rows)}")
     print(f"\nwritten: {INTO}/speed.json and .md")
     return 0
+
+
+def as_text(override: str) -> str:
+    """work=A,B as one text: a list, not a sweep."""
+    key, _, value = override.partition("=")
+    return f"{key}={quoted(value)}" if key == "work" else override
 
 
 def measure(overrides: list[str], rounds: int, peers: bool) -> list[dict[str, Any]]:
@@ -142,7 +172,7 @@ def ours(job: Job) -> Contender:
     """The trainer's own step, with nothing recorded."""
     trainer = Trainer(job, cast(Any, None))
     step = lambda: trainer.update(0)
-    return Contender(step, job.model, lambda: job.optimizer.nbytes, job.device.dtype)
+    return Contender(step, job.model, job.optimizer, job.device.dtype)
 
 
 def best_of_peers(job: Job, kinds: list[str]) -> dict[str, Contender]:
@@ -172,7 +202,7 @@ def peer(model: nn.Module, job: Job, dtype: torch.dtype, compiled: bool) -> Cont
     model.to(device.name).train()
     if compiled:
         model.compile()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    optimizer = Optimizer(model, [torch.optim.AdamW(model.parameters(), fused=True)])
 
     def step() -> None:
         inputs, targets = job.batches(0)
@@ -181,14 +211,10 @@ def peer(model: nn.Module, job: Job, dtype: torch.dtype, compiled: bool) -> Cont
         loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten().to(device.name))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
-        optimizer.step()
-        optimizer.zero_grad()
+        optimizer.step(1e-3)
         loss.item()
 
-    def state() -> int:
-        return sum(x.nbytes for s in optimizer.state.values() for x in s.values())
-
-    return Contender(step, model, state, dtype)
+    return Contender(step, model, optimizer, dtype)
 
 
 def table(rows: list[dict[str, Any]]) -> list[list[str]]:

@@ -21,6 +21,7 @@ from train.optimizer import Optimizer
 from train.schedule import Schedule
 
 PACKAGES = {"attn": "model.attention", "pos": "model.position", "data": "data", "optim": "train"}
+LARGE = 10**8  # parameters: 400 MB
 SCALED_INIT = {"all": "out.weight", "feedforward": "feedforward.out.weight"}
 
 
@@ -78,17 +79,22 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
 def try_model(config: Config) -> None:
     """Raise ValueError if the parts of a model cannot work together: send a token through them.
 
-    Through one layer of each kind, uninitialised, so that it costs nothing.
+    Through one layer of each kind, uninitialised. Where even those would take much memory it is on
+    the meta device, which has torch import its compiler, for a second.
     """
     kinds = len(config["attn"].get("order", [0]))
     few = {"n_layers": min(kinds, config["model"]["n_layers"]), "vocab_size": 1}
-    build_model(config | {"model": config["model"] | few}, 1)(torch.zeros(1, 1, dtype=torch.int64))
+    config = config | {"model": config["model"] | few}
+    with torch.device("meta"):
+        total, _ = build_model(config, 1).count_parameters()
+    with torch.device("meta" if total > LARGE else "cpu"):
+        build_model(config, 1)(torch.zeros(1, 1, dtype=torch.int64))
 
 
 class Uninitialised(TorchFunctionMode):
     """Within it torch's layers leave their parameters as they come: ours are drawn by `init_model`.
 
-    On the meta device their own start would have torch import its compiler, for a second.
+    On the meta device their own start, too, would have torch import its compiler.
     """
 
     def __torch_function__(
