@@ -30,8 +30,9 @@ def test_it_follows_the_global_seed_and_rests_outside_training() -> None:
     assert dropout(x, 0.5, training=False) is x
 
 
-def test_gradients_flow_where_values_do() -> None:
-    x = torch.ones(64, 64, requires_grad=True)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_gradients_flow_where_values_do(dtype: torch.dtype) -> None:
+    x = torch.ones(64, 64, dtype=dtype, requires_grad=True)
     y = dropout(x, 0.5, training=True)
     y.sum().backward()
     assert torch.equal(x.grad, y.detach())

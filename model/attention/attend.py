@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.attention.base import Bias
-from model.dropout import dropout
+from model.dropout import drop
 
 #: Given weights (B, H, T, S), float32, and the positions (T,) and (S,) of queries and keys.
 Watcher = Callable[[Tensor, Tensor, Tensor], object]
@@ -99,7 +99,10 @@ def matmul(
     """Attention as two batched products; the G queries of a KV head share one product with it."""
     B, H, T, _ = q.shape
     Hkv, S = k.shape[1:3]
-    weights = dropout(weigh(q, k, q_pos, k_pos, added), p, training=p > 0)
+    weights = weigh(q, k, q_pos, k_pos, added)
+    if p > 0:
+        weights, scale = drop(weights, p)
+        v = v * scale
     v = v.reshape(B * Hkv, S, v.size(-1))
     return torch.bmm(weights.view(B * Hkv, -1, S), v).view(B, H, T, -1)
 
