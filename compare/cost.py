@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
-from torch.nn import functional as F
 
+from model.loss import next_token_loss
 from model.transformer import Transformer
 from train.build import build_model, build_optimizer
 from train.config import Config
@@ -108,9 +108,7 @@ def training_bytes(config: Config, vocab_size: int, device: Device) -> dict[str,
         tracker.track_external(model)
         with tracker:
             with device.autocast():
-                logits = model(tokens)
-            loss = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
-            del logits
+                loss = next_token_loss(model, tokens, tokens)
             loss.backward()
         optimizer.step(0.0)
     peaks = tracker.get_tracker_snapshot("peak")

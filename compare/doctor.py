@@ -63,7 +63,7 @@ def main(overrides: list[str]) -> int:
 def variant_of(cell: list[str]) -> Variant:
     """The tiny variant of a command line. Raises ValueError if it makes no model."""
     config = compose([*TINY, *cell])
-    device = devices.pick(config["device"], config["dtype"], config["compile"])
+    device = devices.pick(config["device"], config["dtype"], config["compile"], config["steps"])
     with torch.device("meta"):
         build_model(config, VOCAB)
     choices = config["choices"]

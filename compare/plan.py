@@ -51,7 +51,7 @@ def rows_of(config: Config) -> tuple[list[str], list[str], float | None]:
     from train.device import memory_bytes, pick
     from train.progress import duration, number
 
-    device = pick(config["device"], config["dtype"], config["compile"])
+    device = pick(config["device"], config["dtype"], config["compile"], config["steps"])
     vocab_size = vocabulary(config)
     counted = cost(config, vocab_size, device)
     held = training_bytes(config, vocab_size, device)
@@ -106,7 +106,7 @@ def forecast(runs: list[tuple[str, Config]], jobs: int) -> None:
     rows = [["variant", "runs", "parameters", "step ms", "each"]]
     total = 0.0
     for ((name, config), *others), (vocab, tokens), step in zip(same, sizes, steps, strict=True):
-        device = devices.pick(config["device"], config["dtype"], config["compile"])
+        device = devices.pick(config["device"], config["dtype"], config["compile"], config["steps"])
         times = config["steps"] + validations(config, tokens)
         took = OVERHEAD + (0.0 if step is None else step * times)
         total += took * (1 + len(others))

@@ -31,7 +31,7 @@ USAGE = """\
 Time the training step of our models and, where they are installed (pip install -e ".[peers]"), of
 other packages' at the same shape and batch: in alternation, as medians and ratios.
 
-  python -m compare.speed [work=NAME,...] [rounds=7] [peers=false] [KEY=VALUE ...]
+  python -m compare.speed [work=NAME,...] [rounds=7] [peers=false] [variants=false] [KEY=VALUE ...]
 
   work=coursework     6 layers, 6 heads, dim 192, context 16, batch 64
   work=shakespeare    6 layers, 6 heads, dim 384, context 256, batch 64
@@ -39,8 +39,9 @@ other packages' at the same shape and batch: in alternation, as medians and rati
   work=gpt2           12 layers, 12 heads, dim 768, context 1024, batch 1 on a CPU
 
 The first three unless asked. All with LayerNorm, GELU, learned positions, a tied head and no dropout;
-KEY=VALUE are keys of train.py that change it for ours, and model.* for the peers, too. Each peer is
-tried in float32 and in bfloat16 under autocast, as it is and compiled; its best mode takes part.
+KEY=VALUE are keys of train.py that change it for ours, and model.* for the peers, too. Our variants
+each change one thing. Each peer is tried in float32 and in bfloat16 under autocast, as it is and
+compiled; its best mode takes part.
 Writes speed.json and speed.md into outputs/bench.
 """
 SAME = ["attn=mha", "pos=learned", "model.dropout=0", "model.feedforward=gelu", "model.bias=false"]
@@ -50,6 +51,10 @@ WORKS = {
     "shakespeare16": ["model=shakespeare", "batch_size=16"],
     "gpt2": ["model=gpt2", "batch_size=1"],
 }
+VARIANTS = (
+    "attn=gqa|attn=mqa|attn=sliding attn.window={quarter}|pos=rope|model.dropout=0.2|memory=lean"
+    "|compile=true"
+).split("|")
 VOCAB = 65
 ROUNDS = 7
 REFERENCES = ("transformers GPT-2, float32", "transformers GPT-2, float32, compiled")
@@ -64,6 +69,7 @@ class Options:
     work: str
     rounds: int
     peers: bool
+    variants: bool
 
     def __post_init__(self) -> None:
         at_least(2, self, "rounds")
@@ -75,7 +81,12 @@ class Options:
         return self.work.split(",")
 
 
-DEFAULTS = {"work": "coursework,shakespeare16,shakespeare", "rounds": ROUNDS, "peers": True}
+DEFAULTS = {
+    "work": "coursework,shakespeare16,shakespeare",
+    "rounds": ROUNDS,
+    "peers": True,
+    "variants": True,
+}
 
 
 @dataclass(frozen=True)
@@ -103,10 +114,7 @@ def main(arguments: list[str]) -> int:
     asked = {o.key_or_group: o.value() for o in parse(list(map(as_text, own)))}
     options = Options(**checked("", DEFAULTS | asked, Options)[0])
     devices.set_up(None)
-    found = {
-        work: measure([*SAME, *WORKS[work], *overrides], options.rounds, options.peers)
-        for work in options.works
-    }
+    found = {work: measure([*SAME, *WORKS[work], *overrides], options) for work in options.works}
     INTO.mkdir(parents=True, exist_ok=True)
     device = devices.pick("auto", "auto", compiled=False)
     about = dict(describe(device), date=time.strftime("%Y-%m-%d"), rounds=options.rounds)
@@ -125,7 +133,7 @@ def as_text(override: str) -> str:
     return f"{key}={quoted(value)}" if key == "work" else override
 
 
-def measure(overrides: list[str], rounds: int, peers: bool) -> list[dict[str, Any]]:
+def measure(overrides: list[str], options: Options) -> list[dict[str, Any]]:
     """A row for each contender at one shape, ours first."""
     kinds = ["float32"]
     if devices.pick("auto", "auto", compiled=False).dtype == torch.bfloat16:
@@ -134,10 +142,19 @@ def measure(overrides: list[str], rounds: int, peers: bool) -> list[dict[str, An
     for kind in kinds:
         job = bare_job(compose([*overrides, f"dtype={kind}"]), VOCAB)
         contenders[f"ours, {kind}"] = ours(job)
-    if peers:
+    if options.variants:
+        for variant in VARIANTS:
+            changes = variant.format(quarter=job.plan.max_len // 4).split()
+            config = compose([*overrides, f"dtype={kinds[0]}", *changes])
+            name = f"ours, {kinds[0]}, {' '.join(changes)}"
+            try:
+                contenders[name] = ours(bare_job(config, VOCAB))
+            except ValueError as error:  # there may be no compiler
+                say(f"{name}: {error}")
+    if options.peers:
         contenders |= best_of_peers(job, kinds)
     steps = {name: contender.step for name, contender in contenders.items()}
-    times = alternate(steps, job.device, rounds, settle=True)
+    times = alternate(steps, job.device, options.rounds, settle=True)
     tokens = job.settings.batch_size * job.plan.max_len
     flops = job.model.flops_per_token(job.plan.max_len) * tokens
     ceilings = {kind: matmul_flops(Device(job.device.name, DTYPES[kind])) for kind in kinds}

@@ -10,6 +10,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.attention.base import Mechanism
 from model.cache import KVCache
@@ -49,6 +50,9 @@ class Transformer(nn.Module):
     the parts. Parameters stay uninitialised until `init`.
     """
 
+    #: Whether training computes each block again in its backward pass, rather than keep it all.
+    recompute = False
+
     def __init__(
         self,
         shape: Shape,
@@ -72,11 +76,17 @@ class Transformer(nn.Module):
             self.head.weight = self.embed.weight
 
     def forward(
-        self, tokens: Tensor, cache: KVCache | None = None, *, last: bool = False
+        self,
+        tokens: Tensor,
+        cache: KVCache | None = None,
+        *,
+        last: bool = False,
+        head: bool = True,
     ) -> Tensor:
         """Logits of the token after each one: (B, T) -> (B, T, V). With a cache, T are the new ones.
 
-        With `last`, those after the last token alone: (B, 1, V).
+        With `last`, those after the last token alone: (B, 1, V). Without `head`, what the head
+        reads: (B, T, D).
         Raises ValueError past the end of a position scheme that has one.
         """
         start = 0 if cache is None else len(cache)
@@ -89,9 +99,12 @@ class Transformer(nn.Module):
         pos = torch.arange(start, end, device=tokens.device)
         x = self.position.embed(self.embed(tokens), pos)  # (B, T, D)
         x = dropout(x.to(working_dtype(x)), self.shape.dropout, self.training)
+        again = self.recompute and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x, pos, self.position, cache)
-        return self.head(self.norm(x[:, -1:] if last else x))  # (B, T, V)
+            inputs = (x, pos, self.position, cache)
+            x = checkpoint(block, *inputs, use_reentrant=False) if again else block(*inputs)
+        x = self.norm(x[:, -1:] if last else x)
+        return self.head(x) if head else x
 
     def init(self, seed: int, *, scaled: str = "out.weight") -> None:
         """Draw every parameter from a CPU generator seeded by (seed, its name).

@@ -21,6 +21,8 @@ def test_every_yaml_composes_and_fits_its_constructors(choice: str) -> None:
     needed = {
         "data=text": ["data.path=README.md"],
         "data=hub": ["data.path=owner/name"],
+        "experiment=nanogpt": ["data.path=README.md"],
+        "experiment=speedrun": ["data.path=README.md"],
     }
     config = compose([choice, *needed.get(choice, [])])
     group, name = choice.split("=")

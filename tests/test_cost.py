@@ -58,7 +58,7 @@ def test_the_expected_peak_is_the_measured_one(
     assert launch(asked) == 0
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     vocab = len(json.loads((tmp_path / "run/tokenizer.json").read_text())["model"]["vocab"])
-    device = devices.pick("cpu", summary["dtype"], False)
+    device = devices.pick("cpu", summary["dtype"])
     expected = training_bytes(asked, vocab, device)
     assert expected["total"] == pytest.approx(summary["peak_train_bytes"], rel=0.02)
     assert expected["parameters"] == summary["parameter_bytes"]

@@ -87,8 +87,8 @@ def test_a_peer_that_fails_is_said_and_the_others_take_part(
 
     found = {"transformers GPT-2": peers.gpt2, "broken": broken}
     monkeypatch.setattr(speed, "installed", lambda dropout: found)
-    monkeypatch.setattr(nn.Module, "compile", lambda self: None)  # takes half a minute
-    names = quick("dtype=float32")
+    monkeypatch.setattr(nn.Module, "compile", lambda self, mode=None: None)  # takes half a minute
+    names = quick("dtype=float32", "variants=false")
     assert names[0].startswith("ours, ")
     assert "transformers GPT-2, float32" in names
     assert not [name for name in names if name.startswith("broken")]
@@ -97,8 +97,14 @@ def test_a_peer_that_fails_is_said_and_the_others_take_part(
     assert "transformers GPT-2, float32" in said.out
 
 
-def test_without_peers_ours_are_timed_alone(quick: Callable[..., list[str]]) -> None:
-    assert {name.split(",")[0] for name in quick("peers=false")} == {"ours"}
+def test_without_peers_ours_are_timed_alone(
+    quick: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nn.Module, "compile", lambda self, mode=None: None)
+    names = quick("peers=false")
+    assert {name.split(",")[0] for name in names} == {"ours"}
+    for changed in ("attn=mqa", "attn=sliding attn.window=4", "memory=lean", "compile=true"):
+        assert sum(name.endswith(f", {changed}") for name in names) == 1
     with pytest.raises(ValueError, match="work=huge"):
         speed.main(["work=huge"])
 

@@ -324,3 +324,18 @@ def test_weights_that_do_not_fit_are_refused(config: Make, tmp_path: Path, text:
         assemble(check(config(start, "pos=rope")))
     with pytest.raises(ValueError, match="its tokenizer is another"):
         assemble(check(config(start, "data.tokenizer=byte")))
+
+
+def test_a_batch_fetched_ahead_is_used_at_its_step_alone(config: Make, tmp_path: Path) -> None:
+    job = assemble(check(config(f"out={tmp_path}/run")))
+    trainer = Trainer(job, Record(tmp_path / "run"))
+    trainer.ahead = 3, trainer.fetch(3)
+    fetched = trainer.ahead[1]
+    assert trainer.batch(3) is fetched
+    trainer.ahead = 3, fetched
+    for step in (5, 3):
+        inputs, targets = trainer.batch(step)
+        expected = job.batches(step)
+        assert torch.equal(inputs, expected[0])
+        assert torch.equal(targets, expected[1])
+    trainer.record.close()

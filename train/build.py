@@ -63,7 +63,7 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
     attention, position = attention_of_layers(config["attn"]), factory("pos", config["pos"])
     try:
         with Uninitialised():
-            return Transformer(
+            model = Transformer(
                 Shape(**sizes),
                 attention=attention,
                 position=position,
@@ -73,6 +73,8 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
     except ValueError as error:
         variant = f"model={choices['model']} attn={choices['attn']} pos={choices['pos']}"
         raise ValueError(f"{variant}: {error}") from error
+    model.recompute = config.get("memory") == "lean"  # configs of no run have no such key
+    return model
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -13,10 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from train.config import choose
 
 JOBS = "HEAD_TO_HEAD_JOBS"  # how a sweep tells a run how many share the machine
+SMALL = 50_000_000  # parameters
+REPAID = 2000  # steps after which compiling is taken to have paid on CUDA; not measured
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -26,6 +30,7 @@ class Device:
 
     name: str  # cpu, cuda or mps
     dtype: torch.dtype
+    compiled: bool = False  # whether torch.compile makes the model's program
 
     def autocast(self) -> AbstractContextManager[object]:
         """Matrix products in the run's dtype."""
@@ -38,15 +43,30 @@ class Device:
         if self.name != "cpu":
             torch.accelerator.synchronize()
 
+    def take(self, x: Tensor) -> Tensor:
+        """A tensor of the CPU on this device; CUDA copies it while the CPU goes on."""
+        if self.name == "cuda":
+            return x.pin_memory().to(self.name, non_blocking=True)
+        return x.to(self.name)
+
+    def compile(self, model: nn.Module, parameters: int) -> None:
+        """Have a model compiled when it is first called.
+
+        A small one's kernels end before the next is launched, so on CUDA they become one graph.
+        """
+        graphs = self.name == "cuda" and parameters < SMALL
+        model.compile(mode="reduce-overhead" if graphs else None)
+
     @property
     def dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
 
 
-def pick(device: str, dtype: str, compiled: bool) -> Device:
-    """The device and dtype of a run; `auto` takes the fastest that this machine has.
+def pick(device: str, dtype: str, compiled: bool | str = False, steps: int = 0) -> Device:
+    """The device and dtype of a run of so many steps; `auto` takes the fastest that there is.
 
-    CUDA comes before Apple's MPS and the CPU; bfloat16 wherever the hardware multiplies it.
+    CUDA comes before Apple's MPS and the CPU; bfloat16 wherever the hardware multiplies it; compiled
+    on CUDA alone, where there are steps enough to repay it: on a CPU it does not pay.
     Raises ValueError for what this machine does not have.
     """
     here = {
@@ -60,11 +80,15 @@ def pick(device: str, dtype: str, compiled: bool) -> Device:
     name = present[0] if device == "auto" else device
     if name not in present:
         raise ValueError(f"device={name}: this machine has none; it has {', '.join(present)}")
+    if isinstance(compiled, str):
+        choose("compile", compiled, dict.fromkeys(["auto", "true", "false"]))
+        triton = importlib.util.find_spec("triton") is not None
+        compiled = name == "cuda" and triton and steps >= REPAID
     if compiled and name == "cpu" and not (shutil.which("c++") or shutil.which("g++")):
         raise ValueError("compile=true needs a C++ compiler (g++) on a CPU; there is none")
     if dtype == "auto":
         dtype = "bfloat16" if multiplies_bfloat16(name) else "float32"
-    return Device(name, DTYPES[dtype])
+    return Device(name, DTYPES[dtype], compiled)
 
 
 def multiplies_bfloat16(device: str) -> bool:
@@ -85,12 +109,15 @@ def memory_bytes(device: Device) -> int | None:
     return None
 
 
-def set_up(threads: int | None) -> None:
+def set_up(threads: int | None, tf32: bool = False) -> None:
     """Once per process, before any tensor: threads, and an allocator that keeps what it was given.
+
+    `tf32` allows CUDA to multiply float32 with 10 bits of mantissa.
 
     glibc hands large blocks back to the system at every free, and the page faults that follow cost
     10 to 35 % of a small model's step on a CPU.
     """
+    torch.backends.cuda.matmul.allow_tf32 = tf32
     if threads is not None:
         torch.set_num_threads(threads)
     if platform.libc_ver()[0] == "glibc":

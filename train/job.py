@@ -55,7 +55,9 @@ class Settings:
     device: str
     dtype: str
     threads: int | None
-    compile: bool
+    compile: bool | str
+    tf32: bool
+    memory: str
 
     def __post_init__(self) -> None:
         at_least(0, self, "steps", "seed")
@@ -66,6 +68,7 @@ class Settings:
                 f"accumulate={self.accumulate} must divide batch_size={self.batch_size}"
             )
         choose("convert", self.convert, dict.fromkeys(HOW))
+        choose("memory", self.memory, dict.fromkeys(("full", "lean")))
         if self.name is not None and not re.fullmatch(r"\w[\w.-]*", self.name):
             raise ValueError(f"name={self.name!r} may hold letters, digits, '-', '_' and '.' alone")
 
@@ -156,7 +159,7 @@ def check(config: Config) -> Plan:
     sampling = Sampling(**arguments("sample", config["sample"], Sampling)[0])
     tracking = Tracking(**arguments("wandb", config["wandb"], Tracking)[0])
     Reporting(**arguments("report", config["report"], Reporting)[0])
-    device = devices.pick(settings.device, settings.dtype, settings.compile)
+    device = devices.pick(settings.device, settings.dtype, settings.compile, settings.steps)
     with torch.device("meta"):
         model = build_model(config, vocab_size=1)
         build_optimizer(config, model, settings.steps)
@@ -226,7 +229,7 @@ def take_over(
 def assemble(plan: Plan) -> Job:
     """Read the corpus and build everything. Raises ValueError for what does not fit together."""
     config, settings = plan.config, plan.settings
-    devices.set_up(settings.threads)
+    devices.set_up(settings.threads, settings.tf32)
     corpus = prepare(plan.source, say=say, **plan.corpus)
     batches = Batches(
         corpus.train,
@@ -245,8 +248,8 @@ def assemble(plan: Plan) -> Job:
     if settings.init_from:
         parent = start_from(settings.init_from, settings.convert, config, model, corpus)
     model = model.to(plan.device.name)
-    if settings.compile:
-        model.compile()
+    if plan.device.compiled:
+        plan.device.compile(model, model.count_parameters()[0])
     optimizer, schedule = build_optimizer(config, model, settings.steps)
     return Job(
         plan=plan,

@@ -17,7 +17,7 @@ from train.trainer import Stopped, Trainer
 #: What may change when a run is resumed: none of it touches what is learned at a step.
 FREE_ON_RESUME = frozenset(
     "out name steps eval_every eval_batch_size save_every keep log_every resume device threads "
-    "sample wandb plan sweep stages jobs retry baseline report convert".split()
+    "memory sample wandb plan sweep stages jobs retry baseline report convert".split()
 )
 
 
@@ -47,8 +47,12 @@ def launch(config: Config) -> int:
 
 
 def refuse_changes(before: Config, now: Config) -> None:
-    """Raise ValueError if a resumed run would not be the same run."""
+    """Raise ValueError if a resumed run would not be the same run.
+
+    A key that did not exist yet when it began is taken to have been as it is now.
+    """
     before, now = in_place(before), in_place(now)
+    before = now | before
     for key in sorted(before.keys() | now.keys()):
         if key not in FREE_ON_RESUME and before.get(key) != now.get(key):
             old, new = before.get(key), now.get(key)

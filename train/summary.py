@@ -70,7 +70,7 @@ def answer(trainer: Trainer, measured: dict[str, Any]) -> dict[str, Any]:
         "optimizer_bytes": trainer.optimizer.nbytes if trained else None,
         "device": job.device.name,
         "dtype": job.device.dtype_name,
-        "compiled": job.settings.compile,
+        "compiled": job.device.compiled,
         "threads": torch.get_num_threads(),
         **job.corpus.identity,
         "parent": job.parent,
@@ -130,7 +130,7 @@ def measure(trainer: Trainer) -> dict[str, Any]:
         found["peak_train_bytes"] = alive + allocation_peak(step)
         if job.corpus.val is not None:
             found["peak_eval_bytes"] = alive + allocation_peak(evaluate)
-    if not job.settings.compile:  # hooks would time another program than the compiled one
+    if not job.device.compiled:  # hooks would time another program than the compiled one
         seconds = attention_seconds(job.model.mechanisms, step, job.device, PROFILED_STEPS)
         found["attention_ms"] = 1e3 * seconds
     found["matmul_flops"] = matmul_flops(job.device)

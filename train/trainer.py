@@ -9,8 +9,8 @@ from types import FrameType
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from model.loss import next_token_loss
 from model.score import bits_per_byte, perplexity, score
 from model.transformer import seed_of
 from train import checkpoint
@@ -47,6 +47,7 @@ class Trainer:
         self.peaks = Peaks()
         self.started = perf_counter()
         self.caught: signal.Signals | None = None
+        self.ahead: tuple[int, tuple[Tensor, Tensor]] | None = None  # a batch, and its step
 
     def fit(self) -> None:
         """Train to the last step, validating and saving on the way.
@@ -96,14 +97,16 @@ class Trainer:
         Raises Stopped, before any parameter changes, if the loss or the norm is not finite.
         """
         settings, device = self.job.settings, self.job.device
-        inputs, targets = self.job.batches(step)
+        inputs, targets = self.batch(step)
         loss = torch.zeros((), device=device.name)
         rows = settings.batch_size // settings.accumulate
         for part, (x, y) in enumerate(zip(inputs.split(rows), targets.split(rows), strict=True)):
             torch.manual_seed(seed_of(settings.seed, step, part))  # all that dropout depends on
-            part_loss = self.loss(x.to(device.name), y.to(device.name)) / settings.accumulate
+            part_loss = self.loss(x, y) / settings.accumulate
             part_loss.backward()
             loss += part_loss.detach()
+        if device.name == "cuda":  # which is still computing
+            self.ahead = step + 1, self.fetch(step + 1)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.job.clip, foreach=True)
         if not torch.isfinite(loss + norm):
             at = f"step {step + 1}: loss {loss.item()}, gradient norm {norm.item()}"
@@ -112,11 +115,19 @@ class Trainer:
         self.optimizer.step(lr)
         return loss.item(), norm.item(), lr
 
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets (B, T) of a step, on the device."""
+        (at, batch), self.ahead = self.ahead or (step, self.fetch(step)), None
+        return batch if at == step else self.fetch(step)
+
+    def fetch(self, step: int) -> tuple[Tensor, Tensor]:
+        inputs, targets = self.job.batches(step)
+        return self.job.device.take(inputs), self.job.device.take(targets)
+
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats, float32: inputs and targets (B, T)."""
         with self.job.device.autocast():
-            logits = self.model(inputs)  # (B, T, V)
-        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+            return next_token_loss(self.model, inputs, targets)
 
     def validate(self) -> None:
         """Score the whole validation split, if there is one, unless this step has been."""
