@@ -1,10 +1,15 @@
 """How fast a training step is, beside other packages' models of the same shape."""
 
+import contextlib
+import multiprocessing
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar, cast
@@ -21,6 +26,7 @@ from train.config import arguments as checked
 from train.config import choose, compose, parse, quoted
 from train.device import DTYPES, Device, describe
 from train.job import Job, at_least
+from train.launcher import end_with
 from train.meter import allocation_peak, matmul_flops
 from train.optimizer import Optimizer
 from train.progress import columns, say, tracked
@@ -40,8 +46,8 @@ other packages' at the same shape and batch: in alternation, as medians and rati
 
 The first three unless asked. All with LayerNorm, GELU, learned positions, a tied head and no dropout;
 KEY=VALUE are keys of train.py that change it for ours, and model.* for the peers, too. Our variants
-each change one thing. Each peer is tried in float32 and in bfloat16 under autocast, as it is and
-compiled; its best mode takes part.
+each change one thing. Peers run as their users run them, in a process with nothing of ours; each is
+tried in float32 and in bfloat16 under autocast, as it is and compiled, and its best mode takes part.
 Writes speed.json and speed.md into outputs/bench.
 """
 SAME = ["attn=mha", "pos=learned", "model.dropout=0", "model.feedforward=gelu", "model.bias=false"]
@@ -60,6 +66,7 @@ ROUNDS = 7
 REFERENCES = ("transformers GPT-2, float32", "transformers GPT-2, float32, compiled")
 INTO = Path("outputs/bench")
 K = TypeVar("K")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +103,6 @@ class Contender:
     step: Callable[[], object]
     model: nn.Module
     optimizer: Optimizer
-    dtype: torch.dtype
 
     def peak_bytes(self) -> int:
         """The most bytes of tensors at once: parameters, optimizer, and what a step adds."""
@@ -116,7 +122,7 @@ def main(arguments: list[str]) -> int:
     devices.set_up(None)
     found = {work: measure([*SAME, *WORKS[work], *overrides], options) for work in options.works}
     INTO.mkdir(parents=True, exist_ok=True)
-    device = devices.pick("auto", "auto", compiled=False)
+    device = devices.pick("auto", "auto")
     about = dict(describe(device), date=time.strftime("%Y-%m-%d"), rounds=options.rounds)
     write_json(INTO / "speed.json", {"about": about, "overrides": overrides, "works": found})
     tables = {work: table(rows) for work, rows in found.items()}
@@ -136,33 +142,32 @@ def as_text(override: str) -> str:
 def measure(overrides: list[str], options: Options) -> list[dict[str, Any]]:
     """A row for each contender at one shape, ours first."""
     kinds = ["float32"]
-    if devices.pick("auto", "auto", compiled=False).dtype == torch.bfloat16:
+    if devices.pick("auto", "auto").dtype == torch.bfloat16:
         kinds.insert(0, "bfloat16")
-    contenders = {}
-    for kind in kinds:
-        job = bare_job(compose([*overrides, f"dtype={kind}"]), VOCAB)
-        contenders[f"ours, {kind}"] = ours(job)
+    mine = {
+        f"ours, {kind}": bare_job(compose([*overrides, f"dtype={kind}"]), VOCAB) for kind in kinds
+    }
+    job = mine[f"ours, {kinds[0]}"]
     if options.variants:
-        for variant in VARIANTS:
-            changes = variant.format(quarter=job.plan.max_len // 4).split()
-            config = compose([*overrides, f"dtype={kinds[0]}", *changes])
-            name = f"ours, {kinds[0]}, {' '.join(changes)}"
-            try:
-                contenders[name] = ours(bare_job(config, VOCAB))
-            except ValueError as error:  # there may be no compiler
-                say(f"{name}: {error}")
-    if options.peers:
-        contenders |= best_of_peers(job, kinds)
+        mine |= variants_of(overrides, job, kinds[0])
+    contenders = {name: ours(job) for name, job in mine.items()}
     steps = {name: contender.step for name, contender in contenders.items()}
-    times = alternate(steps, job.device, options.rounds, settle=True)
+    peaks = {name: contender.peak_bytes for name, contender in contenders.items()}
+    with contextlib.ExitStack() as stack:
+        if options.peers:
+            peers = Peers(stack.enter_context(elsewhere()), overrides)
+            for mode in peers.best(kinds):
+                steps[mode] = partial(peers.ask, step_peer, mode)
+                peaks[mode] = partial(peers.ask, peak_of_peer, mode)
+        times = alternate(steps, job.device, options.rounds, settle=True)
+        held = {name: peak() for name, peak in peaks.items()}
     tokens = job.settings.batch_size * job.plan.max_len
     flops = job.model.flops_per_token(job.plan.max_len) * tokens
     ceilings = {kind: matmul_flops(Device(job.device.name, DTYPES[kind])) for kind in kinds}
     rows = []
-    for name, contender in contenders.items():
-        low, middle, high = statistics.quantiles(times[name], n=4, method="inclusive")
-        kind = str(contender.dtype).removeprefix("torch.")
-        against = {k: paired(times[name], times[f"ours, {k}"]) for k in kinds}
+    for name, seconds in times.items():
+        low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+        kind = name.split(", ")[1]
         rows.append(
             {
                 "contender": name,
@@ -170,13 +175,26 @@ def measure(overrides: list[str], options: Options) -> list[dict[str, Any]]:
                 "step_ms": 1e3 * middle,
                 "step_ms_iqr": 1e3 * (high - low),
                 "tokens_per_second": tokens / middle,
-                "peak_bytes": contender.peak_bytes(),
+                "peak_bytes": held[name],
                 "share_of_ceiling": flops / middle / ceilings[kind],
                 "ceiling_flops": ceilings[kind],
-                "times_ours": against,
+                "times_ours": {k: paired(seconds, times[f"ours, {k}"]) for k in kinds},
             }
         )
     return rows
+
+
+def variants_of(overrides: list[str], job: Job, kind: str) -> dict[str, Job]:
+    """Ours with one thing changed."""
+    found = {}
+    for variant in VARIANTS:
+        changes = variant.format(quarter=job.plan.max_len // 4).split()
+        name = f"ours, {kind}, {' '.join(changes)}"
+        try:
+            found[name] = bare_job(compose([*overrides, f"dtype={kind}", *changes]), VOCAB)
+        except ValueError as error:  # there may be no compiler
+            say(f"{name}: {error}")
+    return found
 
 
 def paired(times: list[float], ours: list[float]) -> list[float]:
@@ -189,28 +207,80 @@ def ours(job: Job) -> Contender:
     """The trainer's own step, with nothing recorded."""
     trainer = Trainer(job, cast(Any, None))
     step = lambda: trainer.update(0)
-    return Contender(step, job.model, job.optimizer, job.device.dtype)
+    return Contender(step, job.model, job.optimizer)
 
 
-def best_of_peers(job: Job, kinds: list[str]) -> dict[str, Contender]:
-    """Each peer in its fastest mode, and the references in theirs."""
-    shape = job.model.shape
-    found: dict[str, Contender] = {}
-    modes = [(kind, compiled) for compiled in (False, True) for kind in kinds]
-    for name, build in installed(shape.dropout).items():
-        tried: dict[str, float] = {}
-        made: dict[str, Contender] = {}
-        for kind, compiled in tracked(modes, name):
-            mode = f"{name}, {kind}" + (", compiled" if compiled else "")
-            try:
-                made[mode] = peer(build(shape), job, DTYPES[kind], compiled)
-                tried[mode] = alternate({mode: made[mode].step}, job.device, 1, warm_up=1)[mode][0]
-            except Exception as error:  # noqa: BLE001  another package's fault ends no benchmark
-                say(f"{mode}: {type(error).__name__}: {' '.join(str(error).split())[:100]}")
-        if tried:
-            kept = {min(tried, key=tried.__getitem__), *(m for m in REFERENCES if m in tried)}
-            found |= {mode: made[mode] for mode in tried if mode in kept}
-    return found
+@dataclass
+class Peers:
+    """The other packages' models, in a process of their own that has none of our settings."""
+
+    pool: Executor
+    overrides: list[str]
+
+    def best(self, kinds: list[str]) -> list[str]:
+        """Names of each peer in its fastest mode, and of the references in theirs."""
+        chosen: list[str] = []
+        modes = [(kind, compiled) for compiled in (False, True) for kind in kinds]
+        for name in self.ask(begin_peers, self.overrides):
+            tried: dict[str, float] = {}
+            for kind, compiled in tracked(modes, name):
+                mode = f"{name}, {kind}" + (", compiled" if compiled else "")
+                found = self.ask(try_peer, mode, name, kind, compiled)
+                if isinstance(found, str):
+                    say(f"{mode}: {found}")
+                else:
+                    tried[mode] = found
+            if tried:
+                kept = {min(tried, key=tried.__getitem__), *(m for m in REFERENCES if m in tried)}
+                chosen += [mode for mode in tried if mode in kept]
+        self.ask(keep_peers, chosen)
+        return chosen
+
+    def ask(self, act: Callable[..., T], *arguments: Any) -> T:
+        return self.pool.submit(act, *arguments).result()
+
+
+def elsewhere() -> Executor:
+    """A process that ends with this one."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, context, end_with, (os.getpid(),))
+
+
+_job: Job  # in the peers' process: the shape and the batches of ours,
+_made: dict[str, Contender] = {}  # and each mode of theirs
+
+
+def begin_peers(overrides: list[str]) -> list[str]:
+    """The names of the peers that are installed."""
+    global _job
+    _job = bare_job(compose(overrides), VOCAB)
+    _made.clear()
+    return list(installed(_job.model.shape.dropout))
+
+
+def try_peer(mode: str, name: str, kind: str, compiled: bool) -> float | str:
+    """Seconds of a peer's second step; in words why there is none."""
+    shape = _job.model.shape
+    try:
+        build = installed(shape.dropout)[name]
+        _made[mode] = peer(build(shape), _job, DTYPES[kind], compiled)
+        return alternate({mode: _made[mode].step}, _job.device, 1, warm_up=1)[mode][0]
+    except Exception as error:  # noqa: BLE001  another package's fault ends no benchmark
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+
+
+def keep_peers(modes: list[str]) -> None:
+    """Let go of all modes but these."""
+    for mode in _made.keys() - set(modes):
+        del _made[mode]
+
+
+def step_peer(mode: str) -> None:
+    _made[mode].step()
+
+
+def peak_of_peer(mode: str) -> int:
+    return _made[mode].peak_bytes()
 
 
 def peer(model: nn.Module, job: Job, dtype: torch.dtype, compiled: bool) -> Contender:
@@ -230,8 +300,9 @@ def peer(model: nn.Module, job: Job, dtype: torch.dtype, compiled: bool) -> Cont
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
         optimizer.step(1e-3)
         loss.item()
+        device.synchronize()
 
-    return Contender(step, model, optimizer, dtype)
+    return Contender(step, model, optimizer)
 
 
 def table(rows: list[dict[str, Any]]) -> list[list[str]]:

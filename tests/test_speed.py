@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,12 +30,22 @@ def job(*overrides: str) -> Job:
     )
 
 
+class Here(Executor):
+    """Does in this process what is asked of another."""
+
+    def submit(self, act: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(act(*arguments))
+        return future
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[str]]:
     """The command at a tiny shape, into a folder of its own; the names of what took part."""
     monkeypatch.setattr(speed, "WORKS", {"tiny": [*TINY, *TEXT, "batch_size=2"]})
     monkeypatch.setattr(speed, "INTO", tmp_path / "bench")
     monkeypatch.setattr(speed.devices, "set_up", lambda threads: None)
+    monkeypatch.setattr(speed, "elsewhere", Here)
 
     def run(*arguments: str) -> list[str]:
         assert speed.main(["work=tiny", "rounds=2", *arguments]) == 0
