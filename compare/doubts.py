@@ -69,7 +69,10 @@ def twins(done: Sequence[Run]) -> Iterator[str]:
             seen.setdefault(curve, []).append(run)
     for same in seen.values():
         for one, two in itertools.pairwise(same):
-            if settings_of(one) != settings_of(two) or one.seed != two.seed:
+            settings = [
+                settings_of(run) | {"memory": None} for run in (one, two)
+            ]  # changes no loss
+            if settings[0] != settings[1] or one.seed != two.seed:
                 names = f"{one.folder.name} and {two.folder.name}"
                 yield f"{names} have bit-identical losses: a switch did nothing, or both are one thing."
 

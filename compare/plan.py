@@ -17,7 +17,7 @@ def plan(runs: list[tuple[str, Config]]) -> int:
     from train.progress import columns, duration, say, tracked
 
     runs = [(name, check(config).config) for name, config in runs]
-    devices.set_up(runs[0][1]["threads"])
+    devices.set_up(runs[0][1]["threads"], runs[0][1]["tf32"])
     known: dict[str, tuple[list[str], list[str], float | None]] = {}
     training, decoding, seconds = [], [], []
     say(f"counting {len(runs)} runs; a probe of {BUDGET:g} seconds for each that differs")
@@ -138,7 +138,9 @@ def probed(models: list[tuple[Config, int]]) -> list[float | None]:
         if not config["steps"]:
             found.append(0.0)
             continue
-        pool = pool or ProcessPoolExecutor(1, context, begin, (config["threads"], os.getpid()))
+        pool = pool or ProcessPoolExecutor(
+            1, context, begin, (config["threads"], config["tf32"], os.getpid())
+        )
         try:
             found.append(pool.submit(step_seconds, config, vocab_size).result())
         except (Exception, SystemExit):  # noqa: BLE001  a broken pool, or no memory for it

@@ -20,10 +20,10 @@ BUDGET = 2.0  # seconds
 ENOUGH = 25  # steps
 
 
-def begin(threads: int | None, parent: int) -> None:
+def begin(threads: int | None, tf32: bool, parent: int) -> None:
     """Set up a process for probing that ends with its parent."""
     end_with(parent)
-    devices.set_up(threads)
+    devices.set_up(threads, tf32)
 
 
 def bare_job(config: Config, vocab_size: int) -> Job:
@@ -32,8 +32,7 @@ def bare_job(config: Config, vocab_size: int) -> Job:
     model = build_model(config, vocab_size)
     init_model(model, config, 0)
     model = model.to(plan.device.name)
-    if plan.device.compiled:
-        plan.device.compile(model, model.count_parameters()[0])
+    plan.device.compile(model, plan.settings.accumulate)
     optimizer, schedule = build_optimizer(config, model, plan.settings.steps)
     return Job(
         plan=plan,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from train.config import Config
+from train.config import BEFORE, Config
 from train.huggingface import is_theirs
 from train.record import read_json, records
 
@@ -208,7 +208,7 @@ def loss_of(origin: str | None) -> float | None:
 
 def settings_of(run: Run) -> dict[str, Any]:
     """All that may tell a run's variant from another's, flat: attn, pos, attn.n_kv_heads, steps, ..."""
-    config = {key: value for key, value in run.config.items() if key not in NO_FACTOR}
+    config = {k: v for k, v in (BEFORE | run.config).items() if k not in NO_FACTOR}
     choices = dict(config.pop("choices", {}))
     choices |= {key: run.summary[key] for key in ("attn", "pos", "model") if key in run.summary}
     choices.pop("experiment", None)

@@ -47,7 +47,8 @@ def main(overrides: list[str]) -> int:
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     peaks: dict[str, list[float]] = {name: [] for name in contenders}
     kernels: dict[str, list[str]] = {name: [] for name in contenders}
-    devices.set_up(compose(both)["threads"])
+    asked = compose(both)
+    devices.set_up(asked["threads"], asked["tf32"])
     for length in tracked(LENGTHS, "timing"):
         passes = {name: layer_pass(choice, length) for name, choice in contenders.items()}
         device = passes["full"][1]

@@ -1,6 +1,7 @@
 """How fast a training step is, beside other packages' models of the same shape."""
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import statistics
@@ -63,6 +64,7 @@ VARIANTS = (
 ).split("|")
 VOCAB = 65
 ROUNDS = 7
+TRIALS = 3  # steps of each peer's mode, to find its fastest
 REFERENCES = ("transformers GPT-2, float32", "transformers GPT-2, float32, compiled")
 INTO = Path("outputs/bench")
 K = TypeVar("K")
@@ -119,7 +121,7 @@ def main(arguments: list[str]) -> int:
     overrides = [a for a in arguments if a not in own]
     asked = {o.key_or_group: o.value() for o in parse(list(map(as_text, own)))}
     options = Options(**checked("", DEFAULTS | asked, Options)[0])
-    devices.set_up(None)
+    devices.set_up(None, compose([*SAME, *overrides])["tf32"])
     found = {work: measure([*SAME, *WORKS[work], *overrides], options) for work in options.works}
     INTO.mkdir(parents=True, exist_ok=True)
     device = devices.pick("auto", "auto")
@@ -162,7 +164,7 @@ def measure(overrides: list[str], options: Options) -> list[dict[str, Any]]:
         times = alternate(steps, job.device, options.rounds, settle=True)
         held = {name: peak() for name, peak in peaks.items()}
     tokens = job.settings.batch_size * job.plan.max_len
-    flops = job.model.flops_per_token(job.plan.max_len) * tokens
+    flops = {name: j.model.flops_per_token(j.plan.max_len) * tokens for name, j in mine.items()}
     ceilings = {kind: matmul_flops(Device(job.device.name, DTYPES[kind])) for kind in kinds}
     rows = []
     for name, seconds in times.items():
@@ -176,7 +178,9 @@ def measure(overrides: list[str], options: Options) -> list[dict[str, Any]]:
                 "step_ms_iqr": 1e3 * (high - low),
                 "tokens_per_second": tokens / middle,
                 "peak_bytes": held[name],
-                "share_of_ceiling": flops / middle / ceilings[kind],
+                "share_of_ceiling": flops.get(name, flops[f"ours, {kinds[0]}"])
+                / middle
+                / ceilings[kind],
                 "ceiling_flops": ceilings[kind],
                 "times_ours": {k: paired(seconds, times[f"ours, {k}"]) for k in kinds},
             }
@@ -205,8 +209,8 @@ def paired(times: list[float], ours: list[float]) -> list[float]:
 
 def ours(job: Job) -> Contender:
     """The trainer's own step, with nothing recorded."""
-    trainer = Trainer(job, cast(Any, None))
-    step = lambda: trainer.update(0)
+    trainer, steps = Trainer(job, cast(Any, None)), itertools.count()
+    step = lambda: trainer.update(next(steps))
     return Contender(step, job.model, job.optimizer)
 
 
@@ -259,12 +263,13 @@ def begin_peers(overrides: list[str]) -> list[str]:
 
 
 def try_peer(mode: str, name: str, kind: str, compiled: bool) -> float | str:
-    """Seconds of a peer's second step; in words why there is none."""
+    """Seconds of a peer's step, the median of a few; in words why there is none."""
     shape = _job.model.shape
     try:
         build = installed(shape.dropout)[name]
         _made[mode] = peer(build(shape), _job, DTYPES[kind], compiled)
-        return alternate({mode: _made[mode].step}, _job.device, 1, warm_up=1)[mode][0]
+        times = alternate({mode: _made[mode].step}, _job.device, TRIALS, settle=True)
+        return statistics.median(times[mode])
     except Exception as error:  # noqa: BLE001  another package's fault ends no benchmark
         return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
 

@@ -99,7 +99,7 @@ class Transformer(nn.Module):
         pos = torch.arange(start, end, device=tokens.device)
         x = self.position.embed(self.embed(tokens), pos)  # (B, T, D)
         x = dropout(x.to(working_dtype(x)), self.shape.dropout, self.training)
-        again = self.recompute and torch.is_grad_enabled()
+        again = self.recompute and cache is None and torch.is_grad_enabled()
         for block in self.blocks:
             inputs = (x, pos, self.position, cache)
             x = checkpoint(block, *inputs, use_reentrant=False) if again else block(*inputs)

@@ -51,20 +51,27 @@ def test_a_wrong_compile_is_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters", "mode"),
+    ("device", "parameters", "accumulate", "modes"),
     [
-        ("cuda", devices.SMALL - 1, "reduce-overhead"),
-        ("cuda", devices.SMALL, None),
-        ("cpu", 10, None),
+        (Device("cuda", torch.float32, compiled=True), 2, 1, ["reduce-overhead"]),
+        (Device("cuda", torch.float32, compiled=True), 2, 2, [None]),
+        (Device("cuda", torch.float32, compiled=True), devices.SMALL, 1, [None]),
+        (Device("cpu", torch.float32, compiled=True), 2, 1, [None]),
+        (Device("cuda", torch.float32), 2, 1, []),
     ],
 )
 def test_a_small_model_on_cuda_becomes_one_graph(
-    name: str, parameters: int, mode: str | None, monkeypatch: pytest.MonkeyPatch
+    device: Device,
+    parameters: int,
+    accumulate: int,
+    modes: list[str | None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(nn.Module, "compile", lambda self, mode=None: asked.append(mode))
-    Device(name, torch.float32).compile(nn.Linear(1, 1), parameters)
-    assert asked == [mode]
+    with torch.device("meta"):
+        device.compile(nn.Linear(parameters, 1, bias=False), accumulate)
+    assert asked == modes
 
 
 def test_tf32_is_allowed_only_where_asked() -> None:
@@ -81,5 +88,7 @@ def test_a_run_from_before_a_key_existed_can_be_resumed() -> None:
     now = composed("data.path=README.md")
     before = {key: value for key, value in now.items() if key != "tf32"}
     refuse_changes(before, now)
+    with pytest.raises(ValueError, match="tf32 was False and is now True"):
+        refuse_changes(before, now | {"tf32": True})
     with pytest.raises(ValueError, match="tf32 was False and is now True"):
         refuse_changes(now, now | {"tf32": True})

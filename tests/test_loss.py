@@ -67,3 +67,18 @@ def test_blocks_computed_again_hold_less_memory() -> None:
         for m in ("full", "lean")
     )
     assert lean < 0.6 * full
+
+
+@pytest.mark.parametrize("pos", ["rope", "alibi"])
+def test_blocks_computed_again_compile_to_one_graph(pos: str) -> None:
+    torch.compiler.reset()
+    lean = build("gqa", pos, "memory=lean").train()
+    compiled = torch.compile(lean, fullgraph=True, backend="aot_eager")
+    text = tokens(2, 17)
+    compiled(text[:, :-1]).sum().backward()
+    gradients = [p.grad.clone() for p in lean.parameters()]
+    lean.zero_grad()
+    lean(text[:, :-1]).sum().backward()
+    for ours, theirs in zip(gradients, lean.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs.grad, rtol=1e-4, atol=1e-5)
+    torch.compiler.reset()

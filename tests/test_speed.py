@@ -44,7 +44,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list
     """The command at a tiny shape, into a folder of its own; the names of what took part."""
     monkeypatch.setattr(speed, "WORKS", {"tiny": [*TINY, *TEXT, "batch_size=2"]})
     monkeypatch.setattr(speed, "INTO", tmp_path / "bench")
-    monkeypatch.setattr(speed.devices, "set_up", lambda threads: None)
+    monkeypatch.setattr(speed.devices, "set_up", lambda threads, tf32: None)
     monkeypatch.setattr(speed, "elsewhere", Here)
 
     def run(*arguments: str) -> list[str]:

@@ -24,6 +24,9 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 T = TypeVar("T")
 Config = dict[str, Any]  # plain JSON: nested dicts of str, int, float, bool, list and None
 
+#: Keys that earlier versions did not have, and what they did.
+BEFORE: Config = {"tf32": False, "memory": "full"}
+
 
 def compose(overrides: list[str], *, door: str = "train") -> Config:
     """The resolved config of one run: the door's YAML, its groups, then the overrides.

@@ -49,13 +49,23 @@ class Device:
             return x.pin_memory().to(self.name, non_blocking=True)
         return x.to(self.name)
 
-    def compile(self, model: nn.Module, parameters: int) -> None:
-        """Have a model compiled when it is first called.
+    def compile(self, model: nn.Module, accumulate: int) -> None:
+        """Have a model compiled when it is first called, if this device compiles.
 
-        A small one's kernels end before the next is launched, so on CUDA they become one graph.
+        A small one's kernels end before the next is launched, so on CUDA they become one graph; not
+        with gradients that outlive a pass, which would lie in memory that the graph uses again.
         """
-        graphs = self.name == "cuda" and parameters < SMALL
+        if not self.compiled:
+            return
+        small = sum(p.numel() for p in model.parameters()) < SMALL
+        graphs = self.name == "cuda" and small and accumulate == 1
         model.compile(mode="reduce-overhead" if graphs else None)
+
+    def as_written(self) -> AbstractContextManager[object]:
+        """Within it nothing is compiled: decoding has another shape at each token."""
+        if not self.compiled:
+            return contextlib.nullcontext()
+        return torch.compiler.set_stance("force_eager")
 
     @property
     def dtype_name(self) -> str:
@@ -81,7 +91,7 @@ def pick(device: str, dtype: str, compiled: bool | str = False, steps: int = 0) 
     if name not in present:
         raise ValueError(f"device={name}: this machine has none; it has {', '.join(present)}")
     if isinstance(compiled, str):
-        choose("compile", compiled, dict.fromkeys(["auto", "true", "false"]))
+        choose("compile", compiled, dict.fromkeys(["auto"]))
         triton = importlib.util.find_spec("triton") is not None
         compiled = name == "cuda" and triton and steps >= REPAID
     if compiled and name == "cpu" and not (shutil.which("c++") or shutil.which("g++")):
@@ -138,6 +148,7 @@ def describe(device: Device) -> Mapping[str, object]:
         "platform": platform.platform(),
         "device": device.name,
         "dtype": device.dtype_name,
+        "compiled": device.compiled,
         "cpu": cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if device.name == "cuda" else None,

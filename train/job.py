@@ -248,8 +248,7 @@ def assemble(plan: Plan) -> Job:
     if settings.init_from:
         parent = start_from(settings.init_from, settings.convert, config, model, corpus)
     model = model.to(plan.device.name)
-    if plan.device.compiled:
-        plan.device.compile(model, model.count_parameters()[0])
+    plan.device.compile(model, settings.accumulate)
     optimizer, schedule = build_optimizer(config, model, settings.steps)
     return Job(
         plan=plan,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from train.checkpoint import find, sweep
-from train.config import Config
+from train.config import BEFORE, Config
 from train.device import describe
 from train.job import Job, assemble, check
 from train.progress import printable, say, table
@@ -47,12 +47,8 @@ def launch(config: Config) -> int:
 
 
 def refuse_changes(before: Config, now: Config) -> None:
-    """Raise ValueError if a resumed run would not be the same run.
-
-    A key that did not exist yet when it began is taken to have been as it is now.
-    """
-    before, now = in_place(before), in_place(now)
-    before = now | before
+    """Raise ValueError if a resumed run would not be the same run."""
+    before, now = in_place(BEFORE | before), in_place(now)
     for key in sorted(before.keys() | now.keys()):
         if key not in FREE_ON_RESUME and before.get(key) != now.get(key):
             old, new = before.get(key), now.get(key)
@@ -109,9 +105,10 @@ def restore(trainer: Trainer, environment: dict[str, object]) -> None:
     before = read_json(record.folder / "environment.json")
     if before["dtype"] != environment["dtype"]:
         raise ValueError(f"resume: dtype was {before['dtype']} and is now {environment['dtype']}")
-    for key in ("device", "cpu", "gpu", "threads", "torch"):
-        if before[key] != environment[key]:
-            say(f"resume: {key} was {before[key]}, now {environment[key]}: no longer bit for bit")
+    for key in ("device", "cpu", "gpu", "threads", "torch", "compiled"):
+        was, now = before.get(key, environment[key]), environment[key]
+        if was != now:
+            say(f"resume: {key} was {was}, now {now}: no longer bit for bit")
     sweep(record.folder)
     saved, problems = find(record.folder)
     for problem in problems:

@@ -106,7 +106,7 @@ def cache_bytes_per_token(model: Transformer, device: Device) -> int:
     n = model.shape.max_len
     cache = KVCache(model.shape.n_layers, n)
     model.eval()
-    with device.autocast():
+    with device.autocast(), device.as_written():
         model(torch.zeros(1, n, dtype=torch.int64, device=device.name), cache)
     model.train()
     return round(cache.nbytes / n)
@@ -142,7 +142,7 @@ def sample(job: Job) -> str:
     wanted, codec = job.plan.sampling, job.corpus.tokenizer
     draw = Draw(temperature=wanted.temperature, top_k=wanted.top_k)
     job.model.eval()
-    with job.device.autocast():
+    with job.device.autocast(), job.device.as_written():
         drawn = generate(job.model, job.prompt, wanted.tokens, draw=draw, seed=job.settings.seed)
         ids = [token for (token,) in drawn if token is not None]
     job.model.train()

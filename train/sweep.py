@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from train.config import Config, arguments, compose, expand, fits, group_of, keys_set, quoted
+from train.config import (
+    BEFORE,
+    Config,
+    arguments,
+    compose,
+    expand,
+    fits,
+    group_of,
+    keys_set,
+    quoted,
+)
 from train.match import baseline_of, compose_matched, with_baseline
 
 if TYPE_CHECKING:  # torch and hydra take a second to import; --help and typos need none
@@ -166,7 +176,11 @@ def plan_cells(cells: list[list[str]], first: Config, parent: Path) -> list[Cell
 
 def identity(config: Config, parent: str | None) -> str:
     """A hash of all that a run's numbers follow from; `parent` says whose weights it starts from."""
-    own = {key: value for key, value in config.items() if key not in NO_IDENTITY}
+    own = {
+        key: value
+        for key, value in config.items()
+        if key not in NO_IDENTITY and (key not in BEFORE or BEFORE[key] != value)
+    }
     own["data"] = {key: value for key, value in own["data"].items() if key != "cache"}
     own["choices"] = {key: value for key, value in own["choices"].items() if key != "experiment"}
     return hashlib.sha256(json.dumps([own, parent], sort_keys=True).encode()).hexdigest()

@@ -121,7 +121,8 @@ def weigh(q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor, added: Tensor | No
         scores = torch.baddbmm(mask, q, k.transpose(1, 2))  # (B * Hkv, G * T, S)
     scores = scores.view(B, H, T, S)
     scores = scores if added is None else scores + added.to(scores.dtype)
-    exact = torch.float32 if S < 32 else None  # on a CPU, rows this short are faster so, too
+    # On a CPU, bfloat16 rows this short take longer than float32's.
+    exact = torch.float32 if S < 32 and scores.dtype == torch.bfloat16 else None
     return scores.softmax(dim=-1, dtype=exact).to(scores.dtype)
 
 

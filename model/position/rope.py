@@ -60,7 +60,8 @@ class RoPE(Position):
             cos, sin = self.amplitude * angles.cos(), self.amplitude * angles.sin()
             both = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
             waves = both[0].to(x.dtype), both[1].to(x.dtype)
-            self.computed = pos, waves
+            if not torch.compiler.is_compiling():
+                self.computed = pos, waves
         return waves
 
     def angles(self, width: int, pos: Tensor) -> Tensor:
