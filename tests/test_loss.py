@@ -69,10 +69,9 @@ def test_blocks_computed_again_hold_less_memory() -> None:
     assert lean < 0.6 * full
 
 
-@pytest.mark.parametrize("pos", ["rope", "alibi"])
-def test_blocks_computed_again_compile_to_one_graph(pos: str) -> None:
+def test_blocks_computed_again_compile_to_one_graph() -> None:
     torch.compiler.reset()
-    lean = build("gqa", pos, "memory=lean").train()
+    lean = build("gqa", "rope", "memory=lean").train()
     compiled = torch.compile(lean, fullgraph=True, backend="aot_eager")
     text = tokens(2, 17)
     compiled(text[:, :-1]).sum().backward()
