@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from compare.results import Run, Variant, plain, settings_of
 from compare.statistics import FEW
 
+LOSSLESS = {"memory": None}  # settings that change no loss, made the same for all
+
 
 def doubts(
     runs: Sequence[Run], variants: Sequence[Variant], confounded: Sequence[str]
@@ -69,10 +71,8 @@ def twins(done: Sequence[Run]) -> Iterator[str]:
             seen.setdefault(curve, []).append(run)
     for same in seen.values():
         for one, two in itertools.pairwise(same):
-            settings = [
-                settings_of(run) | {"memory": None} for run in (one, two)
-            ]  # changes no loss
-            if settings[0] != settings[1] or one.seed != two.seed:
+            mine, theirs = (settings_of(run) | LOSSLESS for run in (one, two))
+            if mine != theirs or one.seed != two.seed:
                 names = f"{one.folder.name} and {two.folder.name}"
                 yield f"{names} have bit-identical losses: a switch did nothing, or both are one thing."
 

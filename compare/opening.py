@@ -12,7 +12,7 @@ from model.transformer import Transformer
 from train import device as devices
 from train.build import init_model
 from train.checkpoint import Checkpoint
-from train.config import BEFORE, Config, arguments, keys_set
+from train.config import Config, arguments, keys_set
 from train.device import Device
 from train.job import at_least
 from train.record import read_json, write_json
@@ -125,7 +125,7 @@ class Opening:
             config["choices"] = config["choices"] | {"pos": self.pos_name}
         environment = read_json(folder / "environment.json")
         device = devices.pick(self.device, self.dtype or str(environment.get("dtype")))
-        devices.set_up(self.threads, (BEFORE | config)["tf32"])
+        devices.set_up(self.threads, config["tf32"])
         tokenizer = open_tokenizer(folder)
         model = open_model(folder, config, tokenizer)
         checkpoint = None

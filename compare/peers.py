@@ -24,12 +24,23 @@ class Peer(nn.Module):
         self.model.compile(*args, **kwargs)
 
 
+def common(shape: Shape) -> dict[str, Any]:
+    """What every config of transformers takes by one name."""
+    return {
+        "vocab_size": shape.vocab_size,
+        "tie_word_embeddings": shape.tie_embeddings,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "use_cache": False,
+    }
+
+
 def gpt2(shape: Shape) -> Peer:
     """transformers' GPT-2, with the exact GELU; its layers have biases whether asked or not."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
-        vocab_size=shape.vocab_size,
+        **common(shape),
         n_positions=shape.max_len,
         n_embd=shape.dim,
         n_layer=shape.n_layers,
@@ -38,10 +49,6 @@ def gpt2(shape: Shape) -> Peer:
         resid_pdrop=shape.dropout,
         embd_pdrop=shape.dropout,
         attn_pdrop=shape.dropout,
-        bos_token_id=0,
-        eos_token_id=0,
-        use_cache=False,
-        tie_word_embeddings=shape.tie_embeddings,
     )
     return Peer(GPT2LMHeadModel(config), lambda found: found.logits)
 
@@ -51,16 +58,12 @@ def llama(shape: Shape) -> Peer:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=shape.vocab_size,
+        **common(shape),
         hidden_size=shape.dim,
         intermediate_size=8 * shape.dim // 3,
         num_hidden_layers=shape.n_layers,
         num_attention_heads=shape.n_heads,
         max_position_embeddings=shape.max_len,
-        bos_token_id=0,
-        eos_token_id=0,
-        use_cache=False,
-        tie_word_embeddings=shape.tie_embeddings,
     )
     return Peer(LlamaForCausalLM(config), lambda found: found.logits)
 

@@ -177,7 +177,7 @@ def open_run(folder: Path, asked: Config) -> Run:
     def read_or(name: str, other: dict[str, Any]) -> dict[str, Any]:
         return read_json(folder / name) if (folder / name).exists() else other
 
-    config = read_or("config.json", asked)
+    config = BEFORE | read_or("config.json", asked)
     lines = list(records(folder / "metrics.jsonl"))
     text = folder / "sample.txt"
     summary = read_or("summary.json", {})
@@ -208,7 +208,7 @@ def loss_of(origin: str | None) -> float | None:
 
 def settings_of(run: Run) -> dict[str, Any]:
     """All that may tell a run's variant from another's, flat: attn, pos, attn.n_kv_heads, steps, ..."""
-    config = {k: v for k, v in (BEFORE | run.config).items() if k not in NO_FACTOR}
+    config = {key: value for key, value in run.config.items() if key not in NO_FACTOR}
     choices = dict(config.pop("choices", {}))
     choices |= {key: run.summary[key] for key in ("attn", "pos", "model") if key in run.summary}
     choices.pop("experiment", None)

@@ -168,6 +168,7 @@ def measure(overrides: list[str], options: Options) -> list[dict[str, Any]]:
     ceilings = {kind: matmul_flops(Device(job.device.name, DTYPES[kind])) for kind in kinds}
     rows = []
     for name, seconds in times.items():
+        counted = flops.get(name, flops[f"ours, {kinds[0]}"])  # a peer's is that of ours
         low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
         kind = name.split(", ")[1]
         rows.append(
@@ -178,9 +179,7 @@ def measure(overrides: list[str], options: Options) -> list[dict[str, Any]]:
                 "step_ms_iqr": 1e3 * (high - low),
                 "tokens_per_second": tokens / middle,
                 "peak_bytes": held[name],
-                "share_of_ceiling": flops.get(name, flops[f"ours, {kinds[0]}"])
-                / middle
-                / ceilings[kind],
+                "share_of_ceiling": counted / middle / ceilings[kind],
                 "ceiling_flops": ceilings[kind],
                 "times_ours": {k: paired(seconds, times[f"ours, {k}"]) for k in kinds},
             }

@@ -93,11 +93,10 @@ def seeds_needed(effect: float, alpha: float) -> int:
     """
     from scipy import stats
 
-    for n in range(2, MANY + 1):
-        critical = stats.t.ppf(1 - alpha / 2, n - 1)
-        if stats.nct.sf(critical, n - 1, abs(effect) * math.sqrt(n)) >= POWER:
-            return n
-    return MANY + 1
+    n = np.arange(2, MANY + 1)
+    critical = stats.t.ppf(1 - alpha / 2, n - 1)
+    enough = stats.nct.sf(critical, n - 1, abs(effect) * np.sqrt(n)) >= POWER
+    return int(n[enough.argmax()]) if enough.any() else MANY + 1
 
 
 def ratio_interval(numerators: Numbers, denominators: Numbers) -> tuple[float, float]:

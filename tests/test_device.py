@@ -1,6 +1,8 @@
 """What a run computes on: the part that needs no GPU to be told."""
 
 import importlib.util
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +11,11 @@ from torch import nn
 
 from compare.battery import composed
 from train import device as devices
+from train.config import BEFORE
 from train.device import Device, pick
 from train.job import check
 from train.launch import refuse_changes
+from train.run import open_config
 
 
 @pytest.fixture
@@ -84,9 +88,11 @@ def test_tf32_is_allowed_only_where_asked() -> None:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def test_a_run_from_before_a_key_existed_can_be_resumed() -> None:
+def test_a_run_from_before_a_key_existed_can_be_resumed(tmp_path: Path) -> None:
     now = composed("data.path=README.md")
-    before = {key: value for key, value in now.items() if key != "tf32"}
+    old = {key: value for key, value in now.items() if key not in BEFORE}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    before = open_config(tmp_path)
     refuse_changes(before, now)
     with pytest.raises(ValueError, match="tf32 was False and is now True"):
         refuse_changes(before, now | {"tf32": True})

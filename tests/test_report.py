@@ -24,7 +24,7 @@ from compare.study import study
 from compare.verdict import sentences
 from model.score import perplexity
 from train import job
-from train.config import compose
+from train.config import BEFORE, compose
 
 Write = Callable[..., Path]
 composed = functools.cache(lambda *overrides: compose(list(overrides)))
@@ -235,6 +235,26 @@ def test_suspicious_comparisons_are_flagged(
         folder = write(f"b{seed}", 2.0 + seed, "pos=rope", f"seed={seed}", **more)
     warnings = study([folder.parent]).warnings
     assert any(warning in line for line in warnings) if warning else not warnings
+
+
+def test_the_same_losses_with_less_memory_are_no_fault(write: Write) -> None:
+    for seed in range(3):
+        curve = [5.0 + seed, 4.0, 3.0]
+        for memory in ("full", "lean"):
+            switches = (f"seed={seed}", f"memory={memory}")
+            folder = write(f"{memory}{seed}", 3.0 + seed, *switches, curve=curve).parent
+    assert not any("bit-identical" in line for line in study([folder]).warnings)
+
+
+def test_runs_from_before_a_key_existed_are_of_the_same_variant(write: Write) -> None:
+    write("new", 3.0, "seed=0")
+    old = write("old", 3.1, "seed=1")
+    config = json.loads((old / "config.json").read_text())
+    (old / "config.json").write_text(
+        json.dumps({key: value for key, value in config.items() if key not in BEFORE})
+    )
+    variants, _ = variants_of(read([old.parent]))
+    assert [len(variant.done) for variant in variants] == [2]
 
 
 def test_what_follows_from_another_switch_is_no_switch(write: Write) -> None:

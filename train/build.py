@@ -73,7 +73,7 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
     except ValueError as error:
         variant = f"model={choices['model']} attn={choices['attn']} pos={choices['pos']}"
         raise ValueError(f"{variant}: {error}") from error
-    model.recompute = config.get("memory") == "lean"  # configs of no run have no such key
+    model.recompute = config["memory"] == "lean"
     return model
 
 

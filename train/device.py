@@ -122,10 +122,9 @@ def memory_bytes(device: Device) -> int | None:
 def set_up(threads: int | None, tf32: bool = False) -> None:
     """Once per process, before any tensor: threads, and an allocator that keeps what it was given.
 
-    `tf32` allows CUDA to multiply float32 with 10 bits of mantissa.
-
     glibc hands large blocks back to the system at every free, and the page faults that follow cost
-    10 to 35 % of a small model's step on a CPU.
+    10 to 35 % of a small model's step on a CPU. `tf32` allows CUDA to multiply float32 with 10 bits
+    of mantissa.
     """
     torch.backends.cuda.matmul.allow_tf32 = tf32
     if threads is not None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from train.checkpoint import find, sweep
-from train.config import BEFORE, Config
+from train.config import Config
 from train.device import describe
 from train.job import Job, assemble, check
 from train.progress import printable, say, table
@@ -48,7 +48,7 @@ def launch(config: Config) -> int:
 
 def refuse_changes(before: Config, now: Config) -> None:
     """Raise ValueError if a resumed run would not be the same run."""
-    before, now = in_place(BEFORE | before), in_place(now)
+    before, now = in_place(before), in_place(now)
     for key in sorted(before.keys() | now.keys()):
         if key not in FREE_ON_RESUME and before.get(key) != now.get(key):
             old, new = before.get(key), now.get(key)

@@ -11,7 +11,7 @@ from data import tokenizer as tokenizers
 from model.transformer import Transformer
 from train.build import build_model
 from train.checkpoint import Checkpoint, find
-from train.config import Config
+from train.config import BEFORE, Config
 from train.huggingface import is_theirs
 from train.record import read_json
 
@@ -52,12 +52,12 @@ def state_of(folder: Path) -> str | None:
 
 
 def open_config(folder: Path) -> Config:
-    """The config of a run. Raises ValueError if the folder holds none."""
+    """The config of a run, complete whatever version wrote it. Raises ValueError if there is none."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not a run: it has no config.json")
     if is_theirs(folder):
         raise ValueError(f"{folder} is not a run but a folder of transformers; init_from takes it")
-    return read_json(folder / "config.json")
+    return BEFORE | read_json(folder / "config.json")
 
 
 def open_tokenizer(folder: Path) -> Tokenizer:

@@ -179,7 +179,7 @@ def identity(config: Config, parent: str | None) -> str:
     own = {
         key: value
         for key, value in config.items()
-        if key not in NO_IDENTITY and (key not in BEFORE or BEFORE[key] != value)
+        if key not in NO_IDENTITY and (key, value) not in BEFORE.items()
     }
     own["data"] = {key: value for key, value in own["data"].items() if key != "cache"}
     own["choices"] = {key: value for key, value in own["choices"].items() if key != "experiment"}
