@@ -96,7 +96,7 @@ def training_bytes(config: Config, vocab_size: int, device: Device) -> dict[str,
     They run on tensors without memory (`FakeTensorMode`), so whatever a variant allocates is counted
     without being told. What a fused kernel keeps to itself is not, nor the scratch of Muon's step.
     """
-    rows = config["batch_size"] // config["accumulate"]
+    rows = -(-config["batch_size"] // config["accumulate"])  # of the larger micro-batches
     with FakeTensorMode(), torch.device(device.name):
         model = build_model(config, vocab_size).train()
         optimizer, _ = build_optimizer(config, model, config["steps"])

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from tokenizers import Tokenizer
 
 from compare.results import read
@@ -16,7 +17,14 @@ from train.config import Config, arguments, keys_set
 from train.device import Device
 from train.job import at_least
 from train.record import read_json, write_json
-from train.run import load, open_checkpoint, open_config, open_model, open_tokenizer
+from train.run import (
+    check_fit,
+    load,
+    open_checkpoint,
+    open_config,
+    open_model,
+    open_tokenizer,
+)
 
 T = TypeVar("T")
 
@@ -127,15 +135,19 @@ class Opening:
         device = devices.pick(self.device, self.dtype or str(environment.get("dtype")))
         devices.set_up(self.threads, config["tf32"])
         tokenizer = open_tokenizer(folder)
-        model = open_model(folder, config, tokenizer)
         checkpoint = None
         if started and not any(folder.glob("checkpoints/step_*")):
+            model = open_model(folder, config, tokenizer)
             init_model(model, config, config["seed"])
         else:
             checkpoint = open_checkpoint(folder, self.checkpoint)
             if sha256_of(tokenizer_file(folder)) != checkpoint.state.get("tokenizer_sha256"):
                 raise ValueError(f"{folder / 'tokenizer.json'} is not what the run began with")
-            load(model, checkpoint.model(), str(checkpoint.folder))
+            weights = checkpoint.model()
+            with torch.device("meta"):  # a config may ask for more than memory holds
+                check_fit(open_model(folder, config, tokenizer), weights, str(checkpoint.folder))
+            model = open_model(folder, config, tokenizer)
+            load(model, weights, str(checkpoint.folder))
         return Opened(folder, config, tokenizer, checkpoint, model.to(device.name).eval(), device)
 
 

@@ -62,8 +62,8 @@ def step_seconds(config: Config, vocab_size: int) -> float | None:
     if job.device.compiled:
         return None
     job.schedule = cast(Any, lambda step: 0.0)  # nothing is learned, and nothing diverges
-    plan, accumulate = job.plan, job.settings.accumulate
-    asked = job.settings.batch_size // accumulate
+    plan, batch_size = job.plan, job.settings.batch_size
+    asked = -(-batch_size // job.settings.accumulate)
 
     def steps(rows: int) -> Callable[[], float]:
         job.plan = replace(plan, settings=replace(plan.settings, batch_size=rows, accumulate=1))
@@ -83,10 +83,10 @@ def step_seconds(config: Config, vocab_size: int) -> float | None:
         step = steps(rows)
         seconds = min(step(), step())
         if perf_counter() + 4 * seconds > end:
-            return seconds / rows * asked * accumulate
+            return seconds / rows * batch_size
         rows = min(2 * rows, asked)
     step = steps(asked)
     times = [step()]
     while perf_counter() + times[-1] < end and len(times) < ENOUGH:
         times.append(step())
-    return statistics.median(times) * accumulate
+    return statistics.median(times) / asked * batch_size

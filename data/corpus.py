@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -104,7 +105,7 @@ def prepare(
             size = sum(len(text) for documents in splits.values() for text in documents)
             if size > 1e6:
                 say(f"data: tokenising {size:,} characters; later runs find them in {folder}")
-            publish(folder, lambda into: tokenise(splits, tokenizer, vocab_size, into))
+            publish(folder, lambda into: tokenise(splits, tokenizer, vocab_size, into), 2 * size)
     return load(folder)
 
 
@@ -237,7 +238,15 @@ def is_intact(folder: Path) -> bool:
 
 
 def load(folder: Path) -> Corpus:
-    """Map a prepared corpus into memory."""
+    """Map a prepared corpus into memory. Raises ValueError if its files are something else."""
+    try:
+        return mapped(folder)
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, BadZipFile) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"{folder} holds no prepared corpus; delete it ({why})") from error
+
+
+def mapped(folder: Path) -> Corpus:
     meta = json.loads((folder / "meta.json").read_text())
     # torch indexes uint16 and int32; ids stay below 2^31, so int32 reads a uint32 file as it is.
     dtype = torch.uint16 if meta["dtype"] == "uint16" else torch.int32

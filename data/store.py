@@ -1,5 +1,6 @@
 """Folders that are either complete and verified, or not there: used for token caches and checkpoints."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,33 +12,44 @@ MANIFEST = "MANIFEST.json"
 TEMPORARY = ".tmp-"  # how the names of folders begin that were never finished
 
 
-def publish(folder: Path, write: Callable[[Path], None]) -> None:
+def publish(folder: Path, write: Callable[[Path], None], needs: int) -> None:
     """Let `write` fill a temporary folder beside `folder`, then make it appear there whole.
 
     Every file, a manifest of their SHA-256 and both directories are synced before and after the
     rename, so a crash or power loss leaves the old state or the new one. An existing `folder` is
-    replaced. The caller keeps other writers of this folder out. Raises OSError, with the bytes free,
-    if anything cannot be written.
+    replaced. The caller keeps other writers of this folder out. Raises OSError, with the bytes that
+    it `needs` and those free, if anything cannot be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.parent / f"{TEMPORARY}{folder.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         write(temporary)
         hashes = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
         (temporary / MANIFEST).write_text(json.dumps(hashes, indent=1))
         for path in [*temporary.iterdir(), temporary]:
             sync(path)
-        shutil.rmtree(folder, ignore_errors=True)
+        discard(folder)
         temporary.rename(folder)
         sync(folder.parent)
     except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)  # before counting what is free
         raise OSError(
-            f"could not write {folder}: {error} ({free_bytes(folder)} bytes free)"
+            f"could not write {folder}: {error.strerror or error}; "
+            f"it needs about {needs:,} bytes, {free_bytes(folder):,} are free"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder, if it is there: it is gone at once, and never half there."""
+    going = folder.parent / f"{TEMPORARY}{folder.name}-old"
+    shutil.rmtree(going, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(going)
+    shutil.rmtree(going, ignore_errors=True)
 
 
 def verify(folder: Path) -> None:
@@ -47,7 +59,13 @@ def verify(folder: Path) -> None:
         for name, expected in hashes.items():
             if sha256(folder / Path(name).name) != expected:
                 raise ValueError(f"{folder / name} is damaged: its SHA-256 is not the manifest's")
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+    except (
+        OSError,
+        UnicodeDecodeError,
+        json.JSONDecodeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise ValueError(f"{folder} is not complete: {error}") from error
 
 
@@ -68,4 +86,5 @@ def sync(path: Path) -> None:
 
 
 def free_bytes(path: Path) -> int:
-    return shutil.disk_usage(path.parent).free
+    """Bytes free on the disk that holds a path, which need not exist."""
+    return shutil.disk_usage(next(p for p in path.absolute().parents if p.exists())).free

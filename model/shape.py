@@ -2,6 +2,16 @@
 
 from dataclasses import dataclass
 
+#: The largest sizes taken: what a config asks for beyond them is a slip, or an attack on memory.
+LARGEST = {
+    "dim": 2**17,
+    "n_heads": 2**12,
+    "n_layers": 2**12,
+    "max_len": 2**27,
+    "vocab_size": 2**24,
+    "ff_dim": 2**20,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
@@ -26,6 +36,11 @@ class Shape:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.ff_dim is not None and self.ff_dim < 1:
             raise ValueError(f"ff_dim={self.ff_dim} must be at least 1, or null for its rule")
+        for name, largest in LARGEST.items():
+            if (getattr(self, name) or 0) > largest:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is above {largest}, the largest taken"
+                )
         if self.dim % self.n_heads:
             raise ValueError(
                 f"dim={self.dim} must be a multiple of n_heads={self.n_heads}; "

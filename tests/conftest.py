@@ -5,19 +5,47 @@ import os
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", WANDB_MODE="offline")
 
 import json.decoder
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from tiny import RUN
 
 from train.config import Config, compose
+from train.meter import matmul_flops
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _small_product() -> Iterator[None]:
+    """Runs in this process measure a small matrix product as their ceiling: a large one takes longer."""
+    with patch("train.summary.matmul_flops", partial(matmul_flops, size=64)):
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_network() -> Iterator[None]:
+    """Nothing in this process connects to another machine."""
+    real = socket.socket.connect
+
+    def connect(self: socket.socket, address: Any) -> None:
+        host = (
+            address[0] if isinstance(address, tuple) else "localhost"
+        )  # a Unix socket's is a path
+        assert host in ("localhost", "127.0.0.1", "::1"), f"the suite connects to {address}"
+        real(self, address)
+
+    with patch("socket.socket.connect", connect):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -70,7 +70,7 @@ def test_text_may_hold_any_character() -> None:
         ("steps=many", "steps=many is not a whole number"),
         ("steps=true", "steps=True is not a whole number"),
         ("batch_size=0", "batch_size=0 must be at least 1"),
-        ("accumulate=3", "accumulate=3 must divide batch_size=32"),
+        ("accumulate=33", "accumulate=33 is more than batch_size=32"),
         ("optim.lr=-1", "optim.lr=-1.0 must be above 0"),
         ("optim.lr=nan", "optim.lr=nan is not a finite number"),
         ("optim.lr=inf", "optim.lr=inf is not a finite number"),

@@ -31,7 +31,7 @@ def test_imports_point_one_way(path: Path) -> None:
     roots = {name.split(".")[0] for name in imports(path)}
     assert roots & set(PACKAGES) <= MAY_IMPORT[package]
     assert path in HYDRA or not {"omegaconf"} & roots
-    assert "wandb" not in roots or path == ROOT / "train" / "record.py"
+    assert "wandb" not in roots or path == ROOT / "train" / "mirror.py"
     if package == "model":
         standard = {"collections", "contextlib", "dataclasses", "hashlib", "math", "typing"}
         assert roots <= {"model", "torch"} | standard

@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +23,8 @@ from compare.report import report
 from compare.sample import sample
 from data.store import verify
 from train.cli import Tools, door, train
-from train.record import Record, Tracker, Tracking, records
+from train.mirror import Mirror
+from train.record import Record, records
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -331,20 +334,45 @@ def test_a_cut_off_record_is_dropped_and_later_ones_with_it(tmp_path: Path) -> N
     assert [r["step"] for r in records(record.metrics)] == [1, 2]
 
 
-def test_a_tracker_that_fails_warns_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def silent_server() -> socket.socket:
+    """A server that takes connections and says nothing."""
+    server = socket.socket()
+    server.bind(("127.0.0.1", 0))
+    server.listen()
+    return server
+
+
+@pytest.mark.parametrize("trouble", ["no key", "no answer", "killed", "no wandb folder"])
+def test_whatever_happens_to_wandb_the_run_is_the_same(
+    trouble: str, places: list[str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import wandb
+    """One warning at most, and the losses of a run without it."""
+    server = silent_server()
+    real = Mirror.__init__
+    out = tmp_path / "gqa"
+    mode = "offline" if trouble in ("killed", "no wandb folder") else "online"
+    monkeypatch.setenv("WANDB_MODE", mode)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where a key might be
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    if trouble == "no answer":
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
 
-    class Broken:
-        def log(self, *_: object, **__: object) -> None:
-            raise ConnectionResetError("the core died")
+    def disturbed(mirror: Mirror, folder: Path) -> None:
+        if trouble == "no wandb folder":
+            (folder / "wandb").write_text("in the way")
+        real(mirror, folder)
+        if trouble == "killed":
+            os.killpg(mirror.process.pid, signal.SIGKILL)
 
-    choices = {"attn": "gqa", "pos": "rope", "model": "nano"}
-    options = Tracking(mode="offline", project="p", group=None, tags=[])
-    monkeypatch.setattr(wandb, "init", lambda **_: Broken())
-    tracker = Tracker(options, {"choices": choices, "name": None}, tmp_path)
-    for step in range(3):
-        tracker.log({"step": step, "split": "train", "loss": 1.0})
-    tracker.finish({})
-    assert capsys.readouterr().err.count("warning: wandb failed, going on without it") == 1
+    monkeypatch.setattr(Mirror, "__init__", disturbed)
+    done = ask(
+        "train.py", *places, "attn=gqa", "pos=rope", "steps=20", f"wandb.mode={mode}", f"out={out}"
+    )
+    server.close()
+    assert done.returncode == 0, done.stderr
+    warned = [line for line in done.stderr.splitlines() if "wandb" in line]
+    assert len(warned) == 1
+    assert ("by itself" if trouble == "no answer" else "warning: wandb failed") in warned[0]
+    assert steps_and_losses(out) == steps_and_losses(finished)
+    assert json.loads((out / "status.json").read_text())["state"] == "done"

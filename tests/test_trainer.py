@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from train import checkpoint
 from train.config import Config
@@ -100,10 +101,12 @@ def test_fewer_records_are_the_same_records(config: Make, tmp_path: Path) -> Non
 
 
 def test_accumulating_is_the_same_gradient(config: Make, tmp_path: Path) -> None:
-    run(config("dtype=float32"), tmp_path / "a")
-    run(config("dtype=float32", "accumulate=4"), tmp_path / "b")
-    for (_, one), (_, four) in zip(losses(tmp_path / "a"), losses(tmp_path / "b"), strict=True):
-        assert one == pytest.approx(four, rel=1e-5)
+    run(config("dtype=float32"), tmp_path / "whole")
+    for parts in (2, 3, 4):  # of 4 rows: 3 parts differ
+        run(config("dtype=float32", f"accumulate={parts}"), tmp_path / f"{parts}")
+        pairs = zip(losses(tmp_path / "whole"), losses(tmp_path / f"{parts}"), strict=True)
+        for (_, one), (_, other) in pairs:
+            assert one == pytest.approx(other, rel=1e-5)
 
 
 @pytest.mark.parametrize("pos", ["learned", "rope"])
@@ -156,7 +159,12 @@ def test_a_diverging_run_ends_with_code_3_and_keeps_its_checkpoint(
     run(config(), tmp_path / "a", code=3)
     status = json.loads((tmp_path / "a/status.json").read_text())
     assert (status["state"], status["last_step"]) == ("failed", 6)
-    assert "diverged at step 7" in status["reason"]
+    assert "diverged at step 7: loss inf, gradient norm nan, learning rate 0.00" in status["reason"]
+    dump = json.loads((tmp_path / "a/diverged.json").read_text())
+    assert (dump["step"], dump["loss"], dump["grad_norm"]) == (7, "inf", "nan")
+    assert dump["lr"] > 0
+    assert dump["losses_before"] == [loss for _, loss in losses(tmp_path / "a")]
+    assert dump["batch"] == assemble(check(config())).batches(6)[0].tolist()
     assert not (tmp_path / "a/summary.json").exists()
     assert checkpoint.find(tmp_path / "a")[0].step == 4
 
@@ -171,7 +179,7 @@ def test_a_full_disk_ends_with_code_3_and_keeps_the_earlier_checkpoint(
 
     def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
         if "step_000008" in str(path):
-            raise RuntimeError("No space left on device")
+            raise SafetensorError("No space left on device")
         real(tensors, path)
 
     monkeypatch.setattr(checkpoint, "save_file", full)

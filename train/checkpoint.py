@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data.store import TEMPORARY, publish, verify
+from data.store import TEMPORARY, discard, publish, verify
+from train.record import read_json
 
 
 @dataclass(frozen=True)
@@ -23,15 +25,15 @@ class Checkpoint:
     @property
     def state(self) -> dict[str, Any]:
         """What is not a tensor: step, clocks, losses."""
-        return dict(json.loads((self.folder / "state.json").read_text()))
+        return read_json(self.folder / "state.json")
 
     def model(self) -> dict[str, Tensor]:
         """Parameters by name."""
-        return dict(load_file(self.folder / "model.safetensors"))
+        return tensors_of(self.folder / "model.safetensors")
 
     def optimizer(self) -> dict[str, Tensor]:
         """Optimizer state by parameter name and kind."""
-        return dict(load_file(self.folder / "optimizer.safetensors"))
+        return tensors_of(self.folder / "optimizer.safetensors")
 
 
 def save(
@@ -47,11 +49,20 @@ def save(
         try:
             save_file(own(model), folder / "model.safetensors")
             save_file(own(optimizer), folder / "optimizer.safetensors")
-        except Exception as error:  # safetensors raises its own, without an errno
+        except SafetensorError as error:  # has no errno
             raise OSError(str(error)) from error
         (folder / "state.json").write_text(json.dumps(state | {"step": step}))
 
-    publish(run / "checkpoints" / f"step_{step:06d}", write)
+    needs = sum(tensor.nbytes for tensor in (*model.values(), *optimizer.values()))
+    publish(run / "checkpoints" / f"step_{step:06d}", write, needs)
+
+
+def tensors_of(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises ValueError if it is none: a manifest can be forged."""
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -84,7 +95,7 @@ def find(run: Path, which: str = "latest") -> tuple[Checkpoint | None, list[str]
 
 
 def sweep(run: Path) -> None:
-    """Delete what a killed save left unfinished."""
+    """Delete what a save left unfinished, or undeleted, when it was killed."""
     for folder in (run / "checkpoints").glob(f"{TEMPORARY}*"):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -95,7 +106,7 @@ def prune(run: Path, keep: int) -> None:
     best = min(folders, key=best_first, default=None)
     for folder in folders[keep:]:
         if folder != best:
-            shutil.rmtree(folder, ignore_errors=True)
+            discard(folder)
 
 
 def step_of(folder: Path) -> int:
@@ -106,7 +117,7 @@ def step_of(folder: Path) -> int:
 def best_first(folder: Path) -> tuple[float, int]:
     """Orders checkpoints by validation loss, the unvalidated last, then newest first."""
     try:
-        loss = json.loads((folder / "state.json").read_text())["val_loss"]
-    except (OSError, ValueError, KeyError):
+        loss = read_json(folder / "state.json").get("val_loss")
+    except ValueError:
         loss = None
-    return (math.inf if loss is None else loss, -step_of(folder))
+    return (loss if isinstance(loss, float) else math.inf, -step_of(folder))

@@ -39,7 +39,9 @@ def door(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("HEAD_TO_HEAD_TRACEBACK"):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        from train.progress import printable
+
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -25,7 +25,7 @@ T = TypeVar("T")
 Config = dict[str, Any]  # plain JSON: nested dicts of str, int, float, bool, list and None
 
 #: Keys that earlier versions did not have, and what they did.
-BEFORE: Config = {"tf32": False, "memory": "full"}
+BEFORE: Config = {"tf32": False, "memory": "full", "force": False}
 
 
 def compose(overrides: list[str], *, door: str = "train") -> Config:

@@ -43,6 +43,13 @@ class Device:
         if self.name != "cpu":
             torch.accelerator.synchronize()
 
+    def seed(self, seed: int) -> None:
+        """Seed torch's generator on this device (`torch.manual_seed` does it on all: 0.4 ms)."""
+        if self.name == "cpu":
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
+
     def take(self, x: Tensor) -> Tensor:
         """A tensor of the CPU on this device; CUDA copies it while the CPU goes on."""
         if self.name == "cuda":
@@ -108,6 +115,17 @@ def multiplies_bfloat16(device: str) -> bool:
     if device == "cpu":
         return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return False
+
+
+def check_memory(least: int, device: Device) -> None:
+    """Raise ValueError if a run that needs at least so many bytes cannot fit in a device."""
+    there = memory_bytes(device)
+    if there is not None and least > there:
+        raise ValueError(
+            f"this needs at least {least / 2**30:,.1f} GiB of memory, and {device.name} has "
+            f"{there / 2**30:,.1f}: make the model, its context or the batch smaller (plan=true "
+            "counts exactly), or set force=true to try"
+        )
 
 
 def memory_bytes(device: Device) -> int | None:

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from model.attention.grouped import GQA
 from model.position.rope import RoPE
 from model.position.rope_ntk import NTKRoPE
 from model.transformer import Transformer
+from train.checkpoint import tensors_of
 from train.config import Config
 from train.convert import table_of
 from train.record import read_json
@@ -365,10 +364,7 @@ def tensors_in(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder, as they are. Raises ValueError for a damaged file."""
     tensors: dict[str, Tensor] = {}
     for file in files_of(folder):
-        try:
-            tensors |= load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{file}: {error}") from error
+        tensors |= tensors_of(file)
     return tensors
 
 

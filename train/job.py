@@ -58,14 +58,15 @@ class Settings:
     compile: bool | str
     tf32: bool
     memory: str
+    force: bool
 
     def __post_init__(self) -> None:
         at_least(0, self, "steps", "seed")
         at_least(1, self, "batch_size", "accumulate", "eval_every", "eval_batch_size")
         at_least(1, self, "save_every", "keep", "log_every", "threads")
-        if self.batch_size % self.accumulate:
+        if self.accumulate > self.batch_size:
             raise ValueError(
-                f"accumulate={self.accumulate} must divide batch_size={self.batch_size}"
+                f"accumulate={self.accumulate} is more than batch_size={self.batch_size}"
             )
         choose("convert", self.convert, dict.fromkeys(HOW))
         choose("memory", self.memory, dict.fromkeys(("full", "lean")))
@@ -163,6 +164,8 @@ def check(config: Config) -> Plan:
     with torch.device("meta"):
         model = build_model(config, vocab_size=1)
         build_optimizer(config, model, settings.steps)
+    if not settings.force:
+        devices.check_memory(least_bytes(model, settings), device)
     try_model(config)
     config = config | vars(settings)  # numbers as their types: 1e1 rows are 10
     source, corpus, batches = build_source(config)
@@ -179,6 +182,20 @@ def check(config: Config) -> Plan:
         corpus=corpus,
         batches=batches,
     )
+
+
+def least_bytes(model: Transformer, settings: Settings) -> int:
+    """Bytes that training cannot do without, whatever the mechanisms: more will be needed.
+
+    Float32 parameters, their gradients and one state of the optimizer, the residual stream into each
+    block in two bytes, and the tokens of a batch.
+    """
+    length, dim, layers = model.shape.max_len, model.shape.dim, model.shape.n_layers
+    rows = -(-settings.batch_size // settings.accumulate)
+    stream = max(rows * length * dim * layers, settings.eval_batch_size * length * dim)
+    parameters, _ = model.count_parameters()
+    trained = 12 * parameters + 2 * stream + 16 * settings.batch_size * length
+    return trained if settings.steps else 4 * parameters
 
 
 def check_start(before: Config, now: Config, where: str) -> None:

@@ -4,12 +4,15 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from train.checkpoint import find, sweep
 from train.config import Config
 from train.device import describe
 from train.job import Job, assemble, check
+from train.mirror import mirrored
 from train.progress import printable, say, table
-from train.record import Record, Tracker, git_commit, read_json, replace
+from train.record import Record, git_commit, read_json, replace
 from train.run import fresh_folder, open_config, state_of
 from train.summary import count_only, sample, summarise
 from train.trainer import Stopped, Trainer
@@ -17,8 +20,11 @@ from train.trainer import Stopped, Trainer
 #: What may change when a run is resumed: none of it touches what is learned at a step.
 FREE_ON_RESUME = frozenset(
     "out name steps eval_every eval_batch_size save_every keep log_every resume device threads "
-    "memory sample wandb plan sweep stages jobs retry baseline report convert".split()
+    "memory force sample wandb plan sweep stages jobs retry baseline report convert".split()
 )
+
+
+NO_MEMORY = "can't allocate memory"  # how torch says so of a CPU
 
 
 def launch(config: Config) -> int:
@@ -75,36 +81,48 @@ def train(job: Job, record: Record, *, resumed: bool) -> int:
     begin(record, job, environment)
     if job.settings.steps == 0:
         return finish(record, trainer, count_only(trainer))
-    trainer.tracker = Tracker(job.plan.tracking, job.plan.config, record.folder)
     record.status("running", trainer.step)
-    try:
-        trainer.fit()
-        (record.folder / "sample.txt").write_text(sample(job), encoding="utf-8")
-        return finish(record, trainer, summarise(trainer))
-    except Stopped as stop:
-        record.status(stop.state, trainer.step, str(stop))
-        hint = f"; resume=true out={record.folder} goes on" if stop.state == "interrupted" else ""
-        say(f"{stop.state} after step {trainer.step}: {stop}{hint}")
-        return stop.code
-    except OSError as error:  # the disk: nothing else is read or written from here on
-        with contextlib.suppress(OSError):
-            record.status("failed", trainer.step, str(error))
-        say(f"failed after step {trainer.step}: {error}")
-        return 3
-    except BaseException as error:
-        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        record.status(state, trainer.step, f"{type(error).__name__}: {error}")
-        if isinstance(error, ValueError):  # not bad input any more, but a fault of ours
-            raise RuntimeError(f"training failed after step {trainer.step}") from error
-        raise
+    with mirrored(record.folder, job.plan.tracking.mode):
+        try:
+            trainer.fit()
+            (record.folder / "sample.txt").write_text(sample(job), encoding="utf-8")
+            return finish(record, trainer, summarise(trainer))
+        except Stopped as stop:
+            record.status(stop.state, trainer.step, str(stop))
+            goes_on = stop.state == "interrupted"
+            hint = f"; resume=true out={record.folder} goes on" if goes_on else ""
+            say(f"{stop.state} after step {trainer.step}: {stop}{hint}")
+            return stop.code
+        except BaseException as error:
+            lack = lacking(error)
+            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            with contextlib.suppress(OSError):
+                record.status(state, trainer.step, lack or f"{type(error).__name__}: {error}")
+            if lack:
+                say(f"failed after step {trainer.step}: {lack}")
+                return 3
+            if isinstance(error, ValueError):  # not bad input any more, but a fault of ours
+                raise RuntimeError(f"training failed after step {trainer.step}") from error
+            raise
+
+
+def lacking(error: BaseException) -> str | None:
+    """What the machine has too little of, disk or memory, if that is what an error says."""
+    if isinstance(error, OSError):  # nothing but the run's folder is read or written in training
+        return str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY in str(error):
+        return "out of memory: a smaller batch_size, more accumulate or memory=lean needs less"
+    return None
 
 
 def restore(trainer: Trainer, environment: dict[str, object]) -> None:
     """Bring a trainer to its run's newest intact checkpoint, and the records with it."""
     record = trainer.record
     before = read_json(record.folder / "environment.json")
-    if before["dtype"] != environment["dtype"]:
-        raise ValueError(f"resume: dtype was {before['dtype']} and is now {environment['dtype']}")
+    if before.get("dtype") != environment["dtype"]:
+        raise ValueError(
+            f"resume: dtype was {before.get('dtype')} and is now {environment['dtype']}"
+        )
     for key in ("device", "cpu", "gpu", "threads", "torch", "compiled"):
         was, now = before.get(key, environment[key]), environment[key]
         if was != now:
@@ -151,8 +169,6 @@ def finish(record: Record, trainer: Trainer, summary: dict[str, Any]) -> int:
     """Write and print the answer."""
     record.write("summary.json", summary)
     record.status("done", trainer.step)
-    if trainer.tracker:
-        trainer.tracker.finish(summary)
     print_answer(record.folder, summary)
     return 0
 

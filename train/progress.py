@@ -19,7 +19,7 @@ CONSOLE = Console(stderr=True, highlight=False)
 
 def say(line: str) -> None:
     """A line for people, on stderr; above the bar if there is one."""
-    CONSOLE.print(line, markup=False, soft_wrap=True)
+    CONSOLE.print(printable(line), markup=False, soft_wrap=True)
 
 
 def tracked(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
@@ -114,5 +114,5 @@ def size(value: float | None) -> str:
 
 
 def printable(text: str) -> str:
-    """Text for a terminal: control characters that a model may write are shown, not obeyed."""
+    """Text for a terminal: control characters, of a model or a stranger, are shown, not obeyed."""
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

@@ -1,19 +1,19 @@
-"""The record of a run: files in its folder first, a tracker as their mirror."""
+"""The record of a run: the files in its folder."""
 
 import contextlib
-import hashlib
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from train.config import Config, choose
+from train.config import choose
+
+LARGEST = 1 << 26  # bytes of a JSON file that are read
 
 
 class Record:
@@ -67,13 +67,19 @@ class Record:
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line that was cut off by a kill is left out."""
+    """The records of a metrics.jsonl; a last line that was cut off by a kill is left out.
+
+    Raises ValueError for lines that are something else.
+    """
     if path.exists():
         for line in path.read_text().splitlines():
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
+                record = json.loads(line)
+            except (json.JSONDecodeError, RecursionError):
                 return
+            if not isinstance(record, dict) or not {"step", "split"} <= record.keys():
+                raise ValueError(f"{path}: {line[:40]!r} is no record")
+            yield record
 
 
 def replace(path: Path, text: str) -> None:
@@ -89,8 +95,10 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a run folder. Raises ValueError if it is missing or damaged."""
+    """A JSON object from a run folder. Raises ValueError if it is missing, damaged or huge."""
     try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"{path} is larger than {LARGEST:,} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from error
@@ -126,50 +134,3 @@ class Tracking:
 
     def __post_init__(self) -> None:
         choose("wandb.mode", self.mode, dict.fromkeys(("offline", "online", "disabled")))
-
-
-class Tracker:
-    """Mirrors records to Weights & Biases. The first thing to fail ends it with one warning."""
-
-    def __init__(self, options: Tracking, config: Config, folder: Path) -> None:
-        self.run: Any = None
-        if options.mode != "disabled":
-            self.guard(lambda: self.start(options, config, folder))
-
-    def start(self, options: Tracking, config: Config, folder: Path) -> None:
-        import wandb  # only when asked for
-
-        choices = config["choices"]
-        self.run = wandb.init(
-            project=options.project,
-            group=options.group or config["name"],
-            name=folder.name,
-            id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
-            tags=[choices["attn"], choices["pos"], choices["model"], *options.tags],
-            config=config,
-            dir=folder,
-            mode=cast(Any, options.mode),
-            resume="allow",
-            settings=wandb.Settings(
-                console="off", silent=True, x_disable_stats=True, init_timeout=8
-            ),
-        )
-
-    def log(self, record: Mapping[str, Any]) -> None:
-        metrics = {
-            f"{record['split']}/{k}": v for k, v in record.items() if k not in ("step", "split")
-        }
-        self.guard(lambda: self.run and self.run.log(metrics, step=record["step"]))
-
-    def finish(self, summary: Mapping[str, object]) -> None:
-        self.guard(lambda: self.run and self.run.summary.update(dict(summary)))
-        self.guard(lambda: self.run and self.run.finish())
-
-    def guard(self, act: Any) -> None:
-        """Do something with wandb; if that fails, warn once and go on without it."""
-        try:
-            act()
-        except Exception as error:  # noqa: BLE001  whatever wandb does, training goes on
-            self.run = None
-            reason = " ".join(str(error).split())
-            print(f"warning: wandb failed, going on without it: {reason}", file=sys.stderr)

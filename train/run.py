@@ -1,6 +1,7 @@
 """A run on disk: where new ones go, and how finished ones are opened again."""
 
 import itertools
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,14 @@ def open_config(folder: Path) -> Config:
         raise ValueError(f"{folder} is not a run: it has no config.json")
     if is_theirs(folder):
         raise ValueError(f"{folder} is not a run but a folder of transformers; init_from takes it")
-    return BEFORE | read_json(folder / "config.json")
+    config = BEFORE | read_json(folder / "config.json")
+    choices = config.get("choices")
+    if not isinstance(choices, dict) or not {"attn", "pos", "model"} <= choices.keys():
+        raise ValueError(f"{folder / 'config.json'} is not the config of a run: it has no choices")
+    for group, name in choices.items():
+        if not re.fullmatch(r"[\w./-]+", str(name)):
+            raise ValueError(f"{folder / 'config.json'}: choices.{group}={name!r} is no name")
+    return config
 
 
 def open_tokenizer(folder: Path) -> Tokenizer:
@@ -73,7 +81,10 @@ def open_checkpoint(folder: Path, which: str = "latest") -> Checkpoint:
 
 
 def open_model(folder: Path, config: Config, tokenizer: Tokenizer) -> Transformer:
-    """The model of a run's config, uninitialised. Raises ValueError for a config of something else."""
+    """The model of a run's config, uninitialised, on torch's default device.
+
+    Raises ValueError for a config of something else.
+    """
     try:
         return build_model(config, tokenizer.get_vocab_size())
     except (KeyError, TypeError) as error:
@@ -82,15 +93,19 @@ def open_model(folder: Path, config: Config, tokenizer: Tokenizer) -> Transforme
 
 def load(model: Transformer, weights: dict[str, Any], where: str) -> None:
     """Copy weights into a model by name. Raises ValueError unless names and shapes are the same."""
+    check_fit(model, weights, where)
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(weights[name])
+
+
+def check_fit(model: Transformer, weights: dict[str, Any], where: str) -> None:
+    """Raise ValueError unless weights have the names and shapes of a model's parameters."""
     mine = dict(model.named_parameters())
     for name in sorted(mine.keys() | weights.keys()):
         if name not in mine or name not in weights:
             raise ValueError(
                 f"{where}: {name} is {'not of this model' if name in weights else 'missing'}"
             )
-        target, source = mine[name].data, weights[name]
-        if target.shape != source.shape:
-            raise ValueError(
-                f"{where}: {name} is {tuple(source.shape)} there, {tuple(target.shape)} here"
-            )
-        target.copy_(source)
+        there, here = tuple(weights[name].shape), tuple(mine[name].shape)
+        if there != here:
+            raise ValueError(f"{where}: {name} is {there} there, {here} here")

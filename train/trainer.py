@@ -1,11 +1,13 @@
 """The training loop."""
 
+import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from time import perf_counter
 from types import FrameType
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from train import checkpoint
 from train.job import Job
 from train.meter import Clock, Peaks
 from train.progress import Bar, say
-from train.record import Record, Tracker
+from train.record import Record
 from train.run import load
 
 WARMUP_STEPS = 5  # of each start, timed apart; at most a quarter of its steps
@@ -37,7 +39,6 @@ class Trainer:
 
     def __init__(self, job: Job, record: Record) -> None:
         self.job, self.record = job, record
-        self.tracker: Tracker | None = None
         self.model, self.optimizer = job.model, job.optimizer
         self.step = 0  # optimizer steps done
         self.losses: list[float] = []  # of the last steps
@@ -99,21 +100,35 @@ class Trainer:
         settings, device = self.job.settings, self.job.device
         inputs, targets = self.batch(step)
         loss = torch.zeros((), device=device.name)
-        rows = settings.batch_size // settings.accumulate
-        for part, (x, y) in enumerate(zip(inputs.split(rows), targets.split(rows), strict=True)):
-            torch.manual_seed(seed_of(settings.seed, step, part))  # all that dropout depends on
-            part_loss = self.loss(x, y) / settings.accumulate
+        parts = (tensor.tensor_split(settings.accumulate) for tensor in (inputs, targets))
+        for part, (x, y) in enumerate(zip(*parts, strict=True)):
+            device.seed(seed_of(settings.seed, step, part))  # all that dropout depends on
+            part_loss = self.loss(x, y) * (len(x) / len(inputs))  # parts may differ by a row
             part_loss.backward()
             loss += part_loss.detach()
         if device.name == "cuda":  # which is still computing
             self.ahead = step + 1, self.fetch(step + 1)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.job.clip, foreach=True)
-        if not torch.isfinite(loss + norm):
-            at = f"step {step + 1}: loss {loss.item()}, gradient norm {norm.item()}"
-            raise Stopped("failed", f"training diverged at {at}; try a lower optim.lr", 3)
         lr = self.job.schedule(step)
+        if not torch.isfinite(loss + norm):
+            self.diverged(inputs, step=step + 1, loss=loss.item(), grad_norm=norm.item(), lr=lr)
         self.optimizer.step(lr)
         return loss.item(), norm.item(), lr
+
+    def diverged(self, inputs: Tensor, **numbers: float) -> NoReturn:
+        """Raise Stopped, and leave what there is to see as diverged.json."""
+        told: dict[str, object] = {
+            k: v if math.isfinite(v) else str(v) for k, v in numbers.items()
+        }  # JSON has no nan
+        seen = {"losses_before": self.losses, "batch": inputs.tolist()}
+        self.record.write("diverged.json", told | seen)
+        where = "{step}: loss {loss}, gradient norm {grad_norm}, learning rate {lr:g}".format(
+            **numbers
+        )
+        dump = f"{self.record.folder / 'diverged.json'} has its batch"
+        raise Stopped(
+            "failed", f"training diverged at step {where}; {dump}; try a lower optim.lr", 3
+        )
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets (B, T) of a step, on the device."""
@@ -195,7 +210,7 @@ class Trainer:
         return steps * self.tokens_per_step / seconds if seconds else 0.0
 
     def log(self, split: str, **values: float) -> None:
-        """Write one record, and mirror it."""
+        """Write one record."""
         entry = {
             "step": self.step,
             "split": split,
@@ -203,8 +218,6 @@ class Trainer:
             "seconds": self.clock.seconds,
         }
         self.record.log(entry | values)
-        if self.tracker:
-            self.tracker.log(entry | values)
 
     def save(self) -> None:
         """Write a checkpoint. Raises Stopped, the earlier ones intact, if the disk refuses."""
@@ -238,16 +251,19 @@ class Trainer:
         }
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
-        """Go on from a checkpoint. Raises ValueError if it was trained on other data."""
+        """Go on from a checkpoint. Raises ValueError if it is of other data, or of something else."""
         state = saved.state
-        self.job.corpus.check_identity(state, "resume")
-        load(self.model, saved.model(), str(saved.folder))
-        self.optimizer.load(saved.optimizer())
-        self.step = saved.step
-        self.losses, self.validation = state["losses"], state["validation"]
-        self.start_loss = state.get("start_loss")
-        self.clock, self.peaks = Clock(**state["clock"]), Peaks(**state["peaks"])
-        self.job.parent = state["parent"]
+        try:
+            self.job.corpus.check_identity(state, "resume")
+            load(self.model, saved.model(), str(saved.folder))
+            self.optimizer.load(saved.optimizer())
+            self.step = saved.step
+            self.losses, self.validation = state["losses"], state["validation"]
+            self.start_loss = state.get("start_loss")
+            self.clock, self.peaks = Clock(**state["clock"]), Peaks(**state["peaks"])
+            self.job.parent = state["parent"]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{saved.folder} is no checkpoint of ours: {error!r}") from error
 
     @contextmanager
     def signals(self) -> Iterator[None]:
