@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test doctor bench check format clean
+.PHONY: train test doctor faults bench check format clean
 
 train: .venv/ready
 	$(BIN)/python train.py attn=gqa pos=rope
@@ -12,6 +12,10 @@ test: .venv/tested
 
 doctor: .venv/ready
 	$(BIN)/python -m compare.doctor
+
+faults: .venv/ready
+	$(BIN)/python tests/campaign.py
+	$(BIN)/python tests/mutations.py
 
 bench: .venv/tested
 	$(BIN)/python -m compare.speed

@@ -56,7 +56,7 @@ def damaged(scene: Scene, trials: int, seed: int, change: Change) -> Tally:
         folder = draw.choice(places)
         path = draw.choice([p for p in sorted(folder.iterdir()) if p.stat().st_size])
         with altered(path, change(path.read_bytes(), draw)):
-            tally.trials += 1
+            tally.tried()
             try:
                 verify(folder)
             except ValueError as error:

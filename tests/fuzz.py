@@ -3,12 +3,14 @@
 import random
 import signal
 import string
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from kills import Tally
+from kills import ROOT, Tally
 
 from data.corpus import prepare
 from train.build import build_model, build_source
@@ -114,6 +116,30 @@ def configs(trials: int, seed: int) -> Tally:
     return tally
 
 
+def commanded_configs(trials: int, seed: int, folder: Path) -> Tally:
+    """Random configs to the real command, that trains nothing: exit code 0, or 2 and one line."""
+    draw, tally = random.Random(seed), Tally()
+    keys = dict(keys_of(compose(["data.path=README.md"])))
+    while tally.trials < trials:
+        overrides = [o for o in random_config(draw, keys) if "\0" not in o]
+        place = [f"out={folder}/commanded-{tally.trials}", "steps=0"]
+        tally.tried()
+        try:
+            done = subprocess.run(
+                [sys.executable, "train.py", *overrides, *place],
+                cwd=ROOT, capture_output=True, text=True, check=False, timeout=4 * PATIENCE,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            tally.faults.append(f"{overrides}: hangs")
+            continue
+        tally.note("valid" if done.returncode == 0 else "refused")
+        said = done.stderr.splitlines()
+        told = done.returncode == 2 and said and said[-1].startswith("error: ")
+        if (done.returncode != 0 and not told) or "Traceback" in done.stderr:
+            tally.faults.append(f"{overrides}: exit code {done.returncode}: {said[-1:]}")
+    return tally
+
+
 def begin(tally: Tally, config: Config) -> None:
     """Check a config; where its step is a small one, take it."""
     plan = check(config)
@@ -128,7 +154,7 @@ def begin(tally: Tally, config: Config) -> None:
 
 def judge(tally: Tally, name: str, act: Callable[[], object]) -> None:
     """Do something that may be refused: only a ValueError of one line is a good end, beside success."""
-    tally.trials += 1
+    tally.tried()
     try:
         with patience():
             act()

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 from data.store import TEMPORARY, verify
@@ -50,6 +50,14 @@ class Tally:
     trials: int = 0
     faults: list[str] = field(default_factory=list)
     notes: dict[str, int] = field(default_factory=dict)
+
+    #: Told of every trial.
+    seen: ClassVar[Callable[["Tally"], object]] = staticmethod(lambda tally: None)
+
+    def tried(self) -> None:
+        """Count a trial."""
+        self.trials += 1
+        self.seen(self)
 
     def note(self, what: str, times: int = 1) -> None:
         self.notes[what] = self.notes.get(what, 0) + times
@@ -160,7 +168,7 @@ def random_kills(
         if code is None:
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
-            tally.trials += 1
+            tally.tried()
             tally.note("inside a save", bool(unfinished(out)))
             tally.faults += damage(scene, out)
         if code is not None or tally.trials == kills:
@@ -286,7 +294,7 @@ def crashes(scene: Scene, every: int = 1) -> Tally:
 
         with contextlib.ExitStack() as crashing:
             code = ended(forked(scene, out, crash), 120)
-        tally.trials += 1
+        tally.tried()
         if code != 9:
             tally.faults.append(f"{out.name}: ended with code {code}, not at its write")
         if checkpoint.find(out)[0] is None:

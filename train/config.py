@@ -1,6 +1,7 @@
 """Command line to plain config: Hydra composes it, one line says what is wrong with it."""
 
 import difflib
+import functools
 import inspect
 import itertools
 import math
@@ -41,15 +42,12 @@ def compose(overrides: list[str], *, door: str = "train") -> Config:
     for override in parsed:
         check_choice(override)
     lines = [str(o.input_line) for o in parsed]
+    groups = [str(o.input_line) for o in parsed if is_group(o.key_or_group)]
     try:
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            groups = [str(o.input_line) for o in parsed if is_group(o.key_or_group)]
-            base = OmegaConf.to_container(hydra_compose(door, groups))
-            for override in parsed:
-                check_key(override, base)
-            composed = hydra_compose(door, lines, return_hydra_config=True)
-        with open_dict(composed):
-            choices = dict(composed.pop("hydra").runtime.choices)
+        base = OmegaConf.to_container(composed_by_hydra(CONFIGS, door, *groups)[0])
+        for override in parsed:
+            check_key(override, base)
+        composed, choices = composed_by_hydra(CONFIGS, door, *lines)
         missing = sorted(OmegaConf.missing_keys(composed))
         if missing:
             raise ValueError(f"{missing[0]} has no value yet: give {missing[0]}=...")
@@ -57,6 +55,17 @@ def compose(overrides: list[str], *, door: str = "train") -> Config:
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(" ".join(str(error).split())) from error
     return {**plain, "choices": {k: v for k, v in choices.items() if is_group(k) and v is not None}}
+
+
+@functools.lru_cache(maxsize=1024)
+def composed_by_hydra(folder: Path, door: str, *lines: str) -> tuple[Any, dict[str, Any]]:
+    """A door's config with overrides, unresolved, and the choices. Kept: it takes 60 ms, and a sweep
+    asks for each several times."""
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        composed = hydra_compose(door, list(lines), return_hydra_config=True)
+    with open_dict(composed):
+        choices = dict(composed.pop("hydra").runtime.choices)
+    return composed, choices
 
 
 def expand(overrides: list[str]) -> Iterator[list[str]]:

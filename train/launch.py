@@ -123,7 +123,7 @@ def restore(trainer: Trainer, environment: dict[str, object]) -> None:
         raise ValueError(
             f"resume: dtype was {before.get('dtype')} and is now {environment['dtype']}"
         )
-    for key in ("device", "cpu", "gpu", "threads", "torch", "compiled"):
+    for key in ("device", "cpu", "cpu_capability", "gpu", "threads", "torch", "numpy", "compiled"):
         was, now = before.get(key, environment[key]), environment[key]
         if was != now:
             say(f"resume: {key} was {was}, now {now}: no longer bit for bit")

@@ -42,6 +42,9 @@ NO_IDENTITY = frozenset(
 )
 
 
+QUIET = 30.0  # seconds of a sweep before its first report; each takes a few
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The keys of train.yaml that a sweep as a whole follows."""
@@ -309,7 +312,7 @@ def run_all(
     if settings.jobs > 1 and todo:
         say(f"jobs={settings.jobs}: runs share the machine, so their times are not comparable")
     runs = [Watched(cell.name, cell.folder, cell.config["steps"]) for cell in planned]
-    due = 0.0
+    due = time.monotonic() + QUIET
     with Board(runs) as board:
 
         def ended(folder: Path) -> None:
