@@ -84,11 +84,19 @@ def from_file(path: Path) -> Tokenizer:
 
 
 def from_text(text: str) -> Tokenizer:
-    """A tokenizer from the text of its tokenizer.json; text that spells a special token stays text."""
+    """A tokenizer from the text of its tokenizer.json; text that spells a special token stays text.
+
+    Raises ValueError for another text, and for ids beyond the size of the vocabulary.
+    """
     try:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exceptions
         raise ValueError(f"this is not a tokenizer.json: {error}") from error
+    size, last = tokenizer.get_vocab_size(), max(tokenizer.get_vocab().values(), default=-1)
+    if last >= size:
+        raise ValueError(
+            f"the tokenizer has an id of {last}, but {size} tokens: ids must have no gaps"
+        )
     tokenizer.encode_special_tokens = True  # not saved in the file, so set at every load
     return tokenizer
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from data import tokenizer as tokenizers
 from data.corpus import PIECE, Corpus, encode_all, pieces, prepare, split
@@ -86,10 +86,13 @@ def test_bpe_learns_from_the_training_split_alone(tmp_path: Path) -> None:
 
 def test_kinds_and_sizes_that_cannot_be_built_are_refused(tmp_path: Path) -> None:
     other = written(tmp_path, "other.json", '{"no": "tokenizer"}')
+    gaps = str(tmp_path / "gaps.json")
+    Tokenizer(models.WordLevel({"a": 0, "b": 1000}, "a")).save(gaps)
     for kind, size, message in (
         ("bep", 300, "is not char, byte, bpe"),
         ("bpe", 256, "need 257"),
         (other, 300, "not a tokenizer.json"),
+        (gaps, 300, "has an id of 1000, but 2 tokens"),
         (str(tmp_path / "none.json"), 300, "No such file"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -319,6 +319,21 @@ def test_starting_from_weights_keeps_them_and_grows_a_learned_table(
     assert job.optimizer.state() == {}
     summary = run(config(f"init_from={tmp_path}/a", "model.max_len=24"), tmp_path / "b")
     assert summary["parent"] == {"run": str(tmp_path / "a"), "step": 12, "parent": None}
+    (tmp_path / "a").rename(tmp_path / "moved")  # what has begun needs its parent no more
+    going_on = [
+        "eval_every=3",
+        "optim.schedule=constant",
+        f"init_from={tmp_path}/a",
+        "model.max_len=24",
+    ]
+    with pytest.raises(ValueError, match="a is not a run"):
+        run(config(*going_on), tmp_path / "d")
+    (tmp_path / "moved").rename(tmp_path / "a")
+    run(config(*going_on), tmp_path / "d")
+    (tmp_path / "a").rename(tmp_path / "moved")
+    longer = run(config(*going_on, "resume=true", "steps=14"), tmp_path / "d")
+    assert (longer["steps"], longer["parent"]) == (14, summary["parent"])
+    (tmp_path / "moved").rename(tmp_path / "a")
     chained = run(config(f"init_from={tmp_path}/b", "model.max_len=24"), tmp_path / "c")
     assert chained["parent"]["parent"] == summary["parent"]
 

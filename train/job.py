@@ -150,10 +150,11 @@ APART = (
 ).split()
 
 
-def check(config: Config) -> Plan:
+def check(config: Config, *, begun: bool = False) -> Plan:
     """Check every part of a config. Raises ValueError, in one line, for any mistake.
 
-    Builds the model without memory and looks at the files of the source, but reads no corpus.
+    Builds the model without memory and looks at the files of the source, but reads no corpus. A run
+    that has `begun` needs the weights that it started from no more.
     """
     scalars = {key: value for key, value in config.items() if key not in APART}
     settings = Settings(**arguments("", scalars, Settings)[0])
@@ -169,7 +170,7 @@ def check(config: Config) -> Plan:
     try_model(config)
     config = config | vars(settings)  # numbers as their types: 1e1 rows are 10
     source, corpus, batches = build_source(config)
-    if settings.init_from is not None:
+    if settings.init_from is not None and not begun:
         check_origin(settings.init_from, config)
     return Plan(
         config=config,
@@ -243,8 +244,11 @@ def take_over(
     load(model, adapt(weights, model, how), where)
 
 
-def assemble(plan: Plan) -> Job:
-    """Read the corpus and build everything. Raises ValueError for what does not fit together."""
+def assemble(plan: Plan, *, begun: bool = False) -> Job:
+    """Read the corpus and build everything. Raises ValueError for what does not fit together.
+
+    The weights of a run that has `begun` are left to its checkpoint.
+    """
     config, settings = plan.config, plan.settings
     devices.set_up(settings.threads, settings.tf32)
     corpus = prepare(plan.source, say=say, **plan.corpus)
@@ -262,7 +266,7 @@ def assemble(plan: Plan) -> Job:
     model = build_model(config, corpus.tokenizer.get_vocab_size())
     init_model(model, config, settings.seed)
     parent = None
-    if settings.init_from:
+    if settings.init_from and not begun:
         parent = start_from(settings.init_from, settings.convert, config, model, corpus)
     model = model.to(plan.device.name)
     plan.device.compile(model, settings.accumulate)

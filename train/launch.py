@@ -32,7 +32,8 @@ def launch(config: Config) -> int:
 
     Raises ValueError, before anything is written, for what cannot be run.
     """
-    plan = check(config)
+    begun = has_begun(config)
+    plan = check(config, begun=begun)
     settings = plan.settings
     folder = Path(settings.out) if settings.out else None
     state = state_of(folder) if folder else None
@@ -47,9 +48,15 @@ def launch(config: Config) -> int:
             return 0
     record = Record(folder or fresh_folder(config))
     try:
-        return train(assemble(plan), record, resumed=state is not None)
+        return train(assemble(plan, begun=begun), record, resumed=state is not None)
     finally:
         record.close()
+
+
+def has_begun(config: Config) -> bool:
+    """Whether a config goes on with a run that has an intact checkpoint."""
+    out = config["out"]
+    return config["resume"] is True and isinstance(out, str) and find(Path(out))[0] is not None
 
 
 def refuse_changes(before: Config, now: Config) -> None:
