@@ -1,0 +1,121 @@
+"""Which run comes to a loss first, in steps and in time: python -m compare.race run=A,B,..."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compare.canvas import COLOURS, GREY, SETTINGS, Figure, canvas, legend, svg
+from train.cli import door
+from train.config import convert
+from train.progress import columns, duration, number
+from train.record import records
+from train.run import open_config
+
+USAGE = """\
+When the validation loss of runs first came to the best that the first of them ever had, or to other
+losses. Runs need not have ended. Prints a table and draws outputs/race.svg.
+
+  python -m compare.race run=DIR,DIR,... [loss=X,Y,...]
+
+Time is that of training steps, as each run's own clock has it: it compares where the runs had the
+same machine, threads and company.
+"""
+WHERE = Path("outputs/race.svg")
+
+
+@dataclass(frozen=True)
+class Racer:
+    """A run and its validations."""
+
+    folder: Path
+    name: str  # that it shares with others of its kind
+    curve: list[tuple[int, float, float]]  # step, seconds of training, loss
+
+    @property
+    def best(self) -> tuple[int, float, float]:
+        return min(self.curve, key=lambda point: point[2])
+
+    def at(self, loss: float) -> tuple[int, float] | None:
+        """Steps and seconds at the first validation with this loss or less; None if none had."""
+        return next((point[:2] for point in self.curve if point[2] <= loss), None)
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m compare.race`."""
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return 0
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    if "run" not in given or given.keys() - {"run", "loss"}:
+        raise ValueError("python -m compare.race run=DIR,DIR,... [loss=X,Y,...]")
+    racers = [open_racer(Path(name)) for name in given["run"].split(",")]
+    losses = [racers[0].best[2], *map(loss_of, filter(None, given.get("loss", "").split(",")))]
+    print(columns(table(racers, losses)))
+    WHERE.parent.mkdir(exist_ok=True)
+    WHERE.write_text(draw(racers, losses).file, encoding="utf-8")
+    print(f"\nwritten: {WHERE}")
+    return 0
+
+
+def loss_of(text: str) -> float:
+    try:
+        return float(convert("loss", {"loss": float(text)}, "loss", float))
+    except ValueError as error:
+        raise ValueError(f"loss={text} is not a finite number") from error
+
+
+def open_racer(folder: Path) -> Racer:
+    """A run's validations. Raises ValueError if it has none."""
+    name = open_config(folder)["name"] or folder.name
+    lines = [line for line in records(folder / "metrics.jsonl") if line["split"] == "val"]
+    if not lines:
+        raise ValueError(f"{folder} has no validation yet")
+    return Racer(folder, name, [(x["step"], x["seconds"], x["loss"]) for x in lines])
+
+
+def table(racers: list[Racer], losses: list[float]) -> list[list[str]]:
+    """Each run's best, and when it came to the losses."""
+    head = ["run", "steps", "best", "at step"]
+    rows = [[*head, *(cell for loss in losses for cell in (f"to {loss:.4f}", "time"))]]
+    for racer in racers:
+        step, _, best = racer.best
+        row = [racer.folder.name, f"{racer.curve[-1][0]:,}", f"{best:.4f}", f"{step:,}"]
+        for loss in losses:
+            steps, seconds = racer.at(loss) or (None, None)
+            row += ["-" if steps is None else f"{steps:,}"]
+            row += ["-" if seconds is None else duration(seconds)]
+        rows.append(row)
+    return rows
+
+
+def draw(racers: list[Racer], losses: list[float]) -> Figure:
+    """Validation loss against steps and against time, with the losses as lines."""
+    import matplotlib
+
+    with matplotlib.rc_context(SETTINGS):
+        return drawn(racers, losses)
+
+
+def drawn(racers: list[Racer], losses: list[float]) -> Figure:
+    figure, panels = canvas(2, 3.4)
+    kinds = list(dict.fromkeys(racer.name for racer in racers))
+    for axes, what, label in ((panels[0], 0, "steps"), (panels[1], 1, "minutes of training")):
+        for racer in racers:
+            first = racer is next(r for r in racers if r.name == racer.name)
+            place = [point[what] / (1 if what == 0 else 60) for point in racer.curve]
+            colour = COLOURS[kinds.index(racer.name) % len(COLOURS)]
+            style: dict[str, Any] = {"color": colour, "lw": 1.4, "alpha": 1 if first else 0.6}
+            curve = [point[2] for point in racer.curve]
+            axes.plot(place, curve, label=racer.name if first else None, **style)
+        for loss in losses:
+            axes.axhline(loss, color=GREY, lw=0.8, ls="--")
+        low = min(racer.best[2] for racer in racers)
+        axes.set(xlabel=label, ylabel="validation loss", ylim=(low - 0.03, low + 0.5))
+    legend(panels[0], len(kinds))
+    told = ", ".join(number(loss, ".4f") for loss in losses)
+    return Figure("race", f"Validation loss; dashed: {told}.", svg(figure, "race"))
+
+
+if __name__ == "__main__":
+    sys.exit(door(main, sys.argv[1:]))
