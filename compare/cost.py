@@ -6,7 +6,6 @@ from typing import cast
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed._tools.mem_tracker import MemTracker
 
 from model.loss import next_token_loss
 from model.transformer import Transformer
@@ -96,6 +95,8 @@ def training_bytes(config: Config, vocab_size: int, device: Device) -> dict[str,
     They run on tensors without memory (`FakeTensorMode`), so whatever a variant allocates is counted
     without being told. What a fused kernel keeps to itself is not, nor the scratch of Muon's step.
     """
+    from torch.distributed._tools.mem_tracker import MemTracker  # takes a second to import
+
     rows = -(-config["batch_size"] // config["accumulate"])  # of the larger micro-batches
     with FakeTensorMode(), torch.device(device.name):
         model = build_model(config, vocab_size).train()

@@ -192,8 +192,8 @@ MUTATIONS = (
         "train/progress.py",
         '    return "".join(',
         '    return text or "".join(',
-        FAULTS,
-        "hostile_config and escape",
+        "tests/test_record.py",
+        "one_line_and_exit_code_2",
     ),
     Mutation(
         "a second interrupt waits, too",

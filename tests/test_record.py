@@ -274,6 +274,7 @@ def test_a_signal_saves_and_says_so(
         ("train.py", ["attn=gqaa"], "did you mean gqa?"),
         ("train.py", ["attn=gqa", "attn.n_kv_heads=4", "model.n_heads=6"], "1, 2, 3, 6"),
         ("train.py", ["data=text", "data.path=/no/such.txt"], "no such file"),
+        ("train.py", ["attn=\x1b[31m"], "attn=\\x1b[31m: no such choice"),
         ("train.py", ["data=text", "data.path={half}"], "Missing a closing quotation mark"),
         ("eval.py", ["run=/no/such/run"], "is not a run"),
         ("eval.py", [], "run has no value yet"),
@@ -290,6 +291,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     done = run(name, *(argument.format(half=half) for argument in arguments))
     assert done.returncode == 2
     assert message in done.stderr
+    assert "\x1b" not in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
 

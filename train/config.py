@@ -35,17 +35,17 @@ def compose(overrides: list[str], *, door: str = "train") -> Config:
     `config["choices"]` holds the name chosen in each group. Raises ValueError, in one line that
     names what would work, for anything that does not compose.
     """
-    parsed = parse(overrides)
-    keys = {override.key_or_group for override in parsed}
+    asked = parse(overrides)
+    keys = {override.key_or_group for override in asked}
     if "data.path" in keys and "data" not in keys:
-        parsed = parse([*overrides, "data=text"])  # a path is of one's own text
-    for override in parsed:
+        asked = parse([*overrides, "data=text"])  # a path is of one's own text
+    for override in asked:
         check_choice(override)
-    lines = [str(o.input_line) for o in parsed]
-    groups = [str(o.input_line) for o in parsed if is_group(o.key_or_group)]
+    lines = [str(o.input_line) for o in asked]
+    groups = [str(o.input_line) for o in asked if is_group(o.key_or_group)]
     try:
         base = OmegaConf.to_container(composed_by_hydra(CONFIGS, door, *groups)[0])
-        for override in parsed:
+        for override in asked:
             check_key(override, base)
         composed, choices = composed_by_hydra(CONFIGS, door, *lines)
         missing = sorted(OmegaConf.missing_keys(composed))
@@ -89,20 +89,23 @@ def parse(overrides: list[str]) -> list[Override]:
 
     Raises ValueError for what is no KEY=VALUE.
     """
+    return [parsed(text) for text in overrides]
+
+
+@functools.lru_cache(maxsize=4096)
+def parsed(text: str) -> Override:
+    """One parsed override; kept, as a sweep asks for each many times."""
+    key, equals, value = text.partition("=")
+    if not equals and not text.startswith("~"):
+        raise ValueError(f"{text}: write KEY=VALUE, as in attn=gqa (see --help)")
     parser = OverridesParser.create()
-    parsed = []
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals and not text.startswith("~"):
-            raise ValueError(f"{text}: write KEY=VALUE, as in attn=gqa (see --help)")
+    try:
+        return parser.parse_override(text)
+    except HydraException:
         try:
-            parsed.append(parser.parse_override(text))
-        except HydraException:
-            try:
-                parsed.append(parser.parse_override(f"{key}={quoted(value)}"))
-            except HydraException as error:
-                raise ValueError(f"{text}: {' '.join(str(error).split())}") from error
-    return parsed
+            return parser.parse_override(f"{key}={quoted(value)}")
+        except HydraException as error:
+            raise ValueError(f"{text}: {' '.join(str(error).split())}") from error
 
 
 def quoted(text: str) -> str:

@@ -1,6 +1,7 @@
 """Start, resume or repeat one run: the folder, the training, the answer."""
 
 import contextlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,9 @@ def lacking(error: BaseException) -> str | None:
     if isinstance(error, OSError):  # nothing but the run's folder is read or written in training
         return str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY in str(error):
-        return "out of memory: a smaller batch_size, more accumulate or memory=lean needs less"
+        asked = re.search(r"allocate ([\d.]+ \w+)", str(error))
+        what = f"out of memory, asking for {asked[1]}" if asked else "out of memory"
+        return f"{what}: a smaller batch_size, more accumulate or memory=lean needs less"
     return None
 
 
