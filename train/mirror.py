@@ -21,6 +21,7 @@ PATIENCE = 2.0  # seconds that a run waits for its mirror in all, once that has 
 LOADING = 20.0  # seconds that it may take to load
 LOOK = 1.0  # seconds between looks at the records
 LEAVE = 600.0  # seconds after the run until a mirror that is still uploading gives up
+LOADED, READY = "loaded", "ready"  # what a mirror says of itself; anything else is why it failed
 
 
 @contextlib.contextmanager
@@ -29,7 +30,12 @@ def mirrored(folder: Path, mode: str) -> Iterator[None]:
     if mode == "disabled":
         yield
         return
-    mirror = Mirror(folder)
+    try:
+        mirror = Mirror(folder)
+    except OSError as error:
+        say(f"warning: wandb failed, going on without it: {error}")
+        yield
+        return
     try:
         yield
     finally:
@@ -64,9 +70,9 @@ class Mirror:
         for line in self.process.stdout:
             self.told.append(line.decode().strip())
             self.loaded.set()
-            if len(self.told) > 1:
+            if self.told[-1] != LOADED:
                 self.ready.set()
-        self.loaded.set()
+        self.loaded.set()  # or it never will be
         self.ready.set()
 
     def close(self) -> None:
@@ -79,7 +85,8 @@ class Mirror:
             say("wandb has not finished; it goes on by itself, and the run is complete without it")
             return
         if code:
-            why = self.told[-1] if self.told else f"exit code {code}"
+            said = [line for line in self.told if line not in (LOADED, READY)]
+            why = said[-1] if said else f"exit code {code}"
             say(f"warning: wandb failed, the run is complete without it: {why}")
 
 
@@ -87,7 +94,7 @@ def mirror(folder: Path, offset: int) -> None:
     """Mirror the records of a run, those after the first `offset` bytes, until standard input ends."""
     import wandb
 
-    tell("loaded")
+    tell(LOADED)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     options, choices = config["wandb"], config["choices"]
     run = wandb.init(
@@ -102,7 +109,7 @@ def mirror(folder: Path, offset: int) -> None:
         resume="allow",
         settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
     )
-    tell("ready")
+    tell(READY)
     over = threading.Event()
     threading.Thread(target=listen_for_end, args=[over], daemon=True).start()
     with (folder / "metrics.jsonl").open("rb") as file:

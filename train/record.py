@@ -85,8 +85,12 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
 def replace(path: Path, text: str) -> None:
     """Write a file through a temporary one, so that it is never half there."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
