@@ -16,7 +16,7 @@ def plan(runs: list[tuple[str, Config]]) -> int:
     from train.job import check
     from train.progress import columns, duration, say, tracked
 
-    runs = [(name, check(config).config) for name, config in runs]
+    runs = [(name, check(config | {"force": True}).config) for name, config in runs]
     devices.set_up(runs[0][1]["threads"], runs[0][1]["tf32"])
     known: dict[str, tuple[list[str], list[str], float | None]] = {}
     training, decoding, seconds = [], [], []
