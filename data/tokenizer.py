@@ -1,13 +1,15 @@
 """Tokenizers: characters, bytes, byte-level BPE, or any existing tokenizer.json. One format for all."""
 
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END_OF_TEXT = "<|endoftext|>"
 KINDS = ("char", "byte", "bpe")
+LONG_WORD = re.compile(r"(\S{1000})")
 
 
 def build(kind: str, train: Iterable[str], everything: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -69,8 +71,14 @@ def bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.train_from_iterator(with_short_words(documents), trainer)
     return from_text(tokenizer.to_str())
+
+
+def with_short_words(documents: Iterable[str]) -> Iterator[str]:
+    """Documents, cut within words that are too long: training takes the square of a word's length."""
+    for document in documents:
+        yield from filter(None, LONG_WORD.split(document))
 
 
 def from_file(path: Path) -> Tokenizer:

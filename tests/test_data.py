@@ -76,6 +76,15 @@ def test_text_that_spells_the_end_of_text_stays_text() -> None:
     assert codec.token_to_id(tokenizers.END_OF_TEXT) not in ids
 
 
+def test_bpe_cuts_words_of_any_length_and_no_others() -> None:
+    long = "ACGT" * 25_000  # one word, of which training alone would take minutes
+    assert tokenizers.encode(tokenizers.bpe([long], 300), long)[0] != ord("A")
+    short = [STRANGE, "word " * 500, "x" * 999]
+    assert list(tokenizers.with_short_words(short)) == short
+    cut = list(tokenizers.with_short_words(["a b" + "c" * 2500]))
+    assert cut == ["a ", "b" + "c" * 999, "c" * 1000, "c" * 501]
+
+
 def test_bpe_learns_from_the_training_split_alone(tmp_path: Path) -> None:
     train, val = "abab cdcd " * 50, "zqzq " * 50
     made = corpus(Documents(train, val=[val]), tmp_path, tokenizer="bpe")
