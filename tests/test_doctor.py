@@ -74,7 +74,7 @@ def test_a_scheme_that_appears_is_tested_against_every_partner(tmp_path: Path) -
         "_target_: model.attention.peek.Peek\nn_kv_heads: 2\n"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-rA", "tests/test_variants.py",
+        [sys.executable, "-m", "pytest", "-q", "-rA", "-n0", "tests/test_variants.py",
          "-k", "(drift and mqa) or (peek and rope and causality and not rope_)"],
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip

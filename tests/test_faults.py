@@ -68,7 +68,7 @@ def test_killed_at_random_moments_a_run_loses_nothing(here: Scene) -> None:
 
 
 def test_wherever_a_save_dies_a_checkpoint_is_whole(here: Scene) -> None:
-    fine(crashes(here, every=6))
+    fine(crashes(here, every=9))
 
 
 def test_a_save_is_on_disk_before_it_is_seen(here: Scene) -> None:

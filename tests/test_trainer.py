@@ -55,17 +55,19 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("step", [2, 7, 8])
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    recipe: str, step: int, config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: str, config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Stopped before its first checkpoint, long after one, and right after one, in one life."""
     overrides = ["attn=gqa", "pos=rope", *RECIPES[recipe]]
     whole = run(config(*overrides), tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        stop_after(patch, step)
-        with pytest.raises(KeyboardInterrupt):
-            run(config(*overrides), tmp_path / "parts")
-    assert json.loads((tmp_path / "parts/status.json").read_text())["state"] == "interrupted"
+    for step in (2, 7, 8):
+        with monkeypatch.context() as patch:
+            stop_after(patch, step)
+            with pytest.raises(KeyboardInterrupt):
+                run(config(*overrides, "resume=true"), tmp_path / "parts")
+        assert json.loads((tmp_path / "parts/status.json").read_text())["state"] == "interrupted"
+        assert len(losses(tmp_path / "parts")) == step
     parts = run(config(*overrides, "resume=true"), tmp_path / "parts")
     for split in ("train", "val"):
         assert losses(tmp_path / "parts", split) == losses(tmp_path / "whole", split)
