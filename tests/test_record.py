@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tiny import RUN
+from tiny import RUN, eventually
 
 from compare.evaluate import evaluate
 from compare.plan import forecast, plan
@@ -107,7 +107,7 @@ def test_a_run_leaves_every_file_of_the_contract(finished: Path) -> None:
         "optimizer.safetensors",
         "state.json",
     }
-    assert list((finished / "wandb").glob("offline-run-*"))
+    assert eventually(lambda: list((finished / "wandb").glob("offline-run-*")))
 
 
 def test_the_records_are_complete(finished: Path) -> None:
@@ -358,6 +358,9 @@ def test_whatever_happens_to_wandb_the_run_is_the_same(
     if trouble == "no answer":
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+
+    if trouble != "no answer":  # which costs all of it
+        monkeypatch.setattr("train.mirror.PATIENCE", 60.0)
 
     def disturbed(mirror: Mirror, folder: Path) -> None:
         if trouble == "no wandb folder":

@@ -1,5 +1,8 @@
 """Tiny models of every variant, and the overrides of tiny runs."""
 
+import time
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -31,6 +34,14 @@ def build(attn: str, pos: str, *overrides: str, seed: int = 0) -> Transformer:
     model = build_model(config, VOCAB)
     init_model(model, config, seed)
     return model.eval()
+
+
+def eventually(condition: Callable[[], object], seconds: float = 60.0) -> bool:
+    """Whether something that another process does comes about."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return bool(condition())
 
 
 def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
