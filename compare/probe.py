@@ -63,7 +63,7 @@ def step_seconds(config: Config, vocab_size: int) -> float | None:
         return None
     job.schedule = cast(Any, lambda step: 0.0)  # nothing is learned, and nothing diverges
     plan, batch_size = job.plan, job.settings.batch_size
-    asked = -(-batch_size // job.settings.accumulate)
+    asked = job.settings.rows
 
     def steps(rows: int) -> Callable[[], float]:
         job.plan = replace(plan, settings=replace(plan.settings, batch_size=rows, accumulate=1))

@@ -1,5 +1,7 @@
 """Which run comes to a loss first, in steps and in time: python -m compare.race run=A,B,..."""
 
+import contextlib
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +9,6 @@ from typing import Any
 
 from compare.canvas import COLOURS, GREY, SETTINGS, Figure, canvas, legend, svg
 from train.cli import door
-from train.config import convert
 from train.progress import columns, duration, number
 from train.record import records
 from train.run import open_config
@@ -59,10 +60,10 @@ def main(arguments: list[str]) -> int:
 
 
 def loss_of(text: str) -> float:
-    try:
-        return float(convert("loss", {"loss": float(text)}, "loss", float))
-    except ValueError as error:
-        raise ValueError(f"loss={text} is not a finite number") from error
+    with contextlib.suppress(ValueError):
+        if math.isfinite(loss := float(text)):
+            return loss
+    raise ValueError(f"loss={text} is not a finite number")
 
 
 def open_racer(folder: Path) -> Racer:

@@ -38,9 +38,8 @@ def _no_network() -> Iterator[None]:
     real = socket.socket.connect
 
     def connect(self: socket.socket, address: Any) -> None:
-        host = (
-            address[0] if isinstance(address, tuple) else "localhost"
-        )  # a Unix socket's is a path
+        # The address of a Unix socket is a path.
+        host = address[0] if isinstance(address, tuple) else "localhost"
         assert host in ("localhost", "127.0.0.1", "::1"), f"the suite connects to {address}"
         real(self, address)
 

@@ -73,6 +73,11 @@ class Settings:
         if self.name is not None and not re.fullmatch(r"\w[\w.-]*", self.name):
             raise ValueError(f"name={self.name!r} may hold letters, digits, '-', '_' and '.' alone")
 
+    @property
+    def rows(self) -> int:
+        """Rows of the largest micro-batch."""
+        return -(-self.batch_size // self.accumulate)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -192,8 +197,7 @@ def least_bytes(model: Transformer, settings: Settings) -> int:
     block in two bytes, and the tokens of a batch.
     """
     length, dim, layers = model.shape.max_len, model.shape.dim, model.shape.n_layers
-    rows = -(-settings.batch_size // settings.accumulate)
-    stream = max(rows * length * dim * layers, settings.eval_batch_size * length * dim)
+    stream = max(settings.rows * length * dim * layers, settings.eval_batch_size * length * dim)
     parameters, _ = model.count_parameters()
     trained = 12 * parameters + 2 * stream + 16 * settings.batch_size * length
     return trained if settings.steps else 4 * parameters

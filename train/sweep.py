@@ -40,8 +40,6 @@ NO_IDENTITY = frozenset(
         *"keep save_every log_every eval_batch_size".split(),
     ]
 )
-
-
 QUIET = 30.0  # seconds of a sweep before its first report; each takes a few
 
 

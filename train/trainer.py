@@ -117,18 +117,14 @@ class Trainer:
 
     def diverged(self, inputs: Tensor, **numbers: float) -> NoReturn:
         """Raise Stopped, and leave what there is to see as diverged.json."""
-        told: dict[str, object] = {
-            k: v if math.isfinite(v) else str(v) for k, v in numbers.items()
-        }  # JSON has no nan
+        # JSON has no nan:
+        plain = {k: v if math.isfinite(v) else str(v) for k, v in numbers.items()}
         seen = {"losses_before": self.losses, "batch": inputs.tolist()}
-        self.record.write("diverged.json", told | seen)
-        where = "{step}: loss {loss}, gradient norm {grad_norm}, learning rate {lr:g}".format(
-            **numbers
-        )
-        dump = f"{self.record.folder / 'diverged.json'} has its batch"
-        raise Stopped(
-            "failed", f"training diverged at step {where}; {dump}; try a lower optim.lr", 3
-        )
+        self.record.write("diverged.json", {**plain, **seen})
+        at = "step {step}: loss {loss}, gradient norm {grad_norm}, learning rate {lr:g}"
+        dump = self.record.folder / "diverged.json"
+        told = f"training diverged at {at.format(**numbers)}; {dump} has its batch; "
+        raise Stopped("failed", told + "try a lower optim.lr", 3)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets (B, T) of a step, on the device."""
