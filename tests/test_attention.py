@@ -3,13 +3,14 @@
 import pytest
 import torch
 from tiny import build, tokens
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.attention import attend as attend_module
 from model.attention.attend import attend, causal_mask, choose_kernel
 from model.attention.grouped import GQA, MHA, MQA
 from model.attention.latent import MLA
+from model.attention.qk_norm import QKNorm
 from model.attention.sliding import Sliding
 from model.cache import KVCache
 from model.shape import Shape
@@ -52,6 +53,21 @@ def test_the_named_mechanisms_are_numbers_of_kv_heads() -> None:
 def test_kv_heads_that_do_not_divide_the_heads_are_refused(n_kv_heads: int) -> None:
     with pytest.raises(ValueError, match=rf"n_kv_heads={n_kv_heads}.*n_heads=4.*1, 2, 4"):
         GQA(SHAPE, 0, n_kv_heads=n_kv_heads)
+
+
+def test_normalised_queries_and_keys_have_no_size_of_their_own() -> None:
+    attention, x, pos = QKNorm(SHAPE, 0, n_kv_heads=2), random(2, 16, 32), torch.arange(16)
+    nn.init.zeros_(attention.q.bias)
+    nn.init.zeros_(attention.k.bias)
+    before = attention(x, pos, no_rotation, no_bias)
+    with torch.no_grad():
+        attention.q.weight.mul_(7)
+        attention.k.weight.mul_(0.5)
+    torch.testing.assert_close(attention(x, pos, no_rotation, no_bias), before, rtol=0, atol=1e-4)
+    with torch.no_grad():
+        attention.q_norm.weight.mul_(7)
+    after = attention(x, pos, no_rotation, no_bias)
+    assert (after - before).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("kernel", ["matmul", "flash", "sdpa"])

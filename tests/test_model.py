@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 from tiny import VOCAB, build, tokens
+from torch.nn import functional as F
 
 from model.generate import Draw, generate
+from model.norm import RMSNorm
 from model.score import bits_per_byte, perplexity, score
 from model.shape import Shape
 from model.transformer import Transformer
@@ -70,6 +72,25 @@ def test_feedforwards_and_norms_are_choices_of_every_model(
     named = [n for n, _ in model.named_parameters() if n.endswith("bias")]
     assert bool(named) == (bias == "true")
     assert model.blocks[0].feedforward.up.out_features == 48
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_rmsnorm_and_its_gradients_are_those_of_torch(dtype: torch.dtype, tolerance: float) -> None:
+    norm = RMSNorm(24, bias=False)
+    x, grad = torch.randn(2, 3, 5, 24), torch.randn(2, 3, 5, 24)
+    x[0] *= 1e-3  # so that eps counts
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+    given = x.to(dtype).transpose(1, 2).requires_grad_()
+    exact = given.detach().float().requires_grad_()
+    weight = norm.weight.detach().clone().requires_grad_()
+    y, expected = norm(given), F.rms_norm(exact, (24,), weight, eps=1e-5)
+    y.backward(grad.transpose(1, 2).to(dtype))
+    expected.backward(grad.transpose(1, 2))
+    pairs = ((y, expected), (given.grad, exact.grad), (norm.weight.grad, weight.grad))
+    for actual, wanted in pairs:
+        assert (actual - wanted).norm() < tolerance * wanted.norm()
+    assert y.dtype == given.grad.dtype == dtype
 
 
 def test_a_tied_head_is_the_token_table() -> None:

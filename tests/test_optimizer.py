@@ -6,7 +6,7 @@ from tiny import build, composed, tokens
 from torch.nn import functional as F
 
 from train.build import build_optimizer
-from train.optimizer import Optimizer
+from train.optimizer import Optimizer, StackedMuon
 from train.schedule import Schedule
 
 
@@ -112,6 +112,26 @@ def test_adamw_is_that_of_torch() -> None:
         made.step(1e-2 / (step + 1))
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, other.get_parameter(name)), name
+
+
+def test_muon_is_that_of_torch() -> None:
+    shapes = [(16, 16), (16, 48), (16, 16), (48, 16), (16, 8)]
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    start = [p.detach().clone() for p in ours]
+    made = StackedMuon(ours, momentum=0.9, weight_decay=0.2)
+    options = {"momentum": 0.9, "weight_decay": 0.2, "adjust_lr_fn": "match_rms_adamw"}
+    reference = torch.optim.Muon(theirs, **options)
+    for step in range(3):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = q.grad = torch.randn(p.shape) * 1e-3
+        made.param_groups[0]["lr"] = reference.param_groups[0]["lr"] = 0.1 / (step + 1)
+        made.step()
+        reference.step()
+    for p, q, before in zip(ours, theirs, start, strict=True):  # torch's iterates in bfloat16
+        assert (p - q).norm() < 0.02 * (q - before).norm()
+        state = reference.state[q]["momentum_buffer"]
+        torch.testing.assert_close(made.state[p]["momentum_buffer"], state)
 
 
 def decayed(made: Optimizer) -> set[str]:
