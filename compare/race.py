@@ -1,27 +1,36 @@
 """Which run comes to a loss first, in steps and in time: python -m compare.race run=A,B,..."""
 
 import contextlib
+import json
 import math
+import statistics
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from compare.canvas import COLOURS, GREY, SETTINGS, Figure, canvas, legend, svg
+from compare.probe import bare_job
+from compare.speed import alternate, ours
+from train import device as devices
 from train.cli import door
+from train.config import choose
 from train.progress import columns, duration, number
 from train.record import records
-from train.run import open_config
+from train.run import open_config, open_tokenizer
 
 USAGE = """\
 When the validation loss of runs first came to the best that the first of them ever had, or to other
 losses. Runs need not have ended. Prints a table and draws outputs/race.svg.
 
-  python -m compare.race run=DIR,DIR,... [loss=X,Y,...]
+  python -m compare.race run=DIR,DIR,... [loss=X,Y,...] [retime=true]
 
 Time is that of training steps, as each run's own clock has it: it compares where the runs had the
-same machine, threads and company.
+same machine, threads and company. With retime=true it is steps times what a step of the run takes
+here and now: those of all recipes in turns, on random tokens, medians of 7.
 """
+#: What decides how long a step takes; runs that share it, whatever their seeds, are timed once.
+PACE = "attn pos model optim batch_size accumulate dtype compile memory".split()
 WHERE = Path("outputs/race.svg")
 
 
@@ -48,10 +57,13 @@ def main(arguments: list[str]) -> int:
         print(USAGE)
         return 0
     given = dict(argument.partition("=")[::2] for argument in arguments)
-    if "run" not in given or given.keys() - {"run", "loss"}:
-        raise ValueError("python -m compare.race run=DIR,DIR,... [loss=X,Y,...]")
+    if "run" not in given or given.keys() - {"run", "loss", "retime"}:
+        raise ValueError("python -m compare.race run=DIR,DIR,... [loss=X,Y,...] [retime=true]")
+    anew = choose("retime", given.get("retime", "false"), {"true": True, "false": False})
     racers = [open_racer(Path(name)) for name in given["run"].split(",")]
     losses = [racers[0].best[2], *map(loss_of, filter(None, given.get("loss", "").split(",")))]
+    if anew:
+        racers = retimed(racers)
     print(columns(table(racers, losses)))
     WHERE.parent.mkdir(exist_ok=True)
     WHERE.write_text(draw(racers, losses).file, encoding="utf-8")
@@ -73,6 +85,31 @@ def open_racer(folder: Path) -> Racer:
     if not lines:
         raise ValueError(f"{folder} has no validation yet")
     return Racer(folder, name, [(x["step"], x["seconds"], x["loss"]) for x in lines])
+
+
+def retimed(racers: list[Racer]) -> list[Racer]:
+    """The same curves, with the time that their steps take here when nothing else runs."""
+    devices.set_up(None)
+    paces, jobs = [], {}
+    for racer in racers:
+        config = open_config(racer.folder)
+        paces.append(json.dumps({key: config[key] for key in PACE}))
+        if paces[-1] not in jobs:
+            vocab_size = open_tokenizer(racer.folder).get_vocab_size()
+            jobs[paces[-1]] = bare_job(config | {"init_from": None}, vocab_size)
+    steps = {pace: ours(job).step for pace, job in jobs.items()}
+    seconds = alternate(steps, next(iter(jobs.values())).device, settle=True)
+    for pace, times in seconds.items():
+        low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
+        names = ", ".join(r.folder.name for r, p in zip(racers, paces, strict=True) if p == pace)
+        print(f"a step of {names}: {1e3 * middle:,.0f} ms ({1e3 * low:,.0f} to {1e3 * high:,.0f})")
+    print()
+    return [
+        replace(
+            racer, curve=[(n, n * statistics.median(seconds[pace]), x) for n, _, x in racer.curve]
+        )
+        for racer, pace in zip(racers, paces, strict=True)
+    ]
 
 
 def table(racers: list[Racer], losses: list[float]) -> list[list[str]]:

@@ -1,11 +1,15 @@
 """Who comes to a loss first."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from compare import race
 from compare.race import main
+from train.config import Config
+from train.launch import launch
 
 
 def made(folder: Path, name: str | None, *losses: float) -> str:
@@ -39,11 +43,41 @@ def test_a_race_tells_when_each_run_first_had_a_loss(
     assert capsys.readouterr().out.splitlines()[1].split()[-2:] == ["-", "-"]
 
 
+def test_a_race_can_time_the_steps_of_its_runs_anew(
+    config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for seed, attn in enumerate(("mha", "gqa", "mha")):
+        overrides = [f"attn={attn}", "steps=2", "eval_every=1", f"seed={seed}"]
+        assert launch(config(*overrides, f"out={tmp_path}/{seed}")) == 0
+    monkeypatch.chdir(tmp_path)
+    turns: list[object] = []
+
+    def alternate(steps: dict[str, object], device: object, settle: bool) -> dict[str, list[float]]:
+        turns.extend(steps)
+        return {pace: [3.0, 4.0 if "MHA" in pace else 70.0, 500.0] for pace in steps}
+
+    monkeypatch.setattr(race, "alternate", alternate)
+    capsys.readouterr()
+    assert main(["run=0,1,2", "loss=100", "retime=true"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len(turns) == 2  # a recipe is timed once, whatever its seeds
+    assert said[0].startswith("a step of 0, 2: 4,000 ms (3,500 to 252,000)")
+    assert [line.split()[-3:] for line in said[4:7]] == [
+        ["1", "4", "s"],
+        ["1", "70", "s"],
+        ["1", "4", "s"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["run=nowhere"], "nowhere is not a run"),
         (["loss=1"], "run=DIR,DIR"),
+        (["run={slow}", "retime=yes"], "retime=yes: no such choice"),
         (["run={slow}", "loss=low"], "loss=low is not a finite number"),
         (["run={slow}", "loss=nan"], "loss=nan is not a finite number"),
         (["run={empty}"], "has no validation yet"),
