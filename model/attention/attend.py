@@ -88,7 +88,7 @@ def choose_kernel(
     if device == "cpu":  # measured crossing points: flash is slow backward, above all in bfloat16
         if decoding or not trained:
             return "matmul" if decoding and not half else "flash"
-        return "matmul" if biased or p > 0 or length <= (1024 if half else 512) else "flash"
+        return "matmul" if biased or p > 0 or length <= (1024 if half else 128) else "flash"
     flash = device == "cuda" and half and not biased
     return "flash" if flash else "matmul" if decoding else "sdpa"
 
