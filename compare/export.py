@@ -24,7 +24,7 @@ Write a finished run as a folder that transformers loads, if it has a model that
 
   python -m compare.export run=DIR to=FOLDER [checkpoint=latest]
 
-  rope and its scalings, mha, gqa or mqa, swiglu, rmsnorm     Llama; with attn=sliding Mistral
+  rope and its scalings, mha, gqa or mqa, swiglu, rmsnorm     Llama; with attn=sliding Mistral, attn=qk_norm Qwen3
   rope and its scalings, gelu, gelu_tanh or relu2, layernorm  Starcoder2
   learned, sinusoidal or none, any of these, layernorm        GPT-2
   alibi, gelu, layernorm, no biases                           MPT

@@ -48,6 +48,8 @@ HOMES = [
     ("LlamaForCausalLM", f"{LLAMA} attn=gqa pos=rope_yarn pos.factor=4 pos.original_len=32 pos.beta_fast=1 pos.beta_slow=0.1"),
     ("MistralForCausalLM", f"{LLAMA} attn=sliding attn.window=21"),
     ("MistralForCausalLM", f"{LLAMA} attn=sliding attn.window=2 attn.n_kv_heads=2 pos=rope_linear"),
+    ("Qwen3ForCausalLM", f"{LLAMA} attn=qk_norm"),
+    ("Qwen3ForCausalLM", f"{LLAMA} attn=qk_norm attn.n_kv_heads=2 pos=rope_linear model.tie_embeddings=false"),
     ("Starcoder2ForCausalLM", f"{BIGCODE} attn=mha"),
     ("Starcoder2ForCausalLM", f"{BIGCODE} attn=gqa model.bias=true pos=rope_yarn pos.beta_fast=3"),
     ("Starcoder2ForCausalLM", f"{BIGCODE} attn=mqa model.feedforward=relu2 model.tie_embeddings=false"),
@@ -364,7 +366,7 @@ def test_an_old_checkpoint_may_hold_buffers_and_shorter_names(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "bloom"}, "model_type=bloom is not one of llama, mistral, starcoder2, gpt2, mpt"),
+        ({"model_type": "bloom"}, "model_type=bloom is not one of llama, mistral, qwen3, starcoder2, gpt2, mpt"),
         ({"rms_norm_eps": 1e-6}, "rms_norm_eps=1e-06; ours would be rms_norm_eps=1e-05"),
         ({"drop": "rms_norm_eps"}, "rms_norm_eps=1e-06; ours"),
         ({"hidden_act": "gelu"}, "hidden_act=gelu; ours would be hidden_act=silu"),

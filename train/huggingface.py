@@ -110,6 +110,22 @@ MISTRAL = replace(
     left_out=LLAMA.left_out | {"num_key_value_heads": 8, "sliding_window": 4096},
     biases=(),
 )
+QWEN3 = replace(
+    LLAMA,
+    model_type="qwen3",
+    architecture="Qwen3ForCausalLM",
+    fits=LLAMA.fits | {"attn": ("qk_norm",), "model.bias": (False,)},
+    keys=LLAMA.keys | {"head_dim": "head_dim"},
+    names=LLAMA.names
+    | layered(
+        "",
+        "model.layers",
+        "attention.q_norm=self_attn.q_norm attention.k_norm=self_attn.k_norm",
+    ),
+    fixed=LLAMA.fixed | {"use_sliding_window": False, "attention_bias": False},
+    left_out=LLAMA.left_out | {"num_key_value_heads": 32, "head_dim": 128},
+    biases=(),
+)
 STARCODER2 = replace(
     LLAMA,
     model_type="starcoder2",
@@ -204,7 +220,7 @@ MPT = Family(
     },
     left_out={"tie_word_embeddings": True},
 )
-FAMILIES = (LLAMA, MISTRAL, STARCODER2, GPT2, MPT)
+FAMILIES = (LLAMA, MISTRAL, QWEN3, STARCODER2, GPT2, MPT)
 
 #: Tensors of old checkpoints that are no weights.
 BUFFERS = re.compile(r"\.rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
@@ -254,6 +270,7 @@ def their_config(family: Family, model: Transformer, config: Config) -> dict[str
     """The config.json of a model, but for its special tokens."""
     shape, attention = model.shape, cast(GQA, model.mechanisms[0])
     own = vars(shape) | {"n_kv_heads": attention.n_kv_heads, "window": attention.keep}
+    own["head_dim"] = shape.head_dim
     own["ff_dim"] = model.get_submodule("blocks.0.feedforward.out").in_features
     theirs = {ours: name for name, ours in reversed(family.feedforwards.items())}
     own["feedforward"] = theirs.get(config["model"]["feedforward"])
@@ -440,10 +457,15 @@ def our_keys(family: Family, theirs: Keys) -> Keys:
         known = ", ".join(family.feedforwards)
         raise ValueError(f"{family.keys['feedforward']}={name} is not one of {known}")
     own = {key: numeric(family.keys[key], x) for key, x in own.items()}
+    own.pop("head_dim", None)
     heads, head_dim = own["n_heads"], theirs.get("head_dim")
     if head_dim is not None and head_dim * heads != own["dim"]:
         raise ValueError(f"head_dim={head_dim}: ours would be {own['dim']} / {heads}")
-    attention = our_attention(heads, own.pop("n_kv_heads", None), own.pop("window", None))
+    kv_heads, window = own.pop("n_kv_heads", None), own.pop("window", None)
+    if recipe["attn"] == "qk_norm":
+        attention = {"attn": "qk_norm", "attn.n_kv_heads": kv_heads}
+    else:
+        attention = our_attention(heads, kv_heads, window)
     own["bias"] = bool(family.always_biased) or any(theirs.get(key) for key in family.biases)
     own["feedforward"] = family.feedforwards.get(name, recipe["model.feedforward"])
     own["norm"] = recipe["model.norm"]
