@@ -111,8 +111,9 @@ class StackedMuon:
 
     def average_of(self, parameter: nn.Parameter) -> Tensor:
         """Mean of the gradient over past steps, zero before the first."""
-        state = self.state[parameter]
-        return state.setdefault("momentum_buffer", torch.zeros_like(parameter))
+        if not self.state[parameter]:
+            self.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
+        return self.state[parameter]["momentum_buffer"]
 
     def orthogonal(self, x: Tensor) -> Tensor:
         """x (N, m, n), m <= n, with singular values all about 1: Newton-Schulz iterations."""
