@@ -3,10 +3,10 @@
 import contextlib
 import json
 import math
-import statistics
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import quantiles
 from typing import Any
 
 from compare.canvas import COLOURS, GREY, SETTINGS, Figure, canvas, legend, svg
@@ -98,16 +98,14 @@ def retimed(racers: list[Racer]) -> list[Racer]:
             vocab_size = open_tokenizer(racer.folder).get_vocab_size()
             jobs[paces[-1]] = bare_job(config | {"init_from": None}, vocab_size)
     steps = {pace: ours(job).step for pace, job in jobs.items()}
-    seconds = alternate(steps, next(iter(jobs.values())).device, settle=True)
-    for pace, times in seconds.items():
-        low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
+    medians = {}
+    for pace, times in alternate(steps, next(iter(jobs.values())).device, settle=True).items():
+        low, medians[pace], high = (1e3 * x for x in quantiles(times, n=4, method="inclusive"))
         names = ", ".join(r.folder.name for r, p in zip(racers, paces, strict=True) if p == pace)
-        print(f"a step of {names}: {1e3 * middle:,.0f} ms ({1e3 * low:,.0f} to {1e3 * high:,.0f})")
+        print(f"a step of {names}: {medians[pace]:,.0f} ms ({low:,.0f} to {high:,.0f})")
     print()
     return [
-        replace(
-            racer, curve=[(n, n * statistics.median(seconds[pace]), x) for n, _, x in racer.curve]
-        )
+        replace(racer, curve=[(n, n * medians[pace] / 1e3, x) for n, _, x in racer.curve])
         for racer, pace in zip(racers, paces, strict=True)
     ]
 

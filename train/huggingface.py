@@ -457,15 +457,12 @@ def our_keys(family: Family, theirs: Keys) -> Keys:
         known = ", ".join(family.feedforwards)
         raise ValueError(f"{family.keys['feedforward']}={name} is not one of {known}")
     own = {key: numeric(family.keys[key], x) for key, x in own.items()}
-    own.pop("head_dim", None)
+    own.pop("head_dim", None)  # ours follows from the sizes
     heads, head_dim = own["n_heads"], theirs.get("head_dim")
     if head_dim is not None and head_dim * heads != own["dim"]:
         raise ValueError(f"head_dim={head_dim}: ours would be {own['dim']} / {heads}")
     kv_heads, window = own.pop("n_kv_heads", None), own.pop("window", None)
-    if recipe["attn"] == "qk_norm":
-        attention = {"attn": "qk_norm", "attn.n_kv_heads": kv_heads}
-    else:
-        attention = our_attention(heads, kv_heads, window)
+    attention = our_attention(recipe["attn"], heads, kv_heads, window)
     own["bias"] = bool(family.always_biased) or any(theirs.get(key) for key in family.biases)
     own["feedforward"] = family.feedforwards.get(name, recipe["model.feedforward"])
     own["norm"] = recipe["model.norm"]
@@ -474,9 +471,14 @@ def our_keys(family: Family, theirs: Keys) -> Keys:
     return {"model": preset, **{f"model.{k}": x for k, x in own.items()}, **attention, **position}
 
 
-def our_attention(heads: int, kv_heads: int | None, window: int | None) -> Keys:
-    """Attention in our keys. Their window ends with the token itself, ours has it in the middle."""
+def our_attention(name: str, heads: int, kv_heads: int | None, window: int | None) -> Keys:
+    """Attention in our keys, of a family whose attention has this name with us.
+
+    Their window ends with the token itself, ours has it in the middle.
+    """
     kv_heads = heads if kv_heads is None else kv_heads
+    if name == "qk_norm":
+        return {"attn": name, "attn.n_kv_heads": kv_heads}
     if window is not None:
         return {"attn": "sliding", "attn.window": 2 * (window - 1), "attn.n_kv_heads": kv_heads}
     if kv_heads in (1, heads):
