@@ -11,7 +11,7 @@ import torch
 from tiny import tokens
 from torch import nn
 
-from compare import peers, speed
+from compare import parts, peers, speed
 from compare.battery import TINY, VOCAB
 from compare.peers import PEERS, installed
 from compare.probe import bare_job
@@ -134,3 +134,25 @@ def test_contenders_take_turns_and_settle() -> None:
 
 def test_dropout_leaves_out_who_has_none() -> None:
     assert set(installed(0.1)) == set(installed(0.0)) & set(peers.WITH_DROPOUT)
+
+
+def test_the_parts_of_a_step_are_all_of_it() -> None:
+    whole, steps = parts.measure(job("optim=muon"))
+    model = job().model
+    length = model.shape.max_len
+    operations = steps[-1]
+    products = [o for o in operations if o.part.startswith(("products", "attention's"))]
+    counted = model.flops_per_token(length, causal=False) * 2 * length
+    assert sum(o.flops for o in products) == counted
+    assert any(o.flops for o in operations if o.part == parts.OPTIMIZER)  # Muon's own
+    _, *lines, left, total = parts.table(whole, steps, 1e9)
+    assert {o.part for o in operations} == {line[0] for line in lines}
+    assert len(operations) == sum(int(line[1].replace(",", "")) for line in lines)
+    assert total[1] == f"{len(operations):,}"
+    known = sum(float(line[2].replace(",", "")) for line in [*lines, left])
+    assert known == pytest.approx(1e3 * whole, abs=0.1 * len(lines))
+
+
+def test_the_parts_of_a_compiled_step_are_refused() -> None:
+    with pytest.raises(ValueError, match="compile=false"):
+        parts.main(["model=nano", "attn=mha", "pos=rope", "compile=true"])
