@@ -17,6 +17,7 @@ from train.config import compose
 from train.device import Device
 from train.job import Job
 from train.meter import matmul_flops
+from train.optimizer import Optimizer
 from train.progress import columns
 
 USAGE = """\
@@ -99,11 +100,10 @@ def main(arguments: list[str]) -> int:
 def measure(job: Job) -> tuple[float, list[list[Operation]]]:
     """Seconds of a step that nobody watches, and the operations of watched ones, taken in turns."""
     step, clock, steps = ours(job).step, Clock(job.device), list[list[Operation]]()
-    optimize = job.optimizer.step
 
-    def optimizing(lr: float) -> None:
+    def optimize(lr: float) -> None:
         clock.stepping = True
-        optimize(lr)
+        Optimizer.step(job.optimizer, lr)
         clock.stepping = False
 
     def watched() -> None:
@@ -112,8 +112,11 @@ def measure(job: Job) -> tuple[float, list[list[Operation]]]:
             step()
         steps.append(clock.noted)
 
-    job.optimizer.step = optimizing  # type: ignore[method-assign]
-    times = alternate({"alone": step, "watched": watched}, job.device, ROUNDS)
+    vars(job.optimizer)["step"] = optimize
+    try:
+        times = alternate({"alone": step, "watched": watched}, job.device, ROUNDS)
+    finally:
+        del vars(job.optimizer)["step"]
     return statistics.median(times["alone"]), steps[-ROUNDS:]
 
 
