@@ -153,7 +153,6 @@ def test_the_parts_of_a_step_are_all_of_it() -> None:
     assert known == pytest.approx(1e3 * whole, abs=0.1 * len(lines))
 
 
-def test_the_parts_of_a_compiled_step_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.device.set_up", lambda *_: None)  # it is for a whole process
+def test_the_parts_of_a_compiled_step_are_refused() -> None:
     with pytest.raises(ValueError, match="compile=false"):
         parts.main(["model=nano", "attn=mha", "pos=rope", "compile=true"])
