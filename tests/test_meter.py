@@ -1,5 +1,6 @@
 """Time and memory are measured, not guessed."""
 
+import gc
 import sys
 from collections.abc import Callable
 
@@ -30,6 +31,19 @@ def test_the_peak_is_exact_to_the_byte() -> None:
         del b, c
 
     assert allocation_peak(work) == 4_000_000
+
+
+def test_garbage_of_an_earlier_measurement_is_not_taken_off_the_peak() -> None:
+    def leave() -> None:
+        ring: list[object] = [torch.empty(500_000, dtype=torch.uint8)]
+        ring.append(ring)
+
+    def work() -> None:
+        gc.collect()
+        torch.empty(1_000_000, dtype=torch.uint8)
+
+    assert allocation_peak(leave) == 500_000
+    assert allocation_peak(work) == 1_000_000
 
 
 def test_the_peak_does_not_depend_on_what_is_alive_before() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import os
 import platform
 import statistics
@@ -94,8 +95,10 @@ PEAK_METHODS = {
 def allocation_peak(work: Callable[[], object]) -> int:
     """The highest sum of CPU tensor bytes allocated by `work` and not yet freed.
 
-    From the profiler's allocation records, which see inside opaque operators too.
+    From the profiler's allocation records, which see inside opaque operators too. They know what
+    was allocated under an earlier measurement: garbage of it, freed in this one, would be taken off.
     """
+    gc.collect()
     recorded: Any = profile(profile_memory=True)  # torch.profiler's would import the compiler
     begun = contextlib.ExitStack()
     with quiet():
