@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from compare.probe import bare_job
-from compare.speed import VOCAB, alternate, ours
+from compare.speed import ROUNDS, VOCAB, alternate, ours
 from train import device as devices
 from train.cli import door
 from train.config import compose
@@ -29,6 +29,7 @@ operations lies the rest of a step that nobody watched: on a busy machine it may
 
 KEY=VALUE are keys of train.py, as in model=shakespeare attn=gqa batch_size=64.
 """
+OPTIMIZER, OTHER, BETWEEN = "optimizer, clipping", "other operations", "between operations"
 #: What torch's operations do in a step, by how their names begin; the first that fits counts.
 PARTS = {
     "products with weights": ("mm", "addmm"),
@@ -39,10 +40,8 @@ PARTS = {
     "copies and casts": ("_to_copy", "clone", "copy", "cat", "repeat"),
     "sums and factors": ("add", "sub", "mul", "div", "neg", "sum"),
     "random numbers": ("random", "bernoulli", "native_dropout"),
-    "optimizer, clipping": ("_foreach",),  # and all that the optimizer's step does
+    OPTIMIZER: ("_foreach",),  # and all that the optimizer's step does
 }
-OPTIMIZER, OTHER, BETWEEN = "optimizer, clipping", "other operations", "between operations"
-ROUNDS = 7
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Operation:
     flops: int
 
 
-class Clock(TorchDispatchMode):
+class Stopwatch(TorchDispatchMode):
     """Within it, every operation is waited for and noted."""
 
     def __init__(self, device: Device) -> None:
@@ -99,18 +98,18 @@ def main(arguments: list[str]) -> int:
 
 def measure(job: Job) -> tuple[float, list[list[Operation]]]:
     """Seconds of a step that nobody watches, and the operations of watched ones, taken in turns."""
-    step, clock, steps = ours(job).step, Clock(job.device), list[list[Operation]]()
+    step, watch, steps = ours(job).step, Stopwatch(job.device), list[list[Operation]]()
 
     def optimize(lr: float) -> None:
-        clock.stepping = True
+        watch.stepping = True
         Optimizer.step(job.optimizer, lr)
-        clock.stepping = False
+        watch.stepping = False
 
     def watched() -> None:
-        clock.noted = []
-        with clock:
+        watch.noted = []
+        with watch:
             step()
-        steps.append(clock.noted)
+        steps.append(watch.noted)
 
     vars(job.optimizer)["step"] = optimize
     try:
