@@ -53,6 +53,9 @@ kept_of = cast(Callable[[Tensor, Tensor], Tensor], Keep.apply)
 
 
 def keep(x: Tensor, kept: Tensor) -> Tensor:
-    """x * kept, bit pattern times 0 or 1: on a CPU, integers multiply twice as fast as bfloat16."""
+    """x * kept, bit pattern times 0 or 1: on a CPU, integers multiply twice as fast as bfloat16.
+
+    The factor's memory takes the product: writing to memory of its own takes as long as multiplying.
+    """
     bits = INTEGERS[x.element_size()]
-    return (x.view(bits) * kept.to(bits)).view(x.dtype)
+    return kept.to(bits).mul_(x.view(bits)).view(x.dtype)
