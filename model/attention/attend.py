@@ -117,8 +117,10 @@ def weigh(q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor, added: Tensor | No
     if T == 1:
         scores = torch.bmm(q, k.transpose(1, 2))  # (B * Hkv, G, S)
     else:
-        mask = causal_mask(q_pos, k_pos, q.dtype).repeat(G, 1)  # (G * T, S)
-        scores = torch.baddbmm(mask, q, k.transpose(1, 2))  # (B * Hkv, G * T, S)
+        mask = causal_mask(q_pos, k_pos, q.dtype)
+        if added is not None and added.dim() == 2:  # one for all heads: no pass of its own
+            mask, added = mask + added.to(mask.dtype), None
+        scores = torch.baddbmm(mask.repeat(G, 1), q, k.transpose(1, 2))  # (B * Hkv, G * T, S)
     scores = scores.view(B, H, T, S)
     scores = scores if added is None else scores + added.to(scores.dtype)
     # On a CPU, bfloat16 rows this short take longer than float32's.
