@@ -11,14 +11,14 @@ test: .venv/tested
 	$(BIN)/python -m pytest
 
 doctor: .venv/ready
-	$(BIN)/python -m compare.doctor
+	$(BIN)/python -m cli.doctor
 
 faults: .venv/ready
-	$(BIN)/python tests/campaign.py
-	$(BIN)/python tests/mutations.py
+	$(BIN)/python tests/faults/campaign.py
+	$(BIN)/python tests/faults/mutations.py
 
 bench: .venv/tested
-	$(BIN)/python -m compare.speed
+	$(BIN)/python -m bench.step_time
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -2,8 +2,8 @@
 
 import sys
 
-from compare.evaluate import evaluate
-from train.cli import door
+from cli.entry import door
+from cli.evaluate import evaluate
 
 if __name__ == "__main__":
     sys.exit(door(evaluate, sys.argv[1:]))

@@ -2,8 +2,8 @@
 
 import sys
 
-from compare.report import main
-from train.cli import door
+from cli.entry import door
+from cli.report import main
 
 if __name__ == "__main__":
     sys.exit(door(main, sys.argv[1:]))

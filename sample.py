@@ -2,8 +2,8 @@
 
 import sys
 
-from compare.sample import sample
-from train.cli import door
+from cli.entry import door
+from cli.sample import sample
 
 if __name__ == "__main__":
     sys.exit(door(sample, sys.argv[1:]))

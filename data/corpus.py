@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from data import tokenizer as tokenizers
-from data.store import publish, verify
+from data.atomic import publish, verify
 
 VERSION = 1  # of the cache's layout and of everything that shapes its tokens
 PIECE = 1 << 18  # characters tokenised at once

@@ -56,6 +56,4 @@ class RootMeanSquare(torch.autograd.Function):
 
 
 rms_norm = cast(Callable[[Tensor, Tensor], Tensor], RootMeanSquare.apply)
-
-
 NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}

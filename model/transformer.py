@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.attention.base import Mechanism
 from model.cache import KVCache
-from model.dropout import dropout
+from model.ops.dropout import dropout
 from model.position.base import Position
 from model.shape import Shape
 

@@ -16,8 +16,9 @@ import pytest
 import torch
 from tiny import RUN
 
-from train.config import Config, compose
-from train.meter import matmul_flops
+from train.config.compose import compose
+from train.config.schema import Config
+from train.measure.timer import matmul_flops
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,55 +1,142 @@
-"""Imports point one way, and nothing in the packages can run code from a file."""
+"""Imports point one way, without circles, and nothing in the packages can run code from a file."""
 
 import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("model", "data", "train", "compare")
-MAY_IMPORT = {
-    "model": {"model"},
-    "data": {"data"},
-    "train": {"model", "data", "train"},
-    "compare": set(PACKAGES),
+#: From the ground up: a package imports itself and those below it; model and data do not meet.
+PACKAGES = ("model", "data", "train", "compare", "cli", "bench")
+#: The rooms of a package, from the ground up: none imports one above it.
+FLOORS = {
+    "model": "shape norm ops cache position attention feedforward transformer cost loss likelihood generate",
+    "data": "atomic tokenizer source corpus batches",
+    "train": "config record measure optim setup step trainer summary run sweep",
+    "compare": "cost report check evaluate",
 }
-MODULES = [p for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))]
+FILES = {p: p.read_text() for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))}
+TREES = {path: ast.parse(text) for path, text in FILES.items()}
+#: The only files that may name a library, by its package.
+ONLY_IN = {
+    "wandb": {"train/record/wandb_process.py"},
+    "hydra": {"train/config/compose.py", "train/sweep/hydra_launcher.py"},
+    "omegaconf": {"train/config/compose.py", "train/sweep/hydra_launcher.py"},
+}
+MOST = 12  # entries that a folder shows
 
 
-HYDRA = {ROOT / "train/config.py", ROOT / "train/launcher.py"}
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(path: Path) -> set[str]:
-    nodes = list(ast.walk(ast.parse(path.read_text())))
-    names = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
-    return names | {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module}
+MODULES = {module_of(path): path for path in FILES}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_imports_point_one_way(path: Path) -> None:
-    package = path.relative_to(ROOT).parts[0]
-    roots = {name.split(".")[0] for name in imports(path)}
-    assert roots & set(PACKAGES) <= MAY_IMPORT[package]
-    assert path in HYDRA or not {"omegaconf"} & roots
-    assert "wandb" not in roots or path == ROOT / "train" / "mirror.py"
-    if package == "model":
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Names that a file imports, `from a import b` as a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def roots(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imported(TREES[path])}
+
+
+def edges() -> Iterator[tuple[str, str]]:
+    """Pairs of our modules of which the first imports the second."""
+    for one, path in MODULES.items():
+        for name in imported(TREES[path]):
+            while name and name not in MODULES:
+                name = name.rpartition(".")[0]
+            if name and name != one:
+                yield one, name
+
+
+EDGES = sorted(set(edges()))
+
+
+def rooms(folder: str) -> dict[str, set[str]]:
+    """The files and folders in a folder, each with those beside it that it imports."""
+    graph: dict[str, set[str]] = defaultdict(set)
+    prefix = f"{folder}." if folder else ""
+    for pair in EDGES:
+        if all(name.startswith(prefix) for name in pair):
+            one, two = (name.removeprefix(prefix).split(".")[0] for name in pair)
+            if one != two:
+                graph[one].add(two)
+    return graph
+
+
+FOLDERS = sorted({m.rpartition(".")[0] for m in MODULES})
+names = pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_circle_between_files_or_folders(folder: str) -> None:
+    try:
+        TopologicalSorter(rooms(folder)).prepare()
+    except CycleError as error:
+        pytest.fail(f"{folder or 'the project'}: {' -> '.join(error.args[1])}")
+
+
+def test_no_circle_between_modules() -> None:
+    graph: dict[str, set[str]] = defaultdict(set)
+    for one, two in EDGES:
+        graph[one].add(two)
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_packages_import_those_below() -> None:
+    for one, two in EDGES:
+        upper, lower = (PACKAGES.index(name.split(".")[0]) for name in (one, two))
+        assert upper >= lower, f"{one} imports {two}"
+        assert (upper, lower) != (1, 0), f"{one} imports {two}"
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_no_arrow_points_up(package: str) -> None:
+    floors = FLOORS[package].split()
+    here = {
+        p.stem
+        for p in (ROOT / package).iterdir()
+        if p.suffix == ".py" or (p / "__init__.py").exists()
+    }
+    assert here - {"__init__"} <= set(floors), "a room without a floor"
+    for one, others in rooms(package).items():
+        for other in others:
+            assert floors.index(one) > floors.index(other), f"{package}: {one} imports {other}"
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda p: p.name)
+def test_a_folder_shows_at_most_a_dozen(folder: Path) -> None:
+    shown = {p for p in folder.iterdir() if not p.name.startswith("__")}
+    assert len(shown) <= MOST, sorted(p.name for p in shown)
+
+
+@names
+def test_libraries_stay_where_they_belong(path: Path) -> None:
+    for library, files in ONLY_IN.items():
+        assert library not in roots(path) or path.relative_to(ROOT).as_posix() in files
+    if path.is_relative_to(ROOT / "model"):
         standard = {"collections", "contextlib", "dataclasses", "hashlib", "math", "typing"}
-        assert roots <= {"model", "torch"} | standard
+        assert roots(path) <= {"model", "torch"} | standard
 
 
-def test_hydra_stays_where_it_composes_and_launches() -> None:
-    assert {p for p in MODULES if any(name.startswith("hydra") for name in imports(p))} == HYDRA
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())
+@names
 def test_no_file_can_run_code(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    calls = [ast.unparse(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)]
+    calls = [n for n in ast.walk(TREES[path]) if isinstance(n, ast.Call)]
     forbidden = {"eval", "exec", "torch.load", "instantiate", "yaml.load", "os.system"}
-    assert not forbidden & set(calls)
-    assert "pickle" not in {name.split(".")[0] for name in imports(path)}
-    keywords = [k for n in ast.walk(tree) if isinstance(n, ast.Call) for k in n.keywords]
-    for keyword in keywords:
+    assert not forbidden & {ast.unparse(call.func) for call in calls}
+    assert "pickle" not in roots(path)
+    for keyword in (keyword for call in calls for keyword in call.keywords):
         if keyword.arg in ("shell", "allow_pickle", "trust_remote_code"):
             assert ast.unparse(keyword.value) == "False"
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from compare.evaluate import with_commas
+from cli.entry import compose_door
+from cli.evaluate import with_commas
 from model.position.base import Position
-from train.cli import compose_door
-from train.config import choices_of, compose, expand
+from train.config.compose import choices_of, compose, expand
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 COMMANDS = sorted(

@@ -1,15 +1,18 @@
 """Tiny models of every variant, and the overrides of tiny runs."""
 
+import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
-from compare.battery import TINY, VOCAB, composed
+from compare.check.properties import TINY, VOCAB, composed
+from data.corpus import Corpus, prepare
 from model.transformer import Transformer
-from train.build import build_model, init_model
-from train.config import choices_of
+from train.config.compose import choices_of
+from train.setup.build import build_model, init_model
 
 RUN = [
     *TINY,
@@ -46,3 +49,21 @@ def eventually(condition: Callable[[], object], seconds: float = 60.0) -> bool:
 
 def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def corpus(source: object, cache: Path, **options: object) -> Corpus:
+    defaults = {"tokenizer": "char", "vocab_size": 300, "val_fraction": 0.1, "shuffle": False}
+    return prepare(source, cache=str(cache), **defaults | options)
+
+
+class Documents:
+    """A source of given documents."""
+
+    def __init__(self, *documents: str, val: list[str] | None = None) -> None:
+        self.splits = {"train": list(documents)} | ({"val": val} if val else {})
+
+    def key(self) -> str:
+        return json.dumps(self.splits)
+
+    def load(self) -> dict[str, list[str]]:
+        return self.splits

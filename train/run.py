@@ -1,111 +1,197 @@
-"""A run on disk: where new ones go, and how finished ones are opened again."""
+"""Start, resume or repeat one run: the folder, the training, the answer."""
 
-import itertools
+import contextlib
 import re
-import time
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+import torch
 
-from data import tokenizer as tokenizers
-from model.transformer import Transformer
-from train.build import build_model
-from train.checkpoint import Checkpoint, find
-from train.config import BEFORE, Config
-from train.huggingface import is_theirs
-from train.record import read_json
+from data.atomic import read_json, replace
+from train.config.schema import Config
+from train.measure.device import describe
+from train.record.checkpoint import find, sweep
+from train.record.run_folder import fresh_folder, open_config, state_of
+from train.record.run_log import Record, git_commit
+from train.record.terminal import printable, say, table
+from train.record.wandb_process import mirrored
+from train.setup.run_setup import Job, assemble, check
+from train.summary import count_only, sample, summarise
+from train.trainer import Stopped, Trainer
 
-
-def fresh_folder(config: Config) -> Path:
-    """A run folder that nobody else has, made at once so that two starts cannot share it."""
-    choices = config["choices"]
-    words = [config["name"], choices["attn"], choices["pos"], f"seed{config['seed']}"]
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{'-'.join(filter(None, words))}"
-    for attempt in itertools.count(1):
-        folder = Path("outputs/runs") / (name if attempt == 1 else f"{name}-{attempt}")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        return folder
-    raise AssertionError("unreachable")
+#: What may change when a run is resumed: none of it touches what is learned at a step.
+FREE_ON_RESUME = frozenset(
+    "out name steps eval_every eval_batch_size save_every keep log_every resume device threads "
+    "memory force sample wandb plan sweep stages jobs retry baseline report convert".split()
+)
+NO_MEMORY = "can't allocate memory"  # how torch says so of a CPU
 
 
-def state_of(folder: Path) -> str | None:
-    """The state of the run in a folder; None if there is no run.
+def launch(config: Config) -> int:
+    """Train one config in its folder and print the answer; the exit code.
 
-    Raises ValueError if the folder holds something else.
+    Raises ValueError, before anything is written, for what cannot be run.
     """
-    if not folder.exists():
-        return None
-    if not folder.is_dir():
-        raise ValueError(f"out={folder} is a file, not a folder")
-    if (folder / "config.json").exists() and not is_theirs(folder):
-        status = folder / "status.json"
-        return str(read_json(status).get("state")) if status.exists() else "interrupted"
-    # What a start that was killed may leave before there is a config:
-    beginning = {"environment.json", "tokenizer.json", "metrics.jsonl", "status.json"}
-    if any(p.name not in beginning and not p.name.startswith(".") for p in folder.iterdir()):
-        raise ValueError(f"out={folder} holds other files; choose a new or empty folder")
+    begun = has_begun(config)
+    plan = check(config, begun=begun)
+    settings = plan.settings
+    folder = Path(settings.out) if settings.out else None
+    state = state_of(folder) if folder else None
+    if folder and state:
+        if not settings.resume:
+            raise ValueError(f"out={folder} holds a run ({state}); resume=true continues it")
+        refuse_changes(open_config(folder), config)
+        summary = load_summary(folder)
+        if state == "done" and summary and summary["steps"] == settings.steps:
+            say(f"{folder} is done already")
+            print_answer(folder, summary)
+            return 0
+    record = Record(folder or fresh_folder(config))
+    try:
+        return train(assemble(plan, begun=begun), record, resumed=state is not None)
+    finally:
+        record.close()
+
+
+def has_begun(config: Config) -> bool:
+    """Whether a config goes on with a run that has an intact checkpoint."""
+    out = config["out"]
+    return config["resume"] is True and isinstance(out, str) and find(Path(out))[0] is not None
+
+
+def refuse_changes(before: Config, now: Config) -> None:
+    """Raise ValueError if a resumed run would not be the same run."""
+    before, now = in_place(before), in_place(now)
+    for key in sorted(before.keys() | now.keys()):
+        if key not in FREE_ON_RESUME and before.get(key) != now.get(key):
+            old, new = before.get(key), now.get(key)
+            if isinstance(old, dict) and isinstance(new, dict):
+                name = next(k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k))
+                key, old, new = f"{key}.{name}", old.get(name), new.get(name)
+            raise ValueError(f"resume: {key} was {old} and is now {new}; that would be another run")
+
+
+def in_place(config: Config) -> Config:
+    """A config without where things lie: the token cache, and how the path of a parent is spelled."""
+    data = {key: value for key, value in config["data"].items() if key != "cache"}
+    parent = config["init_from"] and str(Path(config["init_from"]).resolve())
+    choices = {key: value for key, value in config["choices"].items() if key != "experiment"}
+    return config | {"data": data, "init_from": parent, "choices": choices}
+
+
+def train(job: Job, record: Record, *, resumed: bool) -> int:
+    """Train a job that is known to be sound, and leave the whole record."""
+    trainer = Trainer(job, record)
+    environment = dict(describe(job.device), git_commit=git_commit())
+    if resumed:
+        restore(trainer, environment)
+    begin(record, job, environment)
+    if job.settings.steps == 0:
+        return finish(record, trainer, count_only(trainer))
+    record.status("running", trainer.step)
+    with mirrored(record.folder, job.plan.tracking.mode):
+        try:
+            trainer.fit()
+            (record.folder / "sample.txt").write_text(sample(job), encoding="utf-8")
+            return finish(record, trainer, summarise(trainer))
+        except Stopped as stop:
+            record.status(stop.state, trainer.step, str(stop))
+            goes_on = stop.state == "interrupted"
+            hint = f"; resume=true out={record.folder} goes on" if goes_on else ""
+            say(f"{stop.state} after step {trainer.step}: {stop}{hint}")
+            return stop.code
+        except BaseException as error:
+            lack = lacking(error)
+            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            with contextlib.suppress(OSError):
+                record.status(state, trainer.step, lack or f"{type(error).__name__}: {error}")
+            if lack:
+                say(f"failed after step {trainer.step}: {lack}")
+                return 3
+            if isinstance(error, ValueError):  # not bad input any more, but a fault of ours
+                raise RuntimeError(f"training failed after step {trainer.step}") from error
+            raise
+
+
+def lacking(error: BaseException) -> str | None:
+    """What the machine has too little of, disk or memory, if that is what an error says."""
+    if isinstance(error, OSError):  # nothing but the run's folder is read or written in training
+        return str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY in str(error):
+        asked = re.search(r"allocate ([\d.]+ \w+)", str(error))
+        what = f"out of memory, asking for {asked[1]}" if asked else "out of memory"
+        return f"{what}: a smaller batch_size, more accumulate or memory=lean needs less"
     return None
 
 
-def open_config(folder: Path) -> Config:
-    """The config of a run, complete whatever version wrote it. Raises ValueError if there is none."""
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is not a run: it has no config.json")
-    if is_theirs(folder):
-        raise ValueError(f"{folder} is not a run but a folder of transformers; init_from takes it")
-    config = BEFORE | read_json(folder / "config.json")
-    choices = config.get("choices")
-    if not isinstance(choices, dict) or not {"attn", "pos", "model"} <= choices.keys():
-        raise ValueError(f"{folder / 'config.json'} is not the config of a run: it has no choices")
-    for group, name in choices.items():
-        if not re.fullmatch(r"[\w./-]+", str(name)):
-            raise ValueError(f"{folder / 'config.json'}: choices.{group}={name!r} is no name")
-    return config
+def restore(trainer: Trainer, environment: dict[str, object]) -> None:
+    """Bring a trainer to its run's newest intact checkpoint, and the records with it."""
+    record = trainer.record
+    before = read_json(record.folder / "environment.json")
+    if before.get("dtype") != environment["dtype"]:
+        raise ValueError(
+            f"resume: dtype was {before.get('dtype')} and is now {environment['dtype']}"
+        )
+    for key in ("device", "cpu", "cpu_capability", "gpu", "threads", "torch", "numpy", "compiled"):
+        was, now = before.get(key, environment[key]), environment[key]
+        if was != now:
+            say(f"resume: {key} was {was}, now {now}: no longer bit for bit")
+    sweep(record.folder)
+    saved, problems = find(record.folder)
+    for problem in problems:
+        say(f"warning: {problem}; falling back to an earlier checkpoint")
+    if saved is not None:
+        trainer.restore(saved)
+    steps, planned = trainer.job.settings.steps, open_config(record.folder)["steps"]
+    if trainer.step > steps:
+        raise ValueError(f"steps={steps}, but the run is at step {trainer.step} already")
+    if steps != planned:
+        say(f"resume: steps was {planned}, now {steps}: the learning rate follows the new length")
+    record.cut(trainer.step if saved else -1)
+    say(f"resuming {record.folder} after step {trainer.step}")
 
 
-def open_tokenizer(folder: Path) -> Tokenizer:
-    return tokenizers.from_file(folder / "tokenizer.json")
+def begin(record: Record, job: Job, environment: dict[str, object]) -> None:
+    """Write what is known before training, and say it."""
+    record.write("environment.json", environment)
+    replace(record.folder / "tokenizer.json", job.corpus.tokenizer_json)
+    record.metrics.touch()
+    record.write("config.json", job.plan.config)  # last: with it, the folder holds a run
+    choices, model = job.plan.config["choices"], job.model
+    say(
+        f"attn={choices['attn']} pos={choices['pos']} model={choices['model']}: "
+        f"{model.count_parameters()[0]:,} parameters, vocabulary {model.shape.vocab_size:,}, "
+        f"{len(job.corpus.train):,} training tokens, on {job.device.name} in {job.device.dtype_name} "
+        f"with {environment['threads']} threads"
+    )
+    if matched := job.plan.config.get("matched"):
+        say(
+            f"match={matched['budget']}: model.ff_dim={job.plan.config['model']['ff_dim']} reaches "
+            f"{matched['reached']:,.0f} of {matched['target']:,.0f} ({matched['leftover']:+.2%}), "
+            "embeddings of tokens left out"
+        )
+    if "order" in job.plan.config["attn"]:
+        say(f"layers: {', '.join(type(m).__name__ for m in model.mechanisms)}")
 
 
-def open_checkpoint(folder: Path, which: str = "latest") -> Checkpoint:
-    """A checkpoint of a run. Raises ValueError if no intact one is there."""
-    checkpoint, problems = find(folder, which)
-    if checkpoint is None:
-        raise ValueError("; ".join(problems) or f"{folder} has no checkpoint")
-    return checkpoint
+def finish(record: Record, trainer: Trainer, summary: dict[str, Any]) -> int:
+    """Write and print the answer."""
+    record.write("summary.json", summary)
+    record.status("done", trainer.step)
+    print_answer(record.folder, summary)
+    return 0
 
 
-def open_model(folder: Path, config: Config, tokenizer: Tokenizer) -> Transformer:
-    """The model of a run's config, uninitialised, on torch's default device.
-
-    Raises ValueError for a config of something else.
-    """
-    try:
-        return build_model(config, tokenizer.get_vocab_size())
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'config.json'} is not the config of a run: {error}") from error
-
-
-def load(model: Transformer, weights: dict[str, Any], where: str) -> None:
-    """Copy weights into a model by name. Raises ValueError unless names and shapes are the same."""
-    check_fit(model, weights, where)
-    for name, parameter in model.named_parameters():
-        parameter.data.copy_(weights[name])
+def print_answer(folder: Path, summary: dict[str, Any]) -> None:
+    """The table, a few lines of sampled text and the folder."""
+    print(table(summary))
+    if (folder / "sample.txt").exists():
+        text = printable((folder / "sample.txt").read_text(encoding="utf-8"))
+        if lines := [line for line in text.splitlines() if line.strip()]:
+            print("\nsample:", *[f"  | {line}" for line in lines[:8]], sep="\n")
+    print(f"\nrun: {folder}")
 
 
-def check_fit(model: Transformer, weights: dict[str, Any], where: str) -> None:
-    """Raise ValueError unless weights have the names and shapes of a model's parameters."""
-    mine = dict(model.named_parameters())
-    for name in sorted(mine.keys() | weights.keys()):
-        if name not in mine or name not in weights:
-            raise ValueError(
-                f"{where}: {name} is {'not of this model' if name in weights else 'missing'}"
-            )
-        there, here = tuple(weights[name].shape), tuple(mine[name].shape)
-        if there != here:
-            raise ValueError(f"{where}: {name} is {there} there, {here} here")
+def load_summary(folder: Path) -> dict[str, Any] | None:
+    """The summary of a run; None if it has none."""
+    return read_json(folder / "summary.json") if (folder / "summary.json").exists() else None

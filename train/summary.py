@@ -8,9 +8,11 @@ from data import tokenizer as tokenizers
 from model.cache import KVCache
 from model.generate import Draw, generate
 from model.transformer import Transformer
-from train.device import Device
-from train.job import Job
-from train.meter import PEAK_METHODS, allocation_peak, attention_seconds, matmul_flops
+from train.measure.attention_time import attention_seconds
+from train.measure.device import Device
+from train.measure.memory import PEAK_METHODS, allocation_peak
+from train.measure.timer import matmul_flops
+from train.setup.run_setup import Job
 from train.trainer import Trainer
 
 PROFILED_STEPS = 5

@@ -12,15 +12,16 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from model.likelihood import bits_per_byte, perplexity, score
 from model.loss import next_token_loss
-from model.score import bits_per_byte, perplexity, score
 from model.transformer import seed_of
-from train import checkpoint
-from train.job import Job
-from train.meter import Clock, Peaks
-from train.progress import Bar, say
-from train.record import Record
-from train.run import load
+from train.measure.memory import Peaks
+from train.measure.timer import Clock
+from train.record import checkpoint
+from train.record.run_log import Record
+from train.record.terminal import Bar, say
+from train.setup.run_setup import Job
+from train.setup.weights import load
 
 WARMUP_STEPS = 5  # of each start, timed apart; at most a quarter of its steps
 LAST = 50  # steps whose mean is the training loss

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.attention.base import Bias
-from model.dropout import drop
+from model.ops.dropout import drop
 
 #: Given weights (B, H, T, S), float32, and the positions (T,) and (S,) of queries and keys.
 Watcher = Callable[[Tensor, Tensor, Tensor], object]

@@ -1,0 +1,64 @@
+"""How a command starts: errors in one line, help, and its config."""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+
+from train.config.compose import CONFIGS, choices_of, compose, keys_of
+from train.config.schema import Config
+
+
+def door(main: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Run a command; bad input becomes one line on stderr and exit code 2.
+
+    HEAD_TO_HEAD_TRACEBACK=1 shows where it was found.
+    """
+    try:
+        return main(arguments)
+    except (ValueError, OSError) as error:
+        if os.environ.get("HEAD_TO_HEAD_TRACEBACK"):
+            raise
+        from train.record.terminal import printable
+
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def compose_door(overrides: list[str], name: str, usage: str) -> Config | None:
+    """The config of a command; None after showing its help, if that was asked for."""
+    if {"-h", "--help"} & set(overrides):
+        print(help_page(usage, name))
+        return None
+    return compose(overrides, door=name)
+
+
+def help_page(usage: str, config: str) -> str:
+    """A command's usage, its groups with their choices, and its keys with their comments."""
+    text = (CONFIGS / f"{config}.yaml").read_text()
+    groups = re.findall(r"^  - (?:optional )?([a-z]+): (\w+)", text, re.MULTILINE)
+    lines = [usage]
+    if groups:
+        lines.append(
+            "Groups (GROUP=CHOICE; '*' is the default; each choice is configs/GROUP/CHOICE.yaml)"
+        )
+        for group, default in groups:
+            names = [f"*{c}" if c == default else c for c in choices_of(group)]
+            lines.append(f"  {group:<11} {'  '.join(names)}")
+        lines.append("")
+        for group in (group for group, _ in groups if group != "experiment"):
+            keys = {k for c in choices_of(group) for k in keys_of(CONFIGS / group / f"{c}.yaml")}
+            lines.append(f"  {group}.*  {' '.join(sorted(keys))}")
+        lines.append("")
+    lines.append("Keys (KEY=VALUE; numbers may be written 1e3)")
+    lines.append("\n".join(f"  {line}" for line in text.split("\n\n", 1)[1].splitlines()))
+    lines.append(
+        "\nExit codes: 0 done, 1 a sweep with failed runs, 2 bad input, 3 stopped on purpose,"
+    )
+    lines.append(
+        "130/143 interrupted and saved. HEAD_TO_HEAD_TRACEBACK=1 shows where an error came from."
+    )
+    return "\n".join(lines)

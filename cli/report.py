@@ -1,0 +1,33 @@
+"""`python report.py`: compare finished runs."""
+
+from pathlib import Path
+
+from compare.report.write import write
+
+USAGE = """\
+Compare finished runs: which differences are real, what they cost, and what cannot be told.
+Writes report.html, report.md, results.csv, results.json and figures/ into the first folder.
+
+  python report.py DIR... [baseline="attn=A pos=P"]
+
+DIR is a sweep, a run, or a folder that holds such.
+
+Examples
+  python report.py outputs/sweeps/grid
+  python report.py outputs/runs/one outputs/runs/two baseline="attn=mha pos=learned"
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """`python report.py`."""
+    if {"-h", "--help"} & set(arguments) or not arguments:
+        print(USAGE)
+        return 0 if arguments else 2
+    options = dict(a.split("=", 1) for a in arguments if "=" in a)
+    folders = [Path(a) for a in arguments if "=" not in a]
+    if unknown := sorted(options.keys() - {"baseline"}):
+        raise ValueError(f"{unknown[0]}: no such key; report.py takes folders and baseline=...")
+    if not folders:
+        raise ValueError("which runs? give the folder of a sweep or of runs")
+    print(write(folders, options.get("baseline")))
+    return 0

@@ -1,0 +1,104 @@
+"""Text from a checkpoint."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+from tokenizers.decoders import DecodeStream
+
+from cli.entry import compose_door
+from compare.evaluate.load import Opened, asked
+from data.tokenizer import END_OF_TEXT, decode, encode
+from model.generate import Draw, generate
+from train.config.schema import at_least, choose
+from train.record.terminal import printable, tracked
+
+USAGE = """\
+Let a finished run continue a prompt. One sample appears as it is written, several when all are done.
+
+  python sample.py run=DIR [KEY=VALUE ...]
+
+Examples
+  python sample.py run=outputs/runs/mine
+  python sample.py run=outputs/runs/mine prompt="def main(" tokens=100
+  python sample.py run=outputs/runs/mine temperature=0 repetition_penalty=1.2
+  python sample.py run=outputs/runs/mine count=3 temperature=1 top_k=null top_p=0.9 seed=7
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The keys of sample.yaml. Raises ValueError for what cannot be asked."""
+
+    prompt: str | None
+    tokens: int
+    count: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    repetition_penalty: float
+    seed: int
+    context: int | None
+    overflow: str
+    cache: bool
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "tokens", "count", "context")
+        at_least(0, self, "seed")
+        choose("overflow", self.overflow, dict.fromkeys(("slide", "refuse")))
+
+    @property
+    def draw(self) -> Draw:
+        return Draw(**{field.name: getattr(self, field.name) for field in fields(Draw)})
+
+
+def sample(overrides: list[str]) -> int:
+    """`python sample.py`."""
+    composed = compose_door(overrides, "sample", USAGE)
+    if composed is None:
+        return 0
+    opening, options = asked(overrides, composed, Options)
+    draw = options.draw
+    run = opening.open(opening.only)
+    prompt = encode(run.tokenizer, "\n" if options.prompt is None else options.prompt)
+    room = options.context or run.model.shape.max_len
+    run.check_context(room)
+    if options.overflow == "refuse" and len(prompt) + options.tokens > room:
+        raise ValueError(
+            f"overflow=refuse: a prompt of {len(prompt)} tokens and tokens={options.tokens} do not "
+            f"fit context={room}"
+        )
+    with run.device.autocast():
+        rows = generate(
+            run.model,
+            prompt,
+            options.tokens,
+            draw=draw,
+            seed=options.seed,
+            rows=options.count,
+            context=room,
+            cached=options.cache,
+            end=run.tokenizer.token_to_id(END_OF_TEXT),
+        )
+        if options.count == 1:
+            stream(run, prompt, (token for (token,) in rows if token is not None))
+            return 0
+        columns = list(tracked(rows, "writing", options.tokens))
+    for number, tokens in enumerate(zip(*columns, strict=True)):
+        if number:
+            print("-" * 40)
+        ids = [token for token in tokens if token is not None]
+        print(printable(decode(run.tokenizer, [*prompt, *ids])))
+    return 0
+
+
+def stream(run: Opened, prompt: list[int], tokens: Iterable[int]) -> None:
+    """Print a text while it is written: each character as soon as its last token is there."""
+    said = decode(run.tokenizer, prompt)
+    print(printable(said), end="", flush=True)
+    decoder, ids = DecodeStream(ids=prompt), list(prompt)
+    for token in tokens:
+        ids.append(token)
+        if piece := decoder.step(run.tokenizer, token):
+            said += piece
+            print(printable(piece), end="", flush=True)
+    print(printable(decode(run.tokenizer, ids).removeprefix(said)))  # bytes that make no character

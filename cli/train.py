@@ -1,0 +1,57 @@
+"""`python train.py`: one run, a sweep of them, or what they would cost."""
+
+from cli.entry import help_page
+from train.config.schema import fits
+from train.setup.match import compose_matched
+from train.sweep.expand import cell_names, cells_of, settings_of, stages_of
+
+USAGE = """\
+Train a small decoder-only language model with the attention and the positions of your choice,
+and record what it cost and what it bought.
+
+  python train.py [KEY=VALUE ...]            one run
+  python train.py -m KEY=A,B,C [...]         a sweep: every combination, each in its own process
+  python train.py plan=true [...]            what one run, or with -m a sweep, would cost
+
+Examples
+  python train.py attn=gqa pos=rope
+  python train.py attn=gqa attn.n_kv_heads=1 data=text data.path="my/*.txt" steps=1e3
+  python train.py -m name=mine attn=mha,gqa,mqa pos=learned,rope seed=0,1,2
+  python train.py experiment=grid            a sweep that a config describes
+  python train.py -m name=mine attn=mha,mqa match=params hydra/launcher=submitit_slurm
+  python train.py out=outputs/runs/mine resume=true
+"""
+
+
+def train(arguments: list[str]) -> int:
+    """`python train.py`: exit code 0 done, 1 a sweep with failed runs, 3 stopped, 128+ on a signal."""
+    if {"-h", "--help"} & set(arguments):
+        print(help_page(USAGE, "train"))
+        return 0
+    flags = {a for a in arguments if a in ("-m", "--multirun")}
+    launcher = [a for a in arguments if a.lstrip("+").startswith("hydra")]
+    overrides = [a for a in arguments if a not in flags and a not in launcher]
+    cells = cells_of(overrides, multirun=bool(flags))
+    first = compose_matched(cells[0])
+    if not fits(first["plan"], bool):
+        raise ValueError(f"plan={first['plan']} is not true or false")
+    settings = settings_of(first)
+    if first["plan"]:
+        from compare.cost.plan import plan
+
+        runs = [stage for cell in cells for stage in stages_of(cell, first)]
+        configs = [compose_matched(cell) for cell in runs]
+        return plan(list(zip(cell_names(runs), configs, strict=True)))
+    if flags or len(cells) > 1 or first["stages"] is not None:
+        from compare.cost.plan import forecast
+        from compare.report.write import report
+        from train.sweep.run import sweep
+
+        return sweep(cells, settings, launcher, forecast, report)
+    if launcher:
+        raise ValueError(f"{launcher[0]}: a launcher is for sweeps (-m)")
+    from train.run import launch
+    from train.sweep.processes import end_with_the_sweep
+
+    end_with_the_sweep()
+    return launch(first)

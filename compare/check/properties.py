@@ -1,0 +1,275 @@
+"""What every attention must hold with every position scheme, on any device and in any dtype.
+
+The tests run all of it; `python -m cli.doctor` runs it on the machine of a user.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from compare.cost.counts import weights_outside_attention
+from model.cache import KVCache
+from model.position.base import Position
+from model.transformer import Transformer
+from train.config.compose import compose
+from train.config.schema import Config
+from train.measure.device import Device
+from train.setup.build import build_model, init_model
+
+TINY = [
+    "model.dim=32",
+    "model.n_layers=3",
+    "model.n_heads=4",
+    "model.max_len=16",
+    "data=text",
+    "data.path=none",
+    "data.tokenizer=char",
+]
+VOCAB = 17
+LENGTH = 16
+CPU = Device("cpu", torch.float32)
+
+
+@functools.cache
+def composed(*overrides: str) -> Config:
+    """The config of a tiny model."""
+    return compose([*TINY, *overrides])
+
+
+class Broken(AssertionError):
+    """A property does not hold."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Tiny models of an attention with a position scheme, on a device in a dtype."""
+
+    attn: str
+    pos: str
+    device: Device = CPU
+    overrides: tuple[str, ...] = ()  # further keys of train.py
+
+    def model(self, *overrides: str, seed: int = 0, spread: float = 5.0) -> Transformer:
+        """An initialised model in evaluation mode, its matrices `spread` times as wide as a start.
+
+        Wide, because at the usual start attention is nearly even and hides mistakes.
+        """
+        config = composed(f"attn={self.attn}", f"pos={self.pos}", *self.overrides, *overrides)
+        model = build_model(config, VOCAB)
+        init_model(model, config, seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(spread)
+        return model.to(self.device.name).eval()
+
+    def tokens(self, *shape: int, seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(VOCAB, shape, generator=generator).to(self.device.name)
+
+    def loss(self, model: nn.Module, rows: int = 2) -> Tensor:
+        """Cross-entropy of random tokens, in the variant's dtype."""
+        with self.device.autocast():
+            logits = model(self.tokens(rows, LENGTH))
+        return F.cross_entropy(
+            logits.float().flatten(0, 1), self.tokens(rows, LENGTH, seed=1).flatten()
+        )
+
+    def require_close(self, actual: Tensor, expected: Tensor, what: str) -> None:
+        """Raise Broken unless logits agree: within 1e-4, or 5 % of their spread in a half dtype."""
+        worst = (actual.float() - expected.float()).abs().max().item()
+        allowed = (
+            1e-4 if self.device.dtype == torch.float32 else 0.05 * expected.float().std().item()
+        )
+        require(worst <= allowed, f"{what}: logits differ by {worst:.2g}, {allowed:.2g} allowed")
+
+
+def require(holds: bool, message: str) -> None:
+    if not holds:
+        raise Broken(message)
+
+
+def causality(variant: Variant) -> None:
+    """A changed token leaves all logits before it exactly alone, and changes its own.
+
+    With gradients and without, which may take other kernels.
+    """
+    for trained in (True, False):
+        with torch.set_grad_enabled(trained), variant.device.autocast():
+            causal(variant)
+
+
+def causal(variant: Variant) -> None:
+    """Raise Broken unless logits heed no later token, in the mode that is set."""
+    model, x = variant.model(), variant.tokens(2, LENGTH)
+    before = model(x)
+    for t in (1, 7, 15):
+        changed = x.clone()
+        changed[:, t] = (changed[:, t] + 1) % VOCAB
+        after = model(changed)
+        require(torch.equal(after[:, :t], before[:, :t]), f"token {t} changes earlier logits")
+        require(not torch.equal(after[:, t], before[:, t]), f"token {t} changes nothing")
+
+
+def gradients(variant: Variant) -> None:
+    """Every parameter gets a finite gradient."""
+    model = variant.model("model.bias=true", "model.tie_embeddings=false").train()
+    variant.loss(model).backward()
+    for name, parameter in model.named_parameters():
+        require(parameter.grad is not None, f"{name} gets no gradient")
+        assert parameter.grad is not None
+        require(bool(parameter.grad.isfinite().all()), f"the gradient of {name} is not finite")
+
+
+@torch.no_grad()
+def decoding(variant: Variant) -> None:
+    """Decoding with a cache equals the full forward: from nothing, after a prefill, in chunks."""
+    model, x = variant.model(), variant.tokens(3, LENGTH)
+    with variant.device.autocast():
+        whole = model(x)
+        for chunks in ([1] * 16, [8, *[1] * 8], [5, 4, 1, 6], [3, 13]):
+            cache = KVCache(model.shape.n_layers, LENGTH)
+            pieces = torch.cat([model(part, cache) for part in x.split(chunks, dim=1)], dim=1)
+            variant.require_close(pieces, whole, f"read in chunks of {chunks}")
+            require(len(cache) == LENGTH, f"the cache counts {len(cache)} of {LENGTH} tokens")
+
+
+@torch.no_grad()
+def cache_bytes(variant: Variant) -> None:
+    """The cache holds exactly the numbers that the mechanisms say, at every length."""
+    model = variant.model()
+    cache, element = KVCache(model.shape.n_layers, LENGTH), variant.device.dtype.itemsize
+    with variant.device.autocast():
+        for length, part in zip(
+            (5, 6, LENGTH), variant.tokens(3, LENGTH).split([5, 1, 10], 1), strict=True
+        ):
+            model(part, cache)
+            said = 3 * element * sum(m.cache_elements(length) for m in model.mechanisms)
+            require(cache.nbytes == said, f"{length} tokens take {cache.nbytes} bytes, not {said}")
+
+
+def flops(variant: Variant) -> None:
+    """Training and decoding cost exactly the FLOPs that the mechanisms say, by torch's count."""
+    variant = replace(variant, device=CPU)  # no number of this depends on the device
+    model = variant.model().train()
+    with FlopCounterMode(display=False) as training:
+        variant.loss(model).backward()
+    said = 2 * LENGTH * model.flops_per_token(LENGTH, causal=False)
+    counted = training.get_total_flops()
+    require(counted == said, f"a training step takes {counted:,} FLOPs, not {said:,.0f}")
+
+    x, cache = variant.tokens(1, LENGTH), KVCache(model.shape.n_layers, LENGTH)
+    with torch.no_grad():
+        model.eval()(x[:, :-1], cache)
+        with FlopCounterMode(display=False) as decoding:
+            model(x[:, -1:], cache)
+    said = 2 * weights_outside_attention(model)
+    said += sum(m.decode_flops(LENGTH - 1) for m in model.mechanisms)
+    counted = decoding.get_total_flops()
+    require(counted == said, f"a decoded token takes {counted:,} FLOPs, not {said:,.0f}")
+
+
+def visible_pairs(variant: Variant) -> None:
+    """Causal scores are counted for the pairs that a query really sees, its own counted half."""
+    variant = replace(variant, device=CPU)
+    model = variant.model()
+    pos = torch.arange(LENGTH)
+    for mechanism in model.mechanisms:
+        x = torch.randn(1, LENGTH, model.shape.dim, requires_grad=True)
+        y = mechanism(x, pos, model.position.rotate, model.position.bias, None)
+        seen = 0
+        for t in range(LENGTH):
+            (gradient,) = torch.autograd.grad(y[0, t].square().sum(), x, retain_graph=True)
+            seen += int((gradient[0].abs().sum(dim=-1) > 0).sum())
+        per_pair = mechanism.score_flops(1, causal=False)
+        counted = round(LENGTH * mechanism.score_flops(LENGTH, causal=True) / per_pair, 6)
+        require(
+            counted == seen - LENGTH / 2,
+            f"{seen} pairs are seen, {LENGTH / 2:g} of them their own; counted are {counted}",
+        )
+
+
+def rotation(variant: Variant) -> None:
+    """Rotated scores depend on i - j alone, far away and in a bfloat16 model too."""
+    position = variant.model().to(torch.bfloat16).position
+    if type(position).rotate is Position.rotate:
+        return
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 1, 4, LENGTH, 8, generator=generator).to(variant.device.name)
+    pos = torch.arange(LENGTH, device=variant.device.name)
+
+    def scores(pos: Tensor) -> Tensor:
+        turned_q, turned_k = position.rotate(q, k, pos)
+        return turned_q @ turned_k.mT
+
+    for shift, allowed in ((37, 1e-4), (4000, 5e-3)):  # float32 angles: 6e-8 of each radian
+        moved = (scores(pos + shift) - scores(pos)).abs().max().item()
+        require(moved < allowed, f"scores change by {moved:.2g} when positions move by {shift}")
+    require(not torch.allclose(scores(2 * pos), scores(pos), atol=1e-2), "distance changes nothing")
+
+
+def one_graph(variant: Variant) -> None:
+    """The forward pass is one graph for torch.compile."""
+    model, x = variant.model(), variant.tokens(2, LENGTH)
+    torch.compiler.reset()
+    with torch.no_grad(), variant.device.autocast():
+        compiled = torch.compile(model, fullgraph=True, backend="eager")(x)
+        variant.require_close(compiled, model(x), "compiled")
+
+
+def real_compiler(variant: Variant) -> None:
+    """The compiled program trains as the plain one does."""
+    model = variant.model().train()
+    torch.compiler.reset()
+    plain = variant.loss(model)
+    model.compile(fullgraph=True)
+    compiled = variant.loss(model)
+    compiled.backward()
+    apart = abs(compiled.item() - plain.item())
+    allowed = 1e-5 if variant.device.dtype == torch.float32 else 1e-2
+    require(apart <= allowed, f"the compiled loss is {apart:.2g} away, {allowed:g} allowed")
+
+
+def training(variant: Variant) -> None:
+    """Two optimizer steps lower the loss."""
+    model = variant.model(spread=1.0).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(3):
+        loss = variant.loss(model, rows=4)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    require(losses[0] > losses[1] > losses[2], f"losses of three steps: {losses}")
+
+
+def same_start(variant: Variant) -> None:
+    """Tensors that it shares with plain attention start equal, and with another seed they do not."""
+    mine, baseline = variant.model(), Variant("mha", "none", variant.device).model()
+    theirs = dict(baseline.named_parameters())
+    shared = [n for n, p in mine.named_parameters() if n in theirs and theirs[n].shape == p.shape]
+    require({"embed.weight", "blocks.1.feedforward.up.weight"} <= set(shared), "nothing is shared")
+    for name in shared:
+        require(torch.equal(mine.get_parameter(name), theirs[name]), f"{name} starts elsewhere")
+    other = variant.model(seed=1)
+    require(not torch.equal(other.embed.weight, mine.embed.weight), "the seed changes nothing")
+
+
+PROPERTIES: list[Callable[[Variant], None]] = [
+    causality,
+    gradients,
+    decoding,
+    cache_bytes,
+    flops,
+    visible_pairs,
+    rotation,
+    one_graph,
+    training,
+    same_start,
+]

@@ -1,0 +1,123 @@
+"""What a model costs, from its config alone: nothing is allocated and nothing is trained."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from model.loss import next_token_loss
+from model.transformer import Transformer
+from train.config.schema import Config
+from train.measure.device import Device
+from train.setup.build import build_model, build_optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Counts of one variant; those of decoding are for one sequence after `length` tokens."""
+
+    length: int  # the model's max_len
+    params: int
+    params_non_embedding: int
+    flops_per_token: float  # training, forward and backward
+    decode_flops: float  # the whole model, for the next token, with its cache
+    attention_flops: float  # attention's part of that
+    attention_flops_uncached: float  # the same, with keys and values of all tokens made again
+    cache_elements: int  # numbers cached
+    cache_bytes: int  # in the run's dtype
+
+
+def cost(config: Config, vocab_size: int, device: Device) -> Cost:
+    """Count a config's model. Every mechanism states its own part, see model/attention/base.py."""
+    with torch.device("meta"):
+        model = build_model(config, vocab_size)
+    length, mechanisms = model.shape.max_len, model.mechanisms
+    params, inner = model.count_parameters()
+    attention = sum(m.decode_flops(length) for m in mechanisms)
+    elements = sum(m.cache_elements(length) for m in mechanisms)
+    return Cost(
+        length=length,
+        params=params,
+        params_non_embedding=inner,
+        flops_per_token=model.flops_per_token(length),
+        decode_flops=attention + 2 * weights_outside_attention(model),
+        attention_flops=attention,
+        attention_flops_uncached=sum(m.decode_flops(length, cached=False) for m in mechanisms),
+        cache_elements=elements,
+        cache_bytes=elements * device.dtype.itemsize,
+    )
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What one more token costs after `length` others, in all attention layers."""
+
+    length: int
+    multiply_adds: float
+    multiply_adds_uncached: float
+    cache_elements: int
+
+    @property
+    def saved(self) -> float:
+        """The part of the multiply-adds that the cache saves."""
+        return 1 - self.multiply_adds / self.multiply_adds_uncached
+
+
+def decoding_of(config: Config, points: int = 32) -> list[Decoding]:
+    """The cost of decoding at lengths up to a model's context."""
+    with torch.device("meta"):
+        model = build_model(config, vocab_size=1)
+    end = model.shape.max_len
+    return [
+        Decoding(
+            length=n,
+            multiply_adds=sum(m.decode_flops(n) for m in model.mechanisms) / 2,
+            multiply_adds_uncached=sum(m.decode_flops(n, cached=False) for m in model.mechanisms)
+            / 2,
+            cache_elements=sum(m.cache_elements(n) for m in model.mechanisms),
+        )
+        for n in sorted({max(1, round(i * end / points)) for i in range(points + 1)})
+    ]
+
+
+def weights_outside_attention(model: Transformer) -> int:
+    """Weights of the matrices that a token is multiplied with, those of attention left out."""
+    attention = {id(m) for part in model.mechanisms for m in cast(nn.Module, part).modules()}
+    linear = (m for m in model.modules() if isinstance(m, nn.Linear) and id(m) not in attention)
+    return sum(m.weight.numel() for m in linear)
+
+
+def training_bytes(config: Config, vocab_size: int, device: Device) -> dict[str, int]:
+    """Tensor bytes at the highest point of forward and backward, in all and by kind.
+
+    They run on tensors without memory (`FakeTensorMode`), so whatever a variant allocates is counted
+    without being told. What a fused kernel keeps to itself is not, nor the scratch of Muon's step.
+    """
+    from torch.distributed._tools.mem_tracker import MemTracker  # takes a second to import
+
+    rows = -(-config["batch_size"] // config["accumulate"])  # of the larger micro-batches
+    with FakeTensorMode(), torch.device(device.name):
+        model = build_model(config, vocab_size).train()
+        optimizer, _ = build_optimizer(config, model, config["steps"])
+        tokens = torch.zeros(rows, model.shape.max_len, dtype=torch.int64)
+        if config["accumulate"] > 1:  # all micro-batches but the first add to gradients that exist
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+        tracker = MemTracker()
+        tracker.track_external(model)
+        with tracker:
+            with device.autocast():
+                loss = next_token_loss(model, tokens, tokens)
+            loss.backward()
+        optimizer.step(0.0)
+    peaks = tracker.get_tracker_snapshot("peak")
+    (peak,) = (peak for where, peak in peaks.items() if where.type == device.name)
+    kinds: dict[str, int] = {getattr(kind, "value", kind): size for kind, size in peak.items()}
+    return {
+        "total": kinds["Total"] + optimizer.nbytes,
+        "parameters": kinds["Parameter"],
+        "optimizer": optimizer.nbytes,
+        "activations": kinds["Activation"] + kinds["Temp"],
+    }

@@ -1,0 +1,177 @@
+"""What runs would cost, before anything is trained: python train.py plan=true ..."""
+
+import os
+import re
+
+from train.config.schema import Config
+
+
+def plan(runs: list[tuple[str, Config]]) -> int:
+    """Print the costs of every run, by name: what training takes, and what decoding does.
+
+    Runs that differ in their seed alone are counted and probed once.
+    """
+    from compare.cost.step_estimate import BUDGET
+    from train.measure import device as devices
+    from train.record.terminal import columns, duration, say, tracked
+    from train.setup.run_setup import check
+
+    runs = [(name, check(config | {"force": True}).config) for name, config in runs]
+    devices.set_up(runs[0][1]["threads"], runs[0][1]["tf32"])
+    known: dict[str, tuple[list[str], list[str], float | None]] = {}
+    training, decoding, seconds = [], [], []
+    say(f"counting {len(runs)} runs; a probe of {BUDGET:g} seconds for each that differs")
+    for name, config in tracked(runs, "plan"):
+        same = {key: value for key, value in config.items() if key not in ("seed", "out", "name")}
+        if (key := repr(same)) not in known:
+            known[key] = rows_of(config)
+        costs, decodes, took = known[key]
+        name = name if len(runs) > 1 else " ".join(config["choices"][g] for g in ("attn", "pos"))
+        training.append([name, *costs])
+        decoding.append([name, *decodes])
+        seconds.append(took)
+    lengths = sorted({int(config["model"]["max_len"]) for _, config in runs})
+    print(columns([TRAINING, *training]))
+    after = " or ".join(f"{length:,}" for length in lengths)
+    print(f"\none more token after {after}, all layers; attention in multiply-adds")
+    print(columns([DECODING, *decoding]))
+    if len(runs) > 1 and None not in seconds:
+        print(f"\ntraining time of all: {duration(sum(s for s in seconds if s is not None))}")
+    return 0
+
+
+TRAINING = "run|parameters|MFLOP/token|PFLOP|peak MiB|activations MiB|step ms|training".split("|")
+DECODING = "run|MFLOP|attention|without cache|KV elements|KV bytes|KV bytes/token".split("|")
+
+
+def rows_of(config: Config) -> tuple[list[str], list[str], float | None]:
+    """The cells of a run in both tables, and its seconds of training."""
+    from compare.cost.counts import cost, training_bytes
+    from compare.cost.step_estimate import step_seconds
+    from train.measure.device import memory_bytes, pick
+    from train.record.terminal import duration, number
+
+    device = pick(config["device"], config["dtype"], config["compile"], config["steps"])
+    vocab_size = vocabulary(config)
+    counted = cost(config, vocab_size, device)
+    held = training_bytes(config, vocab_size, device)
+    there = memory_bytes(device)
+    fits = there is None or held["total"] < there
+    step = step_seconds(config, vocab_size) if fits else None
+    took = None if step is None else step * config["steps"]
+    tokens = config["steps"] * config["batch_size"] * counted.length
+    training = [
+        f"{counted.params:,}",
+        f"{counted.flops_per_token / 1e6:,.2f}",
+        f"{counted.flops_per_token * tokens / 1e15:,.3f}",
+        f"{held['total'] / 2**20:,.1f}",
+        f"{held['activations'] / 2**20:,.1f}",
+        number(None if step is None else 1e3 * step, ",.1f") if fits else "does not fit",
+        "-" if took is None else duration(took),
+    ]
+    decoding = [
+        f"{counted.decode_flops / 1e6:,.3f}",
+        f"{counted.attention_flops / 2:,.0f}",
+        f"{counted.attention_flops_uncached / 2:,.0f}",
+        f"{counted.cache_elements:,}",
+        f"{counted.cache_bytes:,}",
+        f"{round(counted.cache_bytes / counted.length):,}",
+    ]
+    return training, decoding, took
+
+
+OVERHEAD = 10.0  # seconds of a run to start, to measure what the loop does not, and to save
+
+
+def forecast(runs: list[tuple[str, Config]], jobs: int) -> None:
+    """Say what a sweep is about to do: its variants, their parameters, and the time it may take.
+
+    The time is that of training, of validations at the speed of training's forward pass, and some
+    seconds more for each run.
+    """
+    from compare.cost.counts import cost
+    from train.measure import device as devices
+    from train.record.terminal import columns, duration, number, say
+
+    variants: dict[str, list[tuple[str, Config]]] = {}
+    for name, config in runs:
+        apart = ("seed", "out", "name", "init_from")
+        key = repr({k: v for k, v in config.items() if k not in apart})
+        variants.setdefault(key, []).append((name, config))
+    same = list(variants.values())
+    sizes = [corpus_of(config) for (_, config), *_ in same]
+    say(f"{len(runs)} runs of {len(same)} variants; timing a few steps of each")
+    models = [(config, vocab) for ((_, config), *_), (vocab, _) in zip(same, sizes, strict=True)]
+    steps = probed(models)
+    rows = [["variant", "runs", "parameters", "step ms", "each"]]
+    total = 0.0
+    for ((name, config), *others), (vocab, tokens), step in zip(same, sizes, steps, strict=True):
+        device = devices.pick(config["device"], config["dtype"], config["compile"], config["steps"])
+        times = config["steps"] + validations(config, tokens)
+        took = OVERHEAD + (0.0 if step is None else step * times)
+        total += took * (1 + len(others))
+        name = re.sub(r"_?seed-\d+", "", name).strip("_") or name
+        cells = [f"{1 + len(others)}", f"{cost(config, vocab, device).params:,}"]
+        cells.append(number(None if step is None else 1e3 * step, ",.1f"))
+        rows.append([name, *cells, "not known" if step is None else duration(took)])
+    say(columns(rows))
+    least = "at least" if None in steps else "about"
+    order = "one after the other" if jobs == 1 else f"{jobs} side by side"
+    say(f"{len(runs)} runs {order}: {least} {duration(total / jobs)}")
+
+
+def probed(models: list[tuple[Config, int]]) -> list[float | None]:
+    """Seconds of a step of each config with its vocabulary; None where it cannot be told.
+
+    In a process apart: what crashes there is for the sweep to find out, not for its plan.
+    """
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    from compare.cost.step_estimate import begin, step_seconds
+    from train.record.terminal import tracked
+
+    found: list[float | None] = []
+    context = multiprocessing.get_context("spawn")
+    pool = None
+    for config, vocab_size in tracked(models, "timing"):
+        if not config["steps"]:
+            found.append(0.0)
+            continue
+        pool = pool or ProcessPoolExecutor(
+            1, context, begin, (config["threads"], config["tf32"], os.getpid())
+        )
+        try:
+            found.append(pool.submit(step_seconds, config, vocab_size).result())
+        except (Exception, SystemExit):  # noqa: BLE001  a broken pool, or no memory for it
+            found.append(None)
+            pool.shutdown(wait=False, cancel_futures=True)
+            pool = None
+    if pool:
+        pool.shutdown()
+    return found
+
+
+def validations(config: Config, tokens: int) -> float:
+    """What the validations of a run cost, in training steps: a forward pass is a third of a step."""
+    steps, every = config["steps"], config["eval_every"]
+    times = 1 if every is None else max(1, -(-steps // every))
+    return times * tokens / (config["batch_size"] * config["model"]["max_len"]) / 3
+
+
+def corpus_of(config: Config) -> tuple[int, int]:
+    """The vocabulary that a run's model has, and the tokens of its validation text."""
+    from data.corpus import prepare
+    from train.record.terminal import say
+    from train.setup.build import build_source
+
+    source, options, _ = build_source(config)
+    corpus = prepare(source, say=say, **options)
+    size = config["model"]["vocab_size"] or corpus.tokenizer.get_vocab_size()
+    return size, 0 if corpus.val is None else len(corpus.val)
+
+
+def vocabulary(config: Config) -> int:
+    """The vocabulary that a run's model has: its own, or that of its corpus, which is read."""
+    given = config["model"]["vocab_size"]
+    return corpus_of(config)[0] if given is None else int(given)

@@ -1,0 +1,106 @@
+"""A finished run as a folder of transformers: python -m cli.export."""
+
+import importlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from compare.evaluate.load import Opened
+from data.atomic import TEMPORARY, sync
+from data.tokenizer import END_OF_TEXT, decode, encode
+from train.setup.huggingface import Family, home_of, their_config, their_weights
+
+LIMIT = 1e-4  # of a difference between logits whose spread is 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command takes."""
+
+    run: str
+    to: str
+    checkpoint: str
+
+
+def export(run: Opened, to: Path) -> str:
+    """Write a run's folder whole, or not at all; what it became, and how that was checked.
+
+    Raises ValueError if transformers has no model that computes the same.
+    """
+    family = home_of(run.config)
+    temporary = to.parent / f"{TEMPORARY}{to.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        fill(temporary, run, family)
+        checked = check(temporary, run)
+        for path in [*temporary.iterdir(), temporary]:
+            sync(path)
+        if to.exists():
+            to.rmdir()
+        temporary.rename(to)
+        sync(to.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return f"{to}: {family.architecture}, {checked}"
+
+
+def fill(folder: Path, run: Opened, family: Family) -> None:
+    """Write the files of a run, as transformers has them."""
+    end = run.tokenizer.token_to_id(END_OF_TEXT)
+    ends = {"bos_token_id": end, "eos_token_id": end}
+    tokenizer = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": run.model.shape.max_len,
+        "split_special_tokens": True,  # text that spells a special token stays text
+        "clean_up_tokenization_spaces": False,
+        **({} if end is None else {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}),
+    }
+    content = {
+        "config.json": their_config(family, run.model, run.config) | ends,
+        "generation_config.json": ends,
+        "tokenizer_config.json": tokenizer,
+    }
+    for name, values in content.items():
+        (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    shutil.copy(run.folder / "tokenizer.json", folder)
+    weights = their_weights(family, run.model)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def check(folder: Path, run: Opened) -> str:
+    """Load a folder with transformers and compare; what came of it, or that it is not installed.
+
+    Raises ValueError for other logits or other tokens.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        transformers: Any = importlib.import_module("transformers")
+    except ImportError:
+        return 'not checked, as transformers is not installed: pip install ".[peers]"'
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    size, length = run.tokenizer.get_vocab_size(), run.model.shape.max_len
+    tokens = torch.randint(size, (2, length), generator=torch.Generator().manual_seed(0))
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, local_files_only=True, dtype=torch.float32
+    )
+    with torch.no_grad():
+        ours, theirs = run.model(tokens), model.eval()(tokens, use_cache=False).logits
+    apart = (ours - theirs).abs().max().item()
+    if not apart <= LIMIT * max(1.0, ours.std().item()):
+        raise ValueError(f"{run.folder}: transformers computes other logits, {apart:.2g} apart")
+    text = decode(run.tokenizer, [*range(size), *tokens.flatten().tolist()])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if tokenizer.encode(text, add_special_tokens=False) != encode(run.tokenizer, text):
+        raise ValueError(f"{run.folder}: transformers makes other tokens of {text[:20]!r}...")
+    return (
+        f"checked with transformers {transformers.__version__}: logits of {length} tokens at most "
+        f"{apart:.1e} apart, tokens of {len(text):,} characters the same"
+    )

@@ -1,0 +1,91 @@
+"""Whatever makes a comparison less than it seems."""
+
+import hashlib
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+from compare.report.runs import Run
+from compare.report.statistics import FEW
+from compare.report.variants import Variant, plain, settings_of
+
+LOSSLESS = {"memory": None}  # settings that change no loss, made the same for all
+
+
+def doubts(
+    runs: Sequence[Run], variants: Sequence[Variant], confounded: Sequence[str]
+) -> Iterator[str]:
+    """Whatever makes the comparison less than it seems."""
+    done = [run for run in runs if run.done]
+    trained = [run for run in done if run.get("steps")]
+    if missing := [run for run in runs if run.over and not run.done]:
+        names = ", ".join(f"{r.folder.name} ({r.status.get('reason')})" for r in missing)
+        yield f"{len(missing)} of {len(runs)} runs have no result: {names}."
+    if to_come := sum(not run.over for run in runs):
+        yield f"{to_come} of {len(runs)} runs are still to come."
+    if len({run.get("data_fingerprint") for run in done}) > 1:
+        yield "The runs have different corpora: neither perplexity nor bits per byte compare across them."
+    elif len({run.get("tokenizer_sha256") for run in done}) > 1:
+        yield "The runs have different tokenizers: they are compared in bits per byte, not perplexity."
+    elif done and all(run.get("val_loss") is None and run.get("train_loss") for run in done):
+        yield "No run has a validation split: compared by training loss, on text that was trained on."
+    for key in ("device", "dtype", "threads", "compiled"):
+        values = sorted({plain(run.get(key)) for run in done})
+        if len(values) > 1:
+            yield f"{key} differs ({', '.join(values)}): times and memory do not compare."
+    for key in ("cpu", "gpu", "torch", "platform", "git_commit"):
+        values = sorted({str(run.environment.get(key)) for run in done if run.environment})
+        if len(values) > 1:
+            yield f"The runs come from different machines or versions ({key}: {', '.join(values)})."
+    kernels: dict[str, dict[str, None]] = {}
+    for v in variants:
+        for run in v.done if trained else ():
+            kernels.setdefault(plain(run.get("kernel")), {})[v.label] = None
+    if len(kernels) > 1:
+        each = "; ".join(f"{kernel}: {', '.join(names)}" for kernel, names in kernels.items())
+        yield f"Different attention kernels, so times compare kernels too ({each})."
+    if len({sum(stage.get("tokens") or 0 for stage in run.stages) for run in done}) > 1:
+        yield "The runs were trained on different numbers of tokens: unequal budgets."
+    if confounded:
+        yield f"{', '.join(confounded)} differ along with the variants: their effects cannot be told apart."
+    if max(beside := side_by_side(done), default=1) > 1:
+        yield f"Up to {max(beside)} runs shared the machine: their times say little, and are not compared."
+    elif 0 in beside:
+        yield "A launcher placed the runs: whether any shared a machine is not known; times are not compared."
+    if odd := [r.folder.name for r in trained if not finite(r.get("val_loss"))]:
+        yield f"{', '.join(odd)} ended with a loss that is not finite, and count nowhere."
+    if doubles := [v.label for v in variants if sum(run.done for run in v.runs) > len(v.seeds)]:
+        yield f"{', '.join(doubles)}: more than one run with the same seed; the last of them counts."
+    seeds = [len(v.seeds) for v in variants if v.done]
+    if trained and min(seeds) < FEW and len(variants) > 1:
+        few = "one seed" if min(seeds) == 1 else f"{min(seeds)} seeds"
+        yield f"Some variants have {few}: {FEW} at least are needed for an interval worth having."
+    yield from twins(done)
+
+
+def twins(done: Sequence[Run]) -> Iterator[str]:
+    """Runs that claim to differ and have bit-identical curves."""
+    seen: dict[str, list[Run]] = {}
+    for run in done:
+        if len(run.train) > 1:
+            curve = hashlib.sha256(repr(run.train).encode()).hexdigest()
+            seen.setdefault(curve, []).append(run)
+    for same in seen.values():
+        for one, two in itertools.pairwise(same):
+            mine, theirs = (settings_of(run) | LOSSLESS for run in (one, two))
+            if mine != theirs or one.seed != two.seed:
+                names = f"{one.folder.name} and {two.folder.name}"
+                yield f"{names} have bit-identical losses: a switch did nothing, or both are one thing."
+
+
+def finite(loss: float | None) -> bool:
+    return loss is None or math.isfinite(loss)
+
+
+def side_by_side(done: Sequence[Run]) -> set[int]:
+    """How many runs of their sweep were on a machine at once; 0 where another launcher placed them."""
+    return {run.environment.get("side_by_side", 1) for run in done}
+
+
+def one_of(done: Sequence[Run], key: str) -> bool:
+    return len({plain(run.get(key)) for run in done}) <= 1

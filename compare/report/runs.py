@@ -1,0 +1,146 @@
+"""Finished runs, read from their folders."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.atomic import read_json
+from train.config.old_spellings import modernise
+from train.config.schema import Config
+from train.record.run_folder import is_theirs
+from train.record.run_log import records
+
+Curve = list[tuple[int, float]]  # (step, loss)
+
+
+@dataclass(eq=False)
+class Run:
+    """One run's record; whatever is missing from its folder is empty."""
+
+    folder: Path
+    config: Config
+    summary: dict[str, Any]
+    status: dict[str, Any]
+    environment: dict[str, Any]
+    train: Curve
+    val: Curve
+    sample: str
+    parent: "Run | None" = None  # the stage before, if it is among the runs read
+    origin_loss: float | None = None  # the validation loss of the run that gave the weights
+
+    @property
+    def done(self) -> bool:
+        return bool(self.summary) and self.status.get("state", "done") == "done"
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is to be expected of it."""
+        return self.done or self.status.get("state") not in ("waiting", "running")
+
+    @property
+    def seed(self) -> int:
+        return int(self.summary.get("seed") or self.config.get("seed") or 0)
+
+    @property
+    def stages(self) -> "list[Run]":
+        """Itself and the runs that its weights came from, the first one first."""
+        return [*(self.parent.stages if self.parent else []), self]
+
+    def history(self, split: str) -> Curve:
+        """The losses of all stages as one curve, steps counted from the first."""
+        curve: Curve = []
+        done = 0
+        for stage in self.stages:
+            own = stage.train if split == "train" else stage.val
+            curve += [(done + step, loss) for step, loss in own if step or not done]
+            done += stage.summary.get("steps") or (stage.train[-1][0] if stage.train else 0)
+        return curve
+
+    def get(self, key: str) -> Any:
+        """A number of the summary; None if it has none."""
+        return self.summary.get(key)
+
+    def answer(self, kind: str) -> dict[str, Any]:
+        """What eval.py measured of it: length, decode or attention; empty if it was not asked."""
+        path = self.folder / "eval" / f"{kind}.json"
+        return read_json(path) if path.exists() else {}
+
+
+def read(folders: Sequence[Path]) -> list[Run]:
+    """The runs in these folders: a run, a sweep, or anything that holds such.
+
+    A run that others continue is their stage before, and no run of its own.
+    Raises ValueError if there are none.
+    """
+    found = [cell for folder in folders for cell in cells_in(folder)]
+    cells = {folder.resolve(): (folder, config, parent) for folder, config, parent in found}
+    if not cells:
+        raise ValueError(
+            f"{', '.join(map(str, folders))}: no run there (a folder with config.json)"
+        )
+    runs = {path: open_run(folder, config) for path, (folder, config, _) in cells.items()}
+    named = {folder.resolve() for folder in folders}
+    for path, run in runs.items():
+        origin = cells[path][2] or run.config.get("init_from")
+        before = Path(origin).resolve() if origin else None
+        if before and before != path and before not in named:
+            run.parent = runs.get(before)
+    continued = {id(run.parent) for run in runs.values()}
+    return [run for run in runs.values() if id(run) not in continued]
+
+
+def cells_in(folder: Path) -> Iterator[tuple[Path, Config, Path | None]]:
+    """The runs under a folder: where, the config asked for, and the stage before if it is known.
+
+    Those of a sweep come in its order, and are those alone that it was last asked for.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder")
+    if (folder / "sweep.json").exists():
+        for cell in read_json(folder / "sweep.json")["cells"]:
+            parent = cell["parent"] and folder / cell["parent"]
+            yield folder / cell["name"], cell.get("config", {}), parent
+    elif is_theirs(folder):
+        return
+    elif any((folder / name).exists() for name in ("config.json", "summary.json", "status.json")):
+        yield folder, {}, None
+    else:
+        for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
+            yield from cells_in(inner)
+
+
+def open_run(folder: Path, asked: Config) -> Run:
+    """What a run's folder holds. A run that left no config has the one that was `asked` for."""
+
+    def read_or(name: str, other: dict[str, Any]) -> dict[str, Any]:
+        return read_json(folder / name) if (folder / name).exists() else other
+
+    config = modernise(read_or("config.json", asked))
+    lines = list(records(folder / "metrics.jsonl"))
+    text = folder / "sample.txt"
+    summary = read_or("summary.json", {})
+    return Run(
+        folder=folder,
+        config=config,
+        summary=summary,
+        status=read_or("status.json", {"state": "done" if summary else "waiting", "reason": None}),
+        environment=read_or("environment.json", {}),
+        train=curve(lines, "train"),
+        val=curve(lines, "val"),
+        sample=text.read_text(encoding="utf-8") if text.exists() else "",
+        origin_loss=loss_of(config.get("init_from")),
+    )
+
+
+def curve(lines: list[dict[str, Any]], split: str) -> Curve:
+    """The finite losses of a split, by step."""
+    found = ((line["step"], line["loss"]) for line in lines if line["split"] == split)
+    return [(step, loss) for step, loss in found if math.isfinite(loss)]
+
+
+def loss_of(origin: str | None) -> float | None:
+    """The validation loss that a run ended with, if it is still there."""
+    path = Path(origin) / "summary.json" if origin else None
+    return read_json(path).get("val_loss") if path and path.exists() else None

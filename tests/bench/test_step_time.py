@@ -1,0 +1,160 @@
+"""The benchmark compares like with like, and ends whatever another package does."""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import tokens
+from torch import nn
+
+from bench import op_breakdown as parts
+from bench import peers
+from bench import step_time as speed
+from bench.peers import PEERS, installed
+from compare.check.properties import TINY, VOCAB
+from compare.cost.step_estimate import bare_job
+from model.shape import Shape
+from train.config.compose import compose
+from train.measure.device import Device
+from train.setup.run_setup import Job
+
+TEXT = ["data.path=README.md"]  # never read
+CPU = Device("cpu", torch.float32)
+
+
+def job(*overrides: str) -> Job:
+    return bare_job(
+        compose([*TINY, *TEXT, *speed.SAME, "batch_size=2", "dtype=float32", *overrides]), VOCAB
+    )
+
+
+class Here(Executor):
+    """Does in this process what is asked of another."""
+
+    def submit(self, act: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(act(*arguments))
+        return future
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[str]]:
+    """The command at a tiny shape, into a folder of its own; the names of what took part."""
+    monkeypatch.setattr(speed, "WORKS", {"tiny": [*TINY, *TEXT, "batch_size=2"]})
+    monkeypatch.setattr(speed, "INTO", tmp_path / "bench")
+    monkeypatch.setattr(speed.devices, "set_up", lambda threads, tf32: None)
+    monkeypatch.setattr(speed, "elsewhere", Here)
+
+    def run(*arguments: str) -> list[str]:
+        assert speed.main(["work=tiny", "rounds=2", *arguments]) == 0
+        rows = json.loads((tmp_path / "bench/speed.json").read_text())["works"]["tiny"]
+        for row in rows:
+            assert row["step_ms"] > 0
+            assert row["peak_bytes"] > 0
+            assert row["times_ours"][row["dtype"]][0] <= row["times_ours"][row["dtype"]][2]
+        return [row["contender"] for row in rows]
+
+    return run
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_peer_is_of_our_size_and_causal(name: str) -> None:
+    if name not in installed(0.0):
+        pytest.skip(
+            f"{name} is not installed; litgpt's pins exclude ours, others are peers' extras"
+        )
+    mine = job("model.dim=192", "model.n_heads=6", "model.max_len=64").model
+    theirs = PEERS[name](mine.shape).eval()
+    size = sum(p.numel() for p in theirs.parameters())
+    assert size == pytest.approx(mine.count_parameters()[0], rel=0.03)
+    x = tokens(2, 16) % mine.shape.vocab_size
+    changed = x.clone()
+    changed[:, 9:] = (changed[:, 9:] + 1) % mine.shape.vocab_size
+    with torch.no_grad():
+        one, other = theirs(x), theirs(changed)
+    assert one.shape == (2, 16, mine.shape.vocab_size)
+    torch.testing.assert_close(one[:, :9], other[:, :9])
+    assert not torch.allclose(one[:, 9:], other[:, 9:])
+
+
+def test_ours_is_the_trainers_own_step() -> None:
+    made = job()
+    before = [p.clone() for p in made.model.parameters()]
+    contender = speed.ours(made)
+    contender.step()
+    assert not any(map(torch.equal, before, made.model.parameters()))
+    held = sum(p.nbytes for p in made.model.parameters()) + made.optimizer.nbytes
+    assert contender.peak_bytes() > held > 0
+
+
+def test_a_peer_that_fails_is_said_and_the_others_take_part(
+    quick: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def broken(shape: Shape) -> nn.Module:
+        raise RuntimeError("it has\nits reasons")
+
+    found = {"transformers GPT-2": peers.gpt2, "broken": broken}
+    monkeypatch.setattr(speed, "installed", lambda dropout: found)
+    monkeypatch.setattr(nn.Module, "compile", lambda self, mode=None: None)  # takes half a minute
+    names = quick("dtype=float32", "variants=false")
+    assert names[0].startswith("ours, ")
+    assert "transformers GPT-2, float32" in names
+    assert not [name for name in names if name.startswith("broken")]
+    said = capsys.readouterr()
+    assert "broken, float32: RuntimeError: it has its reasons" in said.err
+    assert "transformers GPT-2, float32" in said.out
+
+
+def test_without_peers_ours_are_timed_alone(
+    quick: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nn.Module, "compile", lambda self, mode=None: None)
+    names = quick("peers=false")
+    assert {name.split(",")[0] for name in names} == {"ours"}
+    for changed in ("attn=mqa", "attn=sliding attn.window=4", "memory=lean", "compile=true"):
+        assert sum(name.endswith(f", {changed}") for name in names) == 1
+    with pytest.raises(ValueError, match="work=huge"):
+        speed.main(["work=huge"])
+
+
+def test_contenders_take_turns_and_settle() -> None:
+    order: list[str] = []
+    steps = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    times = speed.alternate(steps, CPU, rounds=2, warm_up=1)
+    assert order == list("ababab")
+    assert {name: len(found) for name, found in times.items()} == {"a": 2, "b": 2}
+    order.clear()
+    speed.alternate(steps, CPU, rounds=1, warm_up=0, settle=True)
+    assert order == list("aabb")
+
+
+def test_dropout_leaves_out_who_has_none() -> None:
+    assert set(installed(0.1)) == set(installed(0.0)) & set(peers.WITH_DROPOUT)
+
+
+def test_the_parts_of_a_step_are_all_of_it() -> None:
+    whole, steps = parts.measure(job("optim=muon"))
+    model = job().model
+    length = model.shape.max_len
+    operations = steps[-1]
+    products = [o for o in operations if o.part.startswith(("products", "attention's"))]
+    counted = model.flops_per_token(length, causal=False) * 2 * length
+    assert sum(o.flops for o in products) == counted
+    assert any(o.flops for o in operations if o.part == parts.OPTIMIZER)  # Muon's own
+    _, *lines, left, total = parts.table(whole, steps, 1e9)
+    assert {o.part for o in operations} == {line[0] for line in lines}
+    assert len(operations) == sum(int(line[1].replace(",", "")) for line in lines)
+    assert total[1] == f"{len(operations):,}"
+    known = sum(float(line[2].replace(",", "")) for line in [*lines, left])
+    assert known == pytest.approx(1e3 * whole, abs=0.1 * len(lines))
+
+
+def test_the_parts_of_a_compiled_step_are_refused() -> None:
+    with pytest.raises(ValueError, match="compile=false"):
+        parts.main(["model=nano", "attn=mha", "pos=rope", "compile=true"])

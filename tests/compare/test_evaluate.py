@@ -1,0 +1,360 @@
+"""Evaluation of finished runs: exact scores, length, decoding, attention, and what is refused."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import RUN, build, tokens
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cli.evaluate import evaluate
+from cli.sample import sample
+from compare.evaluate import attention, decode
+from compare.evaluate.dataset import open_text
+from compare.evaluate.load import Opened, Opening
+from compare.report.statistics import ratio_interval
+from compare.report.write import write
+from data.tokenizer import END_OF_TEXT, encode
+from model.attention.attend import watched
+from model.cache import KVCache
+from model.likelihood import token_nats
+from train.config.compose import compose
+from train.measure.device import Device
+from train.run import launch
+
+Answer = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
+    """A folder with three finished runs on one text: rope, learned, and rope on other tokens."""
+    folder = tmp_path_factory.mktemp("runs")
+    documents = text.read_text(encoding="utf-8").split("\n\n")
+    rows = folder / "documents.jsonl"
+    rows.write_text("".join(json.dumps({"text": d + "\n\n"}) + "\n" for d in documents if d))
+    kinds = {"rope": "pos=rope", "learned": "pos=learned", "bytes": "pos=rope data.tokenizer=byte"}
+    for name, overrides in kinds.items():
+        places = [f"data.path={rows}", f"data.cache={folder}/cache", f"out={folder}/{name}"]
+        tokenizer = ["data.tokenizer=bpe", "data.vocab_size=300", "data.val_fraction=0.5"]
+        assert launch(compose([*RUN, *places, *tokenizer, "steps=4", *overrides.split()])) == 0
+    return folder
+
+
+def opened(folder: Path) -> Opened:
+    return Opening(
+        run=str(folder), checkpoint="latest", device="cpu", dtype="float32", threads=1
+    ).open(folder)
+
+
+def answer(capsys: pytest.CaptureFixture[str], *overrides: str) -> Answer:
+    """What `python eval.py` writes."""
+    assert evaluate([*overrides, "dtype=float32", "threads=1"]) == 0
+    path = capsys.readouterr().out.split("written: ")[1].split()[0]
+    return dict(json.loads(Path(path).read_text()))
+
+
+@pytest.mark.parametrize(("context", "stride"), [(16, 16), (16, 4), (16, 5), (16, 1), (7, 3)])
+@pytest.mark.parametrize("length", [2, 17, 18, 60])
+def test_each_token_is_scored_once_with_the_history_it_may_have(
+    context: int, stride: int, length: int
+) -> None:
+    model, text = build("mha", "rope"), tokens(length)
+    expected = []
+    for t in range(1, length):
+        start = max(0, -((context - t) // stride)) * stride  # the first window that reaches t
+        assert 1 <= t - start <= context
+        assert t - start > context - stride or start == 0
+        logits = model(text[None, start:t])[0, -1].log_softmax(dim=-1)
+        expected.append(-logits[text[t]])
+    for rows in (1, 3, 64):
+        nats = token_nats(
+            model, text, context=context, stride=stride, batch_size=rows, device="cpu"
+        )
+        torch.testing.assert_close(nats, torch.stack(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_a_stride_that_leaves_tokens_out_is_refused() -> None:
+    for stride in (0, 17):
+        with pytest.raises(ValueError, match=f"stride={stride}"):
+            token_nats(build("mha", "rope"), tokens(9), context=16, stride=stride, batch_size=1,
+                       device="cpu")  # fmt: skip
+
+
+def test_the_units_of_a_bootstrap_hold_every_token_and_byte_once(runs: Path) -> None:
+    run = opened(runs / "rope")
+    text = open_text(run, None, None, None)
+    kind, unit, sizes = text.units()
+    documents = text.corpus.documents["val"]
+    assert kind == "documents"
+    assert len(sizes) == len(documents) >= 20
+    assert sizes.sum() == text.scored_bytes
+    ends = np.r_[documents[1:, 0], len(text.tokens)]
+    assert [list(np.flatnonzero(unit == i) + 1) for i in range(len(sizes))] == [
+        list(range(max(1, first), end)) for first, end in zip(documents[:, 0], ends, strict=True)
+    ]
+    one = np.array([[0, len(text.tokens), documents[:, 2].sum()]])
+    joined = replace(text, corpus=replace(text.corpus, documents={"val": one}))
+    kind, unit, sizes = joined.units()
+    assert kind == "blocks"
+    assert np.bincount(unit).min() >= len(unit) // 100
+    assert sizes.sum() == pytest.approx(text.scored_bytes)
+
+
+def test_an_interval_of_a_ratio_covers_as_often_as_it_says() -> None:
+    random, inside = np.random.default_rng(0), 0
+    for _ in range(100):
+        sizes = random.integers(50, 500, 40)
+        low, high = ratio_interval(sizes * 3.0 + random.normal(0, 30, 40), sizes)
+        inside += low <= 3.0 <= high
+    assert 85 <= inside <= 99
+    assert ratio_interval(np.zeros(5), np.ones(5)) == (0.0, 0.0)
+
+
+def test_a_run_against_itself_does_not_differ(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = answer(capsys, f"run={runs}/rope", f"against={runs}/rope", "stride=4")
+    low, high = found["perplexity_interval"]
+    assert low < found["perplexity"] < high
+    assert found["stride"] == 4
+    other = found["against"]
+    assert other["perplexity_ratio"] == 1
+    assert other["perplexity_ratio_interval"] == [1, 1]
+    assert other["bits_per_byte_difference_interval"] == [0, 0]
+
+
+def test_a_pair_differs_by_less_noise_than_each_has(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = answer(capsys, f"run={runs}/rope", f"against={runs}/learned")
+    other = found["against"]
+    assert other["loss_difference"] == pytest.approx(found["loss"] - other["loss"])
+    low, high = other["loss_difference_interval"]
+    assert low <= other["loss_difference"] <= high
+    spread = math.log(found["perplexity_interval"][1] / found["perplexity_interval"][0])
+    assert high - low < spread
+
+
+def test_perplexity_is_not_compared_across_tokenizers_but_bits_are(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate([f"run={runs}/rope", f"against={runs}/bytes", "threads=1"]) == 0
+    said = capsys.readouterr().out
+    assert "not compared: the tokenizers differ" in said
+    found = json.loads(Path(said.split("written: ")[1].strip()).read_text())
+    other = found["against"]
+    assert other["perplexity_ratio"] is other["loss_difference"] is None
+    assert other["bits_per_byte_difference"] == pytest.approx(
+        found["bits_per_byte"] - other["bits_per_byte"]
+    )
+    low, high = other["bits_per_byte_difference_interval"]
+    assert low < other["bits_per_byte_difference"] < high
+
+
+def test_another_text_is_read_whole_in_the_tokens_of_the_run(
+    runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    foreign = tmp_path / "foreign.txt"
+    foreign.write_text("Ünïcode, 漢字 and 🙂; " * 40, encoding="utf-8")
+    found = answer(capsys, f"run={runs}/rope", f"data.path={foreign}", f"data.cache={tmp_path}/c")
+    ids = encode(opened(runs / "rope").tokenizer, foreign.read_text(encoding="utf-8"))
+    assert found["tokens"] == len(ids) - 1
+    assert found["bytes"] == len(foreign.read_bytes()) - 1  # a byte of Ü is the first token
+    assert found["bits_per_byte"] == pytest.approx(found["nats"] / found["bytes"] / math.log(2))
+    assert found["resampled"].endswith("blocks")
+
+
+def test_length_agrees_with_perplexity_and_says_where_it_is_not_defined(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = answer(capsys, f"run={runs}/rope")
+    linear = answer(capsys, f"run={runs}/rope", "context=32", "pos=rope_linear", "pos.factor=2")
+    both = f"run={runs}/rope,{runs}/learned"
+    assert evaluate([both, "eval=length", "contexts=[0.5,1,2]", "dtype=float32", "threads=1"]) == 0
+    assert "not defined" in capsys.readouterr().out
+    found = json.loads((runs / "rope/eval/length.json").read_text())
+    losses = {(row["pos"], row["context"]): row["loss"] for row in found["rows"]}
+    assert losses["rope", 16] == plain["loss"]
+    assert losses["rope_linear", 32] == linear["loss"]
+    assert set(losses) == {("rope", 8), ("rope", 16), ("rope", 32)} | {
+        (f"rope_{kind}", 32) for kind in ("linear", "ntk", "yarn")
+    }
+    buckets = found["positions"]["rope"]
+    assert [(b["start"], b["end"]) for b in buckets] == [(0, 16), (16, 32)]
+    mean = sum(b["loss"] * b["tokens"] for b in buckets) / sum(b["tokens"] for b in buckets)
+    assert mean == pytest.approx(losses["rope", 32])
+    learned = json.loads((runs / "learned/eval/length.json").read_text())["rows"]
+    assert [row["loss"] is None for row in learned] == [False, False, True]
+    assert (runs / "eval/length.svg").exists()
+
+
+def test_decoding_is_timed_and_its_cache_counted_and_the_report_shows_it(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = f"run={runs}/rope,{runs}/learned"
+    sizes = ["batch_sizes=[1,3]", "contexts=[8,16,32]", "tokens=4", "rounds=2"]
+    assert evaluate([both, "eval=decode", *sizes, "dtype=float32", "threads=1"]) == 0
+    assert evaluate([both, "eval=attention", "rows=2", "dtype=float32", "threads=1"]) == 0
+    rows = json.loads((runs / "rope/eval/decode.json").read_text())["rows"]
+    assert len(rows) == 6
+    assert len(json.loads((runs / "learned/eval/decode.json").read_text())["rows"]) == 4
+    for row in rows:
+        size = row["batch_size"] * row["context"]
+        assert row["cache_bytes"] == row["cache_bytes_analytic"] == size * 3 * 2 * 32 * 4
+        assert min(value for key, value in row.items() if not key.endswith("iqr")) > 0
+    write([runs / "rope", runs / "learned"])
+    report = (runs / "rope/report.md").read_text()
+    assert "### Generation" in report
+    assert "### What the heads look at" in report
+    assert {"decode.svg", "attention.svg"} <= {p.name for p in (runs / "rope/figures").iterdir()}
+
+
+class Largest(TorchDispatchMode):
+    """The most elements that any tensor had that an operator made anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        held = {x.untyped_storage().data_ptr() for x in args if isinstance(x, Tensor)}
+        for x in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(x, Tensor) and x.untyped_storage().data_ptr() not in held:
+                self.elements = max(self.elements, x.numel())
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("attn", "heads"), [("mqa", 1), ("gqa", 2), ("mha", 4)])
+def test_a_decoding_step_makes_nothing_as_large_as_the_cache_of_a_layer(
+    attn: str, heads: int, dtype: torch.dtype
+) -> None:
+    model = build(attn, "rope", "model.max_len=600")
+    cache, text = KVCache(3, 600), tokens(2, 600)
+    with torch.no_grad(), Device("cpu", dtype).autocast():
+        model(text[:, :590], cache)
+        places = [slot.data_ptr() for slots in cache.slots for slot in slots]
+        with Largest() as made:
+            model(text[:, 590:591], cache)
+    assert made.elements < 2 * heads * 590 * 8 or made.elements <= 2 * 4 * 591  # or its scores
+    assert places == [slot.data_ptr() for slots in cache.slots for slot in slots]
+
+
+def test_the_readouts_of_even_attention_are_those_of_counting(runs: Path) -> None:
+    run = opened(runs / "rope")
+    for mechanism in run.model.mechanisms:
+        torch.nn.init.zeros_(mechanism.q.weight)  # type: ignore[attr-defined]
+    expected = attention.even(16)
+    for layer in attention.look(run, attention.random_repeats(run, 2)):
+        for readout, heads in layer.items():
+            assert heads == pytest.approx([expected[readout]] * 4, rel=1e-5)
+
+
+def test_watching_attention_changes_nothing_and_sees_weights(runs: Path) -> None:
+    run, text, seen = opened(runs / "rope"), tokens(2, 16), []
+    with torch.no_grad():
+        expected = run.model(text)
+        with watched(lambda weights, *_: seen.append(weights)):
+            assert torch.equal(run.model(text), expected)
+        assert torch.equal(run.model(text), expected)
+    assert len(seen) == 3
+    for weights in seen:
+        torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 4, 16))
+        assert weights.triu(1).abs().max() == 0
+
+
+def test_a_sample_streams_what_it_prints_whole(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [f"run={runs}/bytes", "prompt=é", "tokens=40", "temperature=3", "threads=1"]
+    assert sample(asked) == 0
+    alone = capsys.readouterr().out
+    assert sample([*asked, "count=2", "cache=false"]) == 0
+    assert capsys.readouterr().out.split("-" * 40)[0] == alone
+    assert alone.startswith("é")
+    assert sample([*asked, "temperature=0", "repetition_penalty=5"]) == 0
+    assert capsys.readouterr().out != alone
+
+
+def test_a_prompt_that_does_not_fit_slides_or_is_refused(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = [f"run={runs}/learned", f"prompt={'def f(x): ' * 12}", "tokens=5", "threads=1"]
+    assert sample(long) == 0
+    with pytest.raises(ValueError, match="overflow=refuse: a prompt of"):
+        sample([*long, "overflow=refuse"])
+    with pytest.raises(ValueError, match="context=99: pos=learned is not defined beyond 16"):
+        sample([*long, "context=99"])
+
+
+def test_decoding_ends_with_the_end_of_a_text(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = opened(runs / "rope")
+    end = run.tokenizer.token_to_id(END_OF_TEXT)
+    with torch.no_grad():
+        run.model.head.weight.zero_()
+        run.model.head.weight[end] = 1
+    monkeypatch.setattr(Opening, "open", lambda *_: run)
+    monkeypatch.setattr("model.transformer.Transformer.forward", always(end))
+    assert sample([f"run={runs}/rope", "prompt=x", "tokens=50", "temperature=0"]) == 0
+    assert capsys.readouterr().out == f"x{END_OF_TEXT}\n"
+
+
+def always(token: int) -> Callable[..., Tensor]:
+    """A model that is sure of its next token."""
+    return lambda model, tokens, *_, **__: torch.eye(model.shape.vocab_size)[token].expand(
+        len(tokens), 1, -1
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["run={runs}"], "is not a run"),
+        (["run={runs}/documents.jsonl"], "is not a run"),
+        (["run={runs}/nowhere", "eval=length"], "nowhere is no folder"),
+        (["run={runs}/rope,{runs}/learned"], "one run at a time"),
+        (["run={runs}/rope,", "eval=length"], "no run is named"),
+        (["run={runs}/learned", "context=17"], "context=17: pos=learned is not defined beyond 16"),
+        (["run={runs}/rope", "stride=17"], "stride=17 must be at least 1 and at most context=16"),
+        (["run={runs}/rope", "split=test"], "split=test"),
+        (["run={runs}/rope", "split=all"], "split=all: no such choice"),
+        (["run={runs}/rope", "checkpoint=77"], "step_000077"),
+        (["run={runs}/rope", "eval=speed"], "eval=speed: no such choice"),
+        (["run={runs}/rope", "contexts=[1]"], "contexts: no such key"),
+        (["run={runs}/rope", "eval=length", "contexts=[]"], "contexts="),
+        (["run={runs}/rope", "eval=length", "contexts=[a]"], "contexts=a is not a finite number"),
+        (["run={runs}/rope", "eval=length", "scalings=[rope_x]"], "scalings=rope_x"),
+        (["run={runs}/rope", "eval=decode", "contexts=[8]"], r"contexts=\[8\] must be above"),
+        (["run={runs}/rope", "eval=decode", "batch_sizes=[0]"], "batch_sizes="),
+        (["run={runs}/rope", "against={runs}/cache"], "is not a run"),
+        (["run={runs}/rope", "data.path={runs}/nothing.txt"], "no such file"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(runs: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate([override.format(runs=runs) for override in overrides])
+
+
+def test_a_run_whose_files_do_not_belong_together_is_refused(runs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs / "rope", run)
+    shutil.copy(runs / "bytes/tokenizer.json", run)
+    with pytest.raises(ValueError, match="tokenizer.json is not what the run began with"):
+        evaluate([f"run={run}"])
+    shutil.copy(runs / "rope/tokenizer.json", run)
+    for weights in run.glob("checkpoints/*/model.safetensors"):
+        weights.write_bytes(b"\x80\x04K\x01.")  # a pickle of 1
+    with pytest.raises(ValueError, match="is damaged"):
+        evaluate([f"run={run}"])
+    assert decode.Options(batch_sizes=[1], contexts=[9], tokens=4, rounds=2)

@@ -1,0 +1,452 @@
+"""The report says what the runs say: no more, no less."""
+
+import csv
+import functools
+import json
+import math
+import random
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from cli import calibrate as honesty
+from cli.report import main
+from compare.report.analysis import study
+from compare.report.conclusions import sentences
+from compare.report.figures import FIGURES, pareto, smooth, styles_of
+from compare.report.runs import read
+from compare.report.statistics import family, mean_interval, paired, seeds_needed
+from compare.report.variants import variants_of
+from compare.report.write import report
+from model.likelihood import perplexity
+from train.config import options
+from train.config.compose import compose
+from train.config.old_spellings import MISSING
+
+Write = Callable[..., Path]
+composed = functools.cache(lambda *overrides: compose(list(overrides)))
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes the folder of a finished run with this loss, and whatever else it is given."""
+
+    def run(
+        name: str, loss: float, *overrides: str, curve: list[float] | None = None, **summary: Any
+    ) -> Path:
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        config = composed(*overrides)
+        choices = config["choices"]
+        numbers = {
+            "attn": choices["attn"], "pos": choices["pos"], "model": choices["model"], "seed": config["seed"],
+            "n_kv_heads": {"mha": 6, "gqa": 2, "mqa": 1}[choices["attn"]], "params": 1000, "steps": 3,
+            "tokens": 300, "train_loss": loss, "val_loss": loss, "val_perplexity": perplexity(loss),
+            "val_bits_per_byte": loss / 2, "val_tokens": 99, "train_seconds": 10.0, "step_ms": 100.0,
+            "tokens_per_second": 30.0, "attention_ms": 5.0, "peak_train_bytes": 2**20, "kernel": "matmul",
+            "kv_cache_bytes_per_token": {"mha": 600, "gqa": 200, "mqa": 100}[choices["attn"]],
+            "device": "cpu", "dtype": "float32", "threads": 2, "compiled": False,
+            "data_fingerprint": "text", "tokenizer_sha256": "codec",
+        }  # fmt: skip
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "summary.json").write_text(json.dumps(numbers | summary))
+        (folder / "status.json").write_text('{"state": "done", "reason": null, "last_step": 3}')
+        steps = curve or [loss + 2 + random.random(), loss + 1, loss]
+        lines = [{"step": i, "split": "train", "loss": x} for i, x in enumerate(steps, 1)]
+        lines.append({"step": 3, "split": "val", "loss": loss})
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return folder
+
+    return run
+
+
+def said(folder: Path) -> str:
+    return "\n".join(sentences(study([folder])))
+
+
+def grid(write: Write, effects: dict[str, float], noise: list[float], **more: Any) -> Path:
+    """Runs of several position schemes, each that much worse than the seed's own level."""
+    for pos, effect in effects.items():
+        for seed, level in enumerate(noise):
+            wobble = {"rope": 0.002, "none": -0.003}.get(pos, 0.0) * (seed - 1)
+            folder = write(
+                f"{pos}{seed}", 3 + level + effect + wobble, f"pos={pos}", f"seed={seed}", **more
+            )
+    return folder.parent
+
+
+def test_a_paired_test_is_the_textbooks() -> None:
+    one, two = [3.1, 3.4, 2.9, 3.3], [3.0, 3.1, 2.9, 3.0]
+    found = paired([a - b for a, b in zip(one, two, strict=True)])
+    assert found.p == pytest.approx(stats.ttest_rel(one, two).pvalue)
+    low, high = stats.ttest_rel(one, two).confidence_interval(0.95)
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    assert mean_interval([1.0, 2.0, 3.0])[1] == pytest.approx(2 - 4.302653 / math.sqrt(3), abs=1e-5)
+    assert paired([0.5]).p is None
+    assert not family([paired([0.5])])[0].real
+
+
+def test_many_comparisons_are_judged_together() -> None:
+    """Holm 1979: the smallest p times m, the next times m - 1, never below the one before."""
+    found = [paired([x, 1.1 * x, 0.9 * x + d]) for x, d in ((1, 0), (1, 0.9), (1, 3), (1, 9))]
+    ps = [d.p for d in found]
+    order = sorted(range(4), key=lambda i: ps[i])
+    expected, worst = {}, 0.0
+    for rank, i in enumerate(order):
+        worst = max(worst, min(1, ps[i] * (4 - rank)))
+        expected[i] = worst
+    assert [d.adjusted for d in family(found)] == [pytest.approx(expected[i]) for i in range(4)]
+    assert any(d.p < 0.05 < d.adjusted for d in family(found))
+
+
+def test_noise_is_called_noise_and_two_deviations_are_found() -> None:
+    draw = random.Random(0)
+
+    def share(mean: float, seeds: int, comparisons: int = 1) -> float:
+        drawn = (
+            family(
+                [paired([draw.gauss(mean, 1) for _ in range(seeds)]) for _ in range(comparisons)]
+            )
+            for _ in range(400)
+        )
+        return sum(any(d.real for d in found) for found in drawn) / 400
+
+    assert share(0, 6) <= 0.07
+    assert share(0, 3, comparisons=4) <= 0.07
+    assert share(2, 5) >= 0.8
+
+
+def test_seeds_to_settle_are_enough_and_not_too_many() -> None:
+    assert [seeds_needed(effect, 0.05) for effect in (8.0, 2.0, 1.0, 0.5, 0.0)] == [
+        3,
+        5,
+        10,
+        34,
+        101,
+    ]
+    assert seeds_needed(1.0, 0.01) > seeds_needed(1.0, 0.05)
+
+
+def test_the_report_is_honest_about_equal_runs(write: Write) -> None:
+    draw = random.Random(1)
+    for seed in range(12):
+        level = draw.gauss(3, 0.05)
+        write(f"a/whole{seed}", level, f"seed={seed}", "steps=4", steps=4)
+        write(
+            f"a/half{seed}", level + 0.2 + draw.gauss(0, 0.02), f"seed={seed}", "steps=2", steps=2
+        )
+    folder = write("one", 3.0).parent / "a"
+    runs = [run for run in read([folder]) if run.summary["steps"] == 4]
+    assert honesty.equal(runs, 200) <= 0.07
+    assert honesty.faint(runs, 100) >= 0.8
+    assert honesty.main([str(folder), "splits=200"]) == 0
+
+
+def test_a_real_difference_is_said_with_its_size_and_interval(write: Write) -> None:
+    folder = grid(write, {"learned": 0.0, "rope": -0.1}, [0.0, 0.3, -0.2])
+    text = said(folder)
+    assert re.search(r"\*\*rope\*\* against \*\*learned\*\*: lowers perplexity by 9\.\d% "
+                     r"\(95% interval -1\d\.\d% to -9\.\d%, 3 seeds\)", text)  # fmt: skip
+    assert study([folder]).rows[1].real
+
+
+def test_noise_says_how_many_seeds_would_settle_it(write: Write) -> None:
+    for attn, losses in (("mha", [3.0, 3.1, 3.2]), ("mqa", [3.1, 3.0, 3.25])):
+        for seed, loss in enumerate(losses):
+            folder = write(f"{attn}{seed}", loss, f"attn={attn}", f"seed={seed}")
+    text = said(folder.parent)
+    assert "perplexity inside the noise" in text
+    assert re.search(r"about \d+ seeds would settle it|more than 100 seeds would", text)
+    assert "saves 83% of the KV cache" in text
+
+
+def test_one_seed_is_no_verdict(write: Write) -> None:
+    write("a", 3.0, "pos=learned")
+    folder = write("b", 2.0, "pos=rope").parent
+    assert "one seed, which tells no difference from noise" in said(folder)
+    assert any("one seed" in line for line in study([folder]).warnings)
+    assert not study([folder]).rows[1].real
+
+
+def test_a_factor_is_compared_over_its_partners_within_each_seed(write: Write) -> None:
+    for i, (attn, pos) in enumerate(
+        [("mha", "rope"), ("mha", "none"), ("mqa", "rope"), ("mqa", "none")]
+    ):
+        for seed in range(3):
+            loss = (
+                3
+                + seed
+                + (0.1 if attn == "mqa" else 0)
+                + (0.5 if pos == "none" else 0)
+                + 0.01 * i * seed
+            )
+            folder = write(f"{attn}{pos}{seed}", loss, f"attn={attn}", f"pos={pos}", f"seed={seed}")
+    found = study([folder.parent], "attn=mha pos=rope")
+    (attn, pos) = found.comparisons
+    assert (attn.factor, attn.level, set(attn.partners)) == ("attn", "mqa", {"none", "rope"})
+    assert attn.quality.mean == pytest.approx(0.1 + 0.02)
+    assert pos.quality.mean == pytest.approx(0.5 + 0.01)
+    assert attn.quality.n == 3
+    assert attn.ratios["kv_cache_bytes_per_token"] == pytest.approx(1 / 6)
+    shutil.rmtree(folder.parent / "mqanone2")
+    (attn, pos, both) = study([folder.parent], "attn=mha pos=rope").comparisons
+    assert (both.level, both.base, both.quality.n) == ("mqa none", "mha rope", 2)
+    assert (attn.quality.n, attn.partners) == (
+        3,
+        ["rope"],
+    )  # a partner that would cost a seed is left out
+    assert (pos.quality.n, pos.partners) == (3, ["mha"])
+
+
+def test_perplexity_is_not_compared_across_corpora_or_tokenizers(write: Write) -> None:
+    write("a", 3.0)
+    folder = write("b", 2.0, "pos=rope", data_fingerprint="another").parent
+    assert study([folder]).ruler is None
+    assert any("different corpora" in line for line in study([folder]).warnings)
+    assert "perplexity" not in said(folder)
+    (folder / "b/summary.json").write_text(
+        (folder / "b/summary.json").read_text().replace("another", "text").replace("codec", "other")
+    )
+    found = study([folder])
+    assert found.ruler.name == "bits per byte"
+    assert found.rows[1].mean == pytest.approx(math.log(2.0 / 3.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "warning"),
+    [
+        ({"kernel": "flash"}, "Different attention kernels"),
+        ({"device": "cuda"}, "device differs (cpu, cuda)"),
+        ({"threads": 1}, "threads differs (1, 2)"),
+        ({"tokens": 5}, "unequal budgets"),
+        ({"curve": [5.0, 4.0, 3.0]}, "bit-identical"),
+        ({}, None),
+    ],
+)
+def test_suspicious_comparisons_are_flagged(
+    change: dict[str, Any], warning: str | None, write: Write
+) -> None:
+    for seed in range(3):
+        write(f"a{seed}", 3.0 + seed, f"seed={seed}", curve=[5.0, 4.0, 3.0] if seed == 0 else None)
+        more = change if seed == 0 or "curve" not in change else {}
+        folder = write(f"b{seed}", 2.0 + seed, "pos=rope", f"seed={seed}", **more)
+    warnings = study([folder.parent]).warnings
+    assert any(warning in line for line in warnings) if warning else not warnings
+
+
+def test_the_same_losses_with_less_memory_are_no_fault(write: Write) -> None:
+    for seed in range(3):
+        curve = [5.0 + seed, 4.0, 3.0]
+        for memory in ("full", "lean"):
+            switches = (f"seed={seed}", f"memory={memory}")
+            folder = write(f"{memory}{seed}", 3.0 + seed, *switches, curve=curve).parent
+    assert not any("bit-identical" in line for line in study([folder]).warnings)
+
+
+def test_runs_from_before_a_key_existed_are_of_the_same_variant(write: Write) -> None:
+    write("new", 3.0, "seed=0")
+    old = write("old", 3.1, "seed=1")
+    config = json.loads((old / "config.json").read_text())
+    (old / "config.json").write_text(
+        json.dumps({key: value for key, value in config.items() if key not in MISSING})
+    )
+    variants, _ = variants_of(read([old.parent]))
+    assert [len(variant.done) for variant in variants] == [2]
+
+
+def test_what_follows_from_another_switch_is_no_switch(write: Write) -> None:
+    """GQA's KV heads come with attn=gqa; steps that differ with it are confounded."""
+    write("a", 3.0, "attn=mha")
+    write("b", 3.0, "attn=gqa")
+    folder = write("c", 3.0, "attn=gqa", "attn.n_kv_heads=3").parent
+    variants, confounded = variants_of(read([folder]))
+    assert [v.label for v in variants] == ["mha", "gqa n_kv_heads=2", "gqa n_kv_heads=3"]
+    assert confounded == []
+    found = study([folder])  # no two differ in one key alone: each is set against the baseline
+    assert [(c.level, c.base) for c in found.comparisons] == [
+        ("gqa n_kv_heads=2", "mha"),
+        ("gqa n_kv_heads=3", "mha"),
+    ]
+    write("other/a", 3.0, "attn=mha", "steps=5")
+    folder = write("other/b", 3.0, "attn=mqa", "steps=9").parent
+    variants, confounded = variants_of(read([folder]))
+    assert ([v.label for v in variants], confounded) == (["mha", "mqa"], ["steps"])
+
+
+def test_stages_are_one_curve(write: Write) -> None:
+    first = write("first", 3.0, curve=[5.0, 4.0, 3.0])
+    write("second", 2.0, f"init_from={first}", "model.max_len=256", curve=[2.9, 2.5, 2.0])
+    (run,) = read([first.parent])
+    assert run.history("train") == [(1, 5.0), (2, 4.0), (3, 3.0), (4, 2.9), (5, 2.5), (6, 2.0)]
+    assert [stage.folder.name for stage in run.stages] == ["first", "second"]
+    report(first.parent)
+    assert "| 2 | 3 | 256 | 2.0000 |" in (first.parent / "report.md").read_text()
+
+
+def test_learning_rates_are_compared_at_a_shared_one_and_at_each_ones_best(write: Write) -> None:
+    losses = {("mha", 1e-3): 3.0, ("mha", 3e-3): 2.5, ("mqa", 1e-3): 2.8, ("mqa", 3e-3): 2.9}
+    for (attn, rate), loss in losses.items():
+        folder = write(f"{attn}{rate}", loss, f"attn={attn}", f"optim.lr={rate}")
+    found = study([folder.parent])
+    assert found.rate == 3e-3
+    assert [v.label for v in found.compared] == ["mha lr=0.003", "mqa lr=0.003"]
+    assert found.baseline.factors == {"attn": "mha", "optim.lr": 3e-3}
+    report(folder.parent)
+    page = (folder.parent / "report.md").read_text()
+    assert f"| mqa | {math.exp(2.9):.2f} | 0.001 | {math.exp(2.8):.2f} |" in page
+
+
+def test_a_sweep_of_the_learning_rate_alone_compares_rates(write: Write) -> None:
+    write("a", 3.0, "optim.lr=1e-3")
+    found = study([write("b", 2.5, "optim.lr=3e-3").parent])
+    assert found.rate is None
+    assert [(c.factor, c.level) for c in found.comparisons] == [("optim.lr", "0.003")]
+
+
+def test_patterns_of_layers_are_levels_too(write: Write) -> None:
+    write("a", 3.0)
+    for folder in (write("b", 3.0), write("c", 3.1)):
+        config = json.loads((folder / "config.json").read_text())
+        config["attn"]["order"] = ["local", "global"] if folder.name == "b" else ["local"]
+        (folder / "config.json").write_text(json.dumps(config))
+    assert "order=[local,global]" in report(folder.parent)
+
+
+def test_a_loss_that_is_not_finite_counts_nowhere_and_spoils_nothing(write: Write) -> None:
+    folder = grid(write, {"learned": 0.0, "rope": -0.1}, [0.0, 0.3, -0.2])
+    bad = math.nan
+    write("zodd", bad, "pos=none", val_perplexity=bad, val_bits_per_byte=bad, curve=[5.0, bad, bad])
+    write("zhuge", 800.0, "pos=none", "seed=1")
+    printed = report(folder)
+    assert "zodd ended with a loss that is not finite" in printed
+    assert "rope against learned: lowers perplexity" in printed
+
+
+def test_a_seed_that_failed_early_does_not_cut_the_others(write: Write) -> None:
+    for seed in range(3):
+        folder = write(f"a{seed}", 3.0, f"seed={seed}")
+    (folder / "summary.json").unlink()
+    (folder / "status.json").write_text('{"state": "failed", "reason": "x", "last_step": 1}')
+    (folder / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 99.0}\n')
+    (variant,) = study([folder.parent]).variants
+    assert [run.folder.name for run in variant.done] == ["a0", "a1"]
+    report(folder.parent)
+    assert (folder.parent / "figures/training.svg").exists()
+
+
+def test_each_run_counts_once_and_is_not_its_own_parent(write: Write, tmp_path: Path) -> None:
+    parent = write("runs/mine", 3.0)
+    tuned = write("tuned/mine", 2.0, f"init_from={parent}")
+    assert [run.folder for run in read([tuned])] == [tuned]
+    assert len(read([parent, tuned])) == 2  # both were named
+    assert len(read([parent, parent.parent])) == 1
+    write("runs/again", 3.5)
+    found = study([parent.parent])
+    assert any("more than one run with the same seed" in line for line in found.warnings)
+
+
+@pytest.mark.parametrize("change", [{"threads": 1}, {"dtype": "bfloat16"}, {"device": "cuda"}])
+def test_times_are_not_compared_across_settings_of_the_machine(
+    change: dict[str, Any], write: Write
+) -> None:
+    for seed in range(3):
+        write(f"a{seed}", 3.0 + seed, f"seed={seed}")
+        folder = write(f"b{seed}", 2.0 + seed, "pos=rope", f"seed={seed}", **change)
+    found = study([folder.parent])
+    assert found.times == {}
+    assert all(c.time is None for c in found.comparisons)
+    assert "time of a step" not in said(folder.parent)
+    assert (
+        "| training x |"
+        not in (report(folder.parent), (folder.parent / "report.md").read_text())[1]
+    )
+
+
+def test_no_two_variants_look_alike(write: Write) -> None:
+    for attn in ("mha", "gqa", "mqa"):
+        for pos in ("learned", "rope", "none", "t5"):
+            folder = write(f"{attn}{pos}", 3.0, f"attn={attn}", f"pos={pos}")
+    found = study([folder.parent])
+    styles = styles_of(found)
+    assert len({(s.colour, s.line) for s in styles.values()}) == 12
+    few = replace(found, variants=found.variants[:8])
+    assert len({(s.colour, s.line) for s in styles_of(few).values()}) == 8
+
+
+def test_a_figure_is_named_after_its_question(write: Write) -> None:
+    folder = grid(write, {"learned": 0.0, "rope": -0.1}, [0.0])
+    title = "Questions 1 and 2: text, and loss"
+    cells = [{"name": p.name, "config": {}, "parent": None} for p in sorted(folder.iterdir())]
+    manifest = {"title": title, "figure": "training", "baseline": None, "cells": cells}
+    (folder / "sweep.json").write_text(json.dumps(manifest))
+    report(folder)
+    assert (folder / "figures/question-1.svg").exists()
+    assert f"{title}. Training loss" in (folder / "report.md").read_text()
+
+
+def test_every_figure_that_a_config_may_name_exists() -> None:
+    assert list(FIGURES) == options.FIGURES
+
+
+def test_the_page_stands_alone_and_runs_nothing(write: Write) -> None:
+    folder = grid(write, {"learned": 0.0, "rope": -0.1, "none": 0.2}, [0.0, 0.3, -0.2])
+    (folder / "rope0/sample.txt").write_text("<script>alert(1)</script> \x1b[31m ```")
+    (folder / "broken").mkdir()
+    (folder / "broken/status.json").write_text(
+        '{"state": "failed", "reason": "<img src=x onerror=alert(1)>", "last_step": 3}'
+    )
+    printed = report(folder)
+    page = (folder / "report.html").read_text()
+    assert len(page) < 2e6
+    assert not re.search(r"<script|<img|<link|@import|url\((?!#)|src=[\"']|href=[\"'](?!#)", page)
+    assert page.count("<svg") >= 3
+    assert "currentColor" in page
+    assert "onerror" not in page.replace("&lt;img src=x onerror", "")
+    assert "no result: broken (<img" in printed
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    assert names == {"report.html", "report.md", "results.csv", "results.json"}
+    assert {"training.svg", "quality.svg", "differences.svg"} <= {
+        p.name for p in (folder / "figures").iterdir()
+    }
+
+
+def test_the_results_are_there_for_programs(write: Write) -> None:
+    folder = grid(write, {"learned": 0.0, "rope": -0.1}, [0.0, 0.3, -0.2])
+    assert main([str(folder), "baseline=pos=rope"]) == 0
+    with (folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["state"] for row in rows] == ["done"] * 6
+    assert (
+        float(rows[0]["val_loss"])
+        == json.loads((folder / "learned0/summary.json").read_text())["val_loss"]
+    )
+    found = json.loads((folder / "results.json").read_text())
+    assert found["baseline"] == "rope"
+    (learned,) = (v for v in found["variants"] if v["label"] == "learned")
+    assert learned["difference"]["real"] is True
+    assert learned["difference"]["mean"] == pytest.approx(0.1, abs=0.01)
+    with pytest.raises(
+        ValueError, match=r"baseline=pos=alibi: no such variant here; there are learned, rope"
+    ):
+        main([str(folder), "baseline=pos=alibi"])
+    with pytest.raises(ValueError, match="no run there"):
+        main([str(folder / "figures")])
+    with pytest.raises(ValueError, match="bas: no such key"):
+        main([str(folder), "bas=x"])
+
+
+def test_a_variant_is_on_the_front_if_none_beats_it_in_both() -> None:
+    assert pareto([(3, 1), (1, 3), (2, 2), (3, 3), (2.5, 2)]) == [(1, 3), (2, 2), (3, 1)]
+
+
+def test_a_smoothed_curve_keeps_its_mean_and_does_not_mix_stages() -> None:
+    curve = [(step, 1.0 if step <= 500 else 9.0) for step in range(1, 1001)]
+    reduced = smooth(curve, [500])
+    assert {loss for _, loss in reduced} == {1.0, 9.0}
+    assert len(reduced) == 100

@@ -1,0 +1,218 @@
+"""Input made wrong on purpose: configs and files that end in one line, or work."""
+
+import random
+import signal
+import string
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from kills import ROOT, Tally
+
+from data.corpus import prepare
+from train.config.compose import choices_of, compose
+from train.config.schema import Config
+from train.record.run_log import Record
+from train.setup.build import build_model, build_source
+from train.setup.run_setup import assemble, check
+from train.trainer import Trainer
+
+SMALL = 3 * 10**9  # multiplications of a step that is taken
+PATIENCE = 30  # seconds until something hangs
+GROUPS = ("model", "attn", "pos", "data", "optim")
+SIZES = "1 2 3 4 6 8 12 24 100 0.1 0.5".split()
+NUMBERS = (
+    "0 1 -1 2 3 7 64 1e3 1e-3 1.5 -0.5 0.1 1e9 1e18 1e30 1e400 nan inf -inf 0x10 1_000".split()
+)
+OTHERS = (
+    "null true false yes '' ' ' [] {} [1,2] [a] {a:1} [[1]] abc ../x /dev/null ${a} ${oc.env:HOME} "
+    "${seed} ${model} ??? %00 é 漢 a,b glob(*) range(3) choice(a,b) 1e '\\0' '\\e[31m'"
+).split(" ")
+
+
+class Hung(Exception):
+    """Something took longer than the patience for it."""
+
+
+@contextmanager
+def patience(seconds: int = PATIENCE) -> Iterator[None]:
+    """Raise Hung in whatever runs too long."""
+
+    def give_up(*_: object) -> None:
+        raise Hung(f"still running after {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def keys_of(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a config, dotted, and its value."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from keys_of(value, f"{prefix}{key}.")
+        yield prefix + key, value
+
+
+def random_config(draw: random.Random, keys: dict[str, Any]) -> list[str]:
+    """A few overrides: tame ones, which may well work together, or any."""
+    overrides = ["data=text", "data.path=README.md", "data.tokenizer=char"]
+    wild = draw.random() < 0.5
+    for group in GROUPS:
+        if draw.random() < 0.3 and (wild or group != "data"):
+            names = choices_of(group)
+            overrides.append(
+                f"{group}={draw.choice([*names, draw.choice(OTHERS)] if wild else names)}"
+            )
+    change = wild_change if wild else tame_change
+    return overrides + [change(draw, keys) for _ in range(draw.randint(1, 3))]
+
+
+def tame_change(draw: random.Random, keys: dict[str, Any]) -> str:
+    """Another number for a key that has one, or another truth."""
+    key = draw.choice([key for key, value in keys.items() if isinstance(value, int | float)])
+    if isinstance(keys[key], bool):
+        return f"{key}={draw.choice(['true', 'false'])}"
+    return f"{key}={draw.choice([*SIZES, draw.choice(NUMBERS)])}"
+
+
+def wild_change(draw: random.Random, keys: dict[str, Any]) -> str:
+    """Any value for any key, now and then misspelt, added or deleted."""
+    key = draw.choice(list(keys))
+    value = random_text(draw) if draw.random() < 0.1 else draw.choice(NUMBERS + OTHERS)
+    if draw.random() < 0.05:
+        key = misspelt(draw, key)
+    return draw.choice(["", "", "", "", "", "+", "++", "~"]) + f"{key}={value}"
+
+
+def random_text(draw: random.Random) -> str:
+    """Characters of any kind, control characters among them."""
+    points = (
+        draw.choice([draw.randrange(32, 127), draw.randrange(1, 0x3000)])
+        for _ in range(draw.randint(1, 300))
+    )
+    return "".join(map(chr, points))
+
+
+def misspelt(draw: random.Random, key: str) -> str:
+    """A key with a character changed, or one more."""
+    at = draw.randrange(len(key))
+    return key[:at] + draw.choice(string.printable) + key[at + draw.randint(0, 1) :]
+
+
+def configs(trials: int, seed: int) -> Tally:
+    """Compose, check and, if it is small, start random configs: each works, or is refused in one line."""
+    draw, tally = random.Random(seed), Tally()
+    keys = dict(keys_of(compose(["data.path=README.md"])))
+    for _ in range(trials):
+        overrides = random_config(draw, keys)
+        judge(tally, repr(overrides), lambda o=overrides: begin(tally, compose(o)))
+    return tally
+
+
+def commanded_configs(trials: int, seed: int, folder: Path) -> Tally:
+    """Random configs to the real command, that trains nothing: exit code 0, or 2 and one line."""
+    draw, tally = random.Random(seed), Tally()
+    keys = dict(keys_of(compose(["data.path=README.md"])))
+    while tally.trials < trials:
+        overrides = [o for o in random_config(draw, keys) if "\0" not in o]
+        place = [f"out={folder}/commanded-{tally.trials}", "steps=0"]
+        tally.tried()
+        try:
+            done = subprocess.run(
+                [sys.executable, "train.py", *overrides, *place],
+                cwd=ROOT, capture_output=True, text=True, check=False, timeout=4 * PATIENCE,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            tally.faults.append(f"{overrides}: hangs")
+            continue
+        tally.note("valid" if done.returncode == 0 else "refused")
+        said = done.stderr.splitlines()
+        told = done.returncode == 2 and said and said[-1].startswith("error: ")
+        if (done.returncode != 0 and not told) or "Traceback" in done.stderr:
+            tally.faults.append(f"{overrides}: exit code {done.returncode}: {said[-1:]}")
+    return tally
+
+
+def begin(tally: Tally, config: Config) -> None:
+    """Check a config; where its step is a small one, take it."""
+    plan = check(config)
+    parameters, _ = build_model(plan.config, 100).count_parameters()
+    work = parameters * plan.settings.batch_size * plan.max_len
+    if work < SMALL and not plan.device.compiled:
+        job = assemble(plan)
+        if plan.settings.steps:
+            Trainer(job, cast(Record, None)).update(0)
+            tally.note("trained")
+
+
+def judge(tally: Tally, name: str, act: Callable[[], object]) -> None:
+    """Do something that may be refused: an error that the door makes one line of is a good end, too."""
+    tally.tried()
+    try:
+        with patience():
+            act()
+    except (ValueError, OSError) as error:
+        tally.note("refused")
+        if not str(error).split():  # what the door makes one line of
+            tally.faults.append(f"{name}: nothing is said: {error!r}")
+    except Exception as error:  # noqa: BLE001  whatever it is, it is what is looked for
+        tally.faults.append(f"{name}: {type(error).__name__}: {error}")
+    else:
+        tally.note("valid")
+
+
+KINDS = ".txt .md .jsonl .csv .json .parquet".split()
+
+
+def random_file(draw: random.Random, folder: Path, text: str) -> Path:
+    """A file of text, spoiled somehow, under any of the known endings."""
+    words = text[: draw.choice([0, 1, 20, 2000])]
+    spoiled: list[bytes] = [
+        b"",
+        b"\n\n\n",
+        draw.randbytes(draw.choice([1, 100, 5000])),
+        words.encode("utf-16"),
+        (words + "\xe9\xff").encode("latin-1", "replace"),
+        b"\xef\xbb\xbf" + words.encode(),
+        words.encode() + b"\x00" + words.encode(),
+        ("x" * 3_000_000).encode(),
+        b'{"text": null}\n{"text": "a"}\n',
+        b'{"text": 1}\n{"text": "a"}\n',
+        b'{"text": "a"}\n["b"]\n',
+        b'{"text": "whole"}\n{"text": "cut o',
+        b'{"other": "a"}\n',
+        b"[" * 100_000,
+        b'text\n"open quote\nmore',
+        b"PAR1" + draw.randbytes(200) + b"PAR1",
+        words.encode(),
+    ]
+    path = folder / f"file{draw.randrange(10**9)}{draw.choice(KINDS)}"
+    path.write_bytes(draw.choice(spoiled))
+    return path
+
+
+def files(trials: int, seed: int, folder: Path) -> Tally:
+    """Prepare corpora of random bad files: each works, or is refused in one line."""
+    draw, tally = random.Random(seed), Tally()
+    text = Path("README.md").read_text(encoding="utf-8")
+    for _ in range(trials):
+        path = random_file(draw, folder, text)
+        kind = draw.choice(["char", "byte", "bpe"])
+        config = compose(
+            [f"data.path={path}", f"data.tokenizer={kind}", f"data.cache={folder}/cache"]
+        )
+
+        def act(config: Any = config) -> None:
+            source, corpus, _ = build_source(config)
+            prepare(source, say=lambda line: None, **corpus)
+
+        judge(tally, f"{path.suffix} {path.read_bytes()[:20]!r}", act)
+    return tally

@@ -1,0 +1,83 @@
+"""The loss, whole and in pieces, and blocks that are computed again."""
+
+from functools import partial
+
+import pytest
+import torch
+from tiny import VOCAB, build, tokens
+from torch import Tensor
+
+from model import loss as losses
+from model.loss import next_token_loss
+from model.transformer import Transformer
+from train.measure.memory import allocation_peak
+
+
+def trained(
+    model: Transformer, dtype: torch.dtype = torch.float32, rows: int = 3
+) -> tuple[Tensor, list[Tensor]]:
+    """A step's loss and gradients."""
+    model.train()
+    model.zero_grad()
+    torch.manual_seed(0)
+    text = tokens(rows, 17)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        loss = next_token_loss(model, text[:, :-1], text[:, 1:])
+    loss.backward()
+    return loss.detach(), [p.grad.clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("tied", ["true", "false"])
+def test_pieces_make_the_same_loss_and_gradients(
+    dtype: torch.dtype, rtol: float, tied: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build("mha", "rope", f"model.tie_embeddings={tied}")
+    whole, gradients = trained(model, dtype)
+    monkeypatch.setattr(losses, "AT_ONCE", 5 * VOCAB)  # 48 rows in pieces of 5, the last of 3
+    pieces, of_pieces = trained(model, dtype)
+    torch.testing.assert_close(pieces, whole, rtol=rtol / 10, atol=0)
+    for ours, theirs in zip(of_pieces, gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=rtol * theirs.abs().max().item())
+
+
+def test_pieces_hold_less_memory_than_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("mha", "rope", "model.vocab_size=4000")
+    whole = allocation_peak(lambda: trained(model))
+    monkeypatch.setattr(losses, "AT_ONCE", 4 * 4000)
+    assert allocation_peak(lambda: trained(model)) < whole / 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("attn", ["gqa", "mla", "sliding", "pattern"])
+def test_blocks_computed_again_train_the_same_bit_for_bit(attn: str, dtype: torch.dtype) -> None:
+    model = build(attn, "rope", "model.dropout=0.2")
+    loss, gradients = trained(model, dtype)
+    again = build(attn, "rope", "model.dropout=0.2", "memory=lean")
+    assert again.recompute
+    assert not model.recompute
+    again_loss, again_gradients = trained(again, dtype)
+    assert torch.equal(loss, again_loss)
+    assert all(map(torch.equal, gradients, again_gradients))
+
+
+def test_blocks_computed_again_hold_less_memory() -> None:
+    full, lean = (
+        allocation_peak(partial(trained, build("mha", "rope", f"memory={m}"), rows=256))
+        for m in ("full", "lean")
+    )
+    assert lean < 0.6 * full
+
+
+def test_blocks_computed_again_compile_to_one_graph() -> None:
+    torch.compiler.reset()
+    lean = build("gqa", "rope", "memory=lean").train()
+    compiled = torch.compile(lean, fullgraph=True, backend="aot_eager")
+    text = tokens(2, 17)
+    compiled(text[:, :-1]).sum().backward()
+    gradients = [p.grad.clone() for p in lean.parameters()]
+    lean.zero_grad()
+    lean(text[:, :-1]).sum().backward()
+    for ours, theirs in zip(gradients, lean.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs.grad, rtol=1e-4, atol=1e-5)
+    torch.compiler.reset()

@@ -1,0 +1,107 @@
+"""Runs made at commit 09e9bca, before files and keys were renamed, still give what they gave then."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.evaluate import evaluate
+from cli.sample import sample
+from compare.report.write import write
+from train.config.compose import compose
+from train.record.run_log import records
+from train.run import launch
+
+OLD = Path(__file__).parent / "old_runs"
+EXPECTED: dict[str, Any] = json.loads((OLD / "expected.json").read_text())
+each = pytest.mark.parametrize("name", EXPECTED)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of an old run, to work in."""
+
+    def copy(name: str) -> Path:
+        folder = shutil.copytree(OLD / name, tmp_path / name)
+        config = (folder / "config.json").read_text()
+        (folder / "config.json").write_text(
+            config.replace("tests/old_runs/.cache", f"{tmp_path}/c")
+        )
+        return folder
+
+    return copy
+
+
+@each
+def test_it_is_evaluated_to_the_same_numbers(name: str, run: Callable[[str], Path]) -> None:
+    folder, expected = run(name), EXPECTED[name]
+    assert evaluate([f"run={folder}", "threads=1"]) == 0
+    (path,) = (folder / "eval").glob("val_*.json")
+    found = json.loads(path.read_text())
+    assert found["tokens"] == expected["perplexity"]["tokens"]
+    for key in ("nats", "perplexity", "bits_per_byte"):
+        assert found[key] == pytest.approx(expected["perplexity"][key], rel=1e-5)
+    asked = ["eval=length", "contexts=[1,2]", "scalings=[rope_linear]"]
+    assert evaluate([f"run={folder}", "threads=1", *asked]) == 0
+    rows = json.loads((folder / "eval/length.json").read_text())["rows"]
+    found = {(row["pos"], row["context"]): row["loss"] for row in rows}
+    for row in expected["length"]:
+        loss = row["loss"]  # None where the positions end before
+        near = None if loss is None else pytest.approx(loss, rel=1e-5)
+        assert found[row["pos"], row["context"]] == near
+
+
+@each
+def test_its_heads_look_where_they_looked(name: str, run: Callable[[str], Path]) -> None:
+    folder, expected = run(name), EXPECTED[name]
+    assert evaluate([f"run={folder}", "threads=1", "eval=attention"]) == 0
+    found = json.loads((folder / "eval/attention.json").read_text())
+    assert found["repeated_tokens"] == pytest.approx(expected["attention"], rel=1e-5)
+    for layer, distance in zip(found["layers"], expected["distance"], strict=True):
+        assert layer["distance"] == pytest.approx(distance, rel=1e-4)
+
+
+@each
+def test_it_is_resumed_and_goes_on_as_it_would_have(
+    name: str, run: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The overrides are those of its own command line, in the spelling of then."""
+    folder = run(name)
+    command = json.loads((folder / "environment.json").read_text())["command"][1:]
+    kept = [o for o in command if not o.startswith(("out=", "steps=", "data.cache="))]
+    more = [f"out={folder}", "steps=6", "resume=true", f"data.cache={tmp_path}/cache"]
+    assert launch(compose([*kept, *more])) == 0
+    losses = [r["loss"] for r in records(folder / "metrics.jsonl") if r["split"] == "train"]
+    assert losses == pytest.approx(EXPECTED[name]["resumed"], rel=1e-4)
+
+
+@each
+def test_it_writes_the_same_text(
+    name: str, run: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sample([f"run={run(name)}", "tokens=12", "seed=3", "threads=1"]) == 0
+    assert capsys.readouterr().out == EXPECTED[name]["sample"]
+
+
+def test_it_gives_its_weights_to_new_runs(tmp_path: Path) -> None:
+    command = json.loads((OLD / "gqa/environment.json").read_text())["command"][1:]
+    kept = [o for o in command if not o.startswith(("out=", "data.cache="))]
+    assert launch(compose([*kept, f"out={tmp_path}/run", f"data.cache={tmp_path}/cache"])) == 0
+    losses = [r["loss"] for r in records(tmp_path / "run/metrics.jsonl") if r["split"] == "train"]
+    assert losses == pytest.approx(EXPECTED["gqa"]["train"], rel=1e-4)
+
+
+def test_old_and_new_are_reported_together(tmp_path: Path) -> None:
+    folder = shutil.copytree(OLD, tmp_path / "sweep")
+    write([folder], "attn=mha pos=learned")
+    results = json.loads((folder / "results.json").read_text())
+    found = {v["label"].split()[0]: v for v in results["variants"]}
+    assert len(found) == len(EXPECTED)
+    lines = (folder / "results.csv").read_text().splitlines()
+    column = lines[0].split(",").index("val_perplexity")
+    values = sorted(float(line.split(",")[column]) for line in lines[1:])
+    told = sorted(expected["perplexity"]["perplexity"] for expected in EXPECTED.values())
+    assert values == pytest.approx(told, rel=1e-5)

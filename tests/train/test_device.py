@@ -1,0 +1,100 @@
+"""What a run computes on: the part that needs no GPU to be told."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from compare.check.properties import composed
+from train.config.old_spellings import MISSING
+from train.measure import device as devices
+from train.measure.device import Device, pick
+from train.record.run_folder import open_config
+from train.run import refuse_changes
+from train.setup.run_setup import check
+
+
+@pytest.fixture
+def with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "steps", "compiled"),
+    [
+        ("cuda", "auto", devices.REPAID, True),
+        ("cuda", "auto", devices.REPAID - 1, False),
+        ("cpu", "auto", 10 * devices.REPAID, False),
+        ("cuda", True, 1, True),
+        ("cuda", False, 10**6, False),
+    ],
+)
+@pytest.mark.usefixtures("with_cuda")
+def test_auto_compiles_long_runs_on_cuda(
+    device: str, asked: bool | str, steps: int, compiled: bool
+) -> None:
+    found = pick(device, "auto", asked, steps)
+    assert (found.name, found.compiled) == (device, compiled)
+
+
+@pytest.mark.usefixtures("with_cuda")
+def test_auto_compiles_nothing_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not pick("cuda", "auto", "auto", 10**6).compiled
+
+
+def test_a_wrong_compile_is_said() -> None:
+    with pytest.raises(ValueError, match="compile=always: no such choice"):
+        check(composed("data.path=README.md", "compile=always"))
+
+
+@pytest.mark.parametrize(
+    ("device", "parameters", "accumulate", "modes"),
+    [
+        (Device("cuda", torch.float32, compiled=True), 2, 1, ["reduce-overhead"]),
+        (Device("cuda", torch.float32, compiled=True), 2, 2, [None]),
+        (Device("cuda", torch.float32, compiled=True), devices.SMALL, 1, [None]),
+        (Device("cpu", torch.float32, compiled=True), 2, 1, [None]),
+        (Device("cuda", torch.float32), 2, 1, []),
+    ],
+)
+def test_a_small_model_on_cuda_becomes_one_graph(
+    device: Device,
+    parameters: int,
+    accumulate: int,
+    modes: list[str | None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, mode=None: asked.append(mode))
+    with torch.device("meta"):
+        device.compile(nn.Linear(parameters, 1, bias=False), accumulate)
+    assert asked == modes
+
+
+def test_tf32_is_allowed_only_where_asked() -> None:
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        for asked in (True, False):
+            devices.set_up(None, tf32=asked)
+            assert torch.backends.cuda.matmul.allow_tf32 == asked
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def test_a_run_from_before_a_key_existed_can_be_resumed(tmp_path: Path) -> None:
+    now = composed("data.path=README.md")
+    old = {key: value for key, value in now.items() if key not in MISSING}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    before = open_config(tmp_path)
+    refuse_changes(before, now)
+    with pytest.raises(ValueError, match="tf32 was False and is now True"):
+        refuse_changes(before, now | {"tf32": True})
+    with pytest.raises(ValueError, match="tf32 was False and is now True"):
+        refuse_changes(now, now | {"tf32": True})

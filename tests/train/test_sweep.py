@@ -1,0 +1,325 @@
+"""Sweeps: all checked first, each run apart, failures as rows, and the same end after a kill."""
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny import RUN
+
+from cli.train import train
+from train.config.compose import compose, parse, quoted
+from train.config.schema import Config
+from train.run import launch
+from train.setup.match import baseline_of, compose_matched
+from train.sweep.expand import cells_of
+from train.sweep.plan import Cell, plan_cells
+from train.sweep.processes import log_of, reason, settle
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: A position scheme that ends its process in one way or another: at its third training step, or
+#: after more of them than the forecast of a sweep takes.
+CRASH = """
+import ctypes, os, signal, sys
+import torch
+from model.position.base import Position
+
+class Crash(Position):
+    def __init__(self, shape, *, how: str):
+        super().__init__(shape)
+        self.how, self.calls = how, 0
+        self.last = 3 if how in ("segfault", "exit") else 34
+
+    def embed(self, x, pos):
+        self.calls += self.training and x.requires_grad and x.device.type != "meta"
+        if self.calls == self.last:
+            if self.how == "segfault":
+                ctypes.string_at(0)
+            if self.how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.how == "memory":
+                torch.empty(2**55)
+            if self.how == "exit":
+                sys.exit(0)
+            if self.how == "nan":
+                return x * float("nan")
+        return x
+"""
+HOWS = ("none", "memory", "segfault", "kill", "nan")
+TIME_OR_MEMORY = ("seconds", "_ms", "iqr", "per_second", "mfu", "flops", "peak", "share")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project with that scheme in it."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("model", "data", "train", "compare", "cli", "configs", "train.py", "report.py"):
+        source = ROOT / name
+        ignored = shutil.ignore_patterns("__pycache__")
+        (
+            shutil.copytree(source, folder / name, ignore=ignored)
+            if source.is_dir()
+            else shutil.copy(source, folder)
+        )
+    (folder / "model/position/crash.py").write_text(CRASH)
+    (folder / "configs/pos/crash.yaml").write_text(
+        "_target_: model.position.crash.Crash\nhow: none\n"
+    )
+    return folder
+
+
+def start(project: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "train.py", *arguments],
+        cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, errors = process.communicate(timeout=240)
+    return process.returncode, out, errors
+
+
+@pytest.fixture
+def tiny(text: Path, tmp_path: Path) -> list[str]:
+    return [*RUN, f"data.path={text}", f"data.cache={tmp_path}/cache"]
+
+
+def results(folder: Path) -> list[dict[str, str]]:
+    """The rows of results.csv without what no two runs share: time and memory."""
+    with (folder / "results.csv").open() as file:
+        return [
+            {k: v for k, v in row.items() if not any(part in k for part in TIME_OR_MEMORY)}
+            for row in csv.DictReader(file)
+        ]
+
+
+def losses(run: Path) -> list[float]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if line["split"] == "train"]
+
+
+def test_failed_runs_are_rows_and_the_rest_goes_on(
+    project: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    """Five runs, four of which die in four ways; some again, killed at a random moment and resumed."""
+    lines = "['pos=crash pos.how=memory,segfault,kill,nan seed=0','pos=rope seed=0']"
+    ask = [*tiny, "steps=40", "save_every=10", f"sweep={lines}"]
+    code, out, errors = finish(start(project, *ask, f"out={tmp_path}/whole"))
+    assert code == 1, errors
+    rows = results(tmp_path / "whole")
+    assert [row["state"] for row in rows].count("done") == 1
+    why = {
+        row["run"].split("how-")[-1].split("_")[0]: row["reason"]
+        for row in rows
+        if row["state"] == "failed"
+    }
+    assert why["kill"].startswith("killed by SIGKILL")
+    assert why["segfault"] == "killed by SIGSEGV"
+    assert why["memory"].startswith("out of memory, asking for 144115188075855872 bytes")
+    assert "training diverged at step 34" in why["nan"]
+    assert "5 runs, 4 failed" in out
+    page = (tmp_path / "whole/report.html").read_text()
+    assert "killed by SIGSEGV" in page
+    fewer = "sweep=['pos=crash pos.how=kill seed=0','pos=rope seed=0']"
+    ask = [*tiny, "steps=40", "save_every=10", fewer, f"out={tmp_path}/parts"]
+    process = start(project, *ask)
+    time.sleep(random.Random(time.time_ns()).uniform(4, 10))
+    process.kill()
+    finish(process)
+    code, out, errors = finish(start(project, *ask))
+    assert code == 1, errors
+    parts = results(tmp_path / "parts")
+    assert parts == [row for row in rows if row["run"] in [part["run"] for part in parts]]
+    assert len(parts) == 2
+
+
+def test_what_is_done_is_skipped_and_failures_are_retried_on_request(
+    project: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    ask = ["-m", *tiny, "steps=4", "pos=crash", "pos.how=none,exit", f"out={tmp_path}/sweep"]
+    assert finish(start(project, *ask))[0] == 1
+    done, failed = tmp_path / "sweep/pos.how-none", tmp_path / "sweep/pos.how-exit"
+    assert json.loads((failed / "status.json").read_text())["reason"] == "SystemExit: 0"
+    before = (done / "summary.json").stat().st_mtime_ns
+    ask = [a.replace("none,exit", "none,exit,other") for a in ask]
+    code, _, errors = finish(start(project, *ask))
+    assert code == 1
+    assert "2 of 3 runs need nothing more" in errors
+    (project / "model/position/crash.py").write_text(CRASH.replace("sys.exit(0)", "pass"))
+    try:
+        code, _, errors = finish(start(project, *ask, "retry=true", "jobs=2"))
+    finally:
+        (project / "model/position/crash.py").write_text(CRASH)
+    assert code == 0, errors
+    assert "their times are not comparable" in errors
+    assert (done / "summary.json").stat().st_mtime_ns == before
+    assert len(results(tmp_path / "sweep")) == 3
+
+
+def test_stages_go_on_from_each_other(project: Path, tiny: list[str], tmp_path: Path) -> None:
+    stages = "stages=['model.max_len=8','model.max_len=16']"
+    ask = ["-m", *tiny, "steps=6", "attn=mha,mqa", stages, f"out={tmp_path}/sweep"]
+    code, out, errors = finish(start(project, *ask))
+    assert code == 0, errors
+    for attn in ("mha", "mqa"):
+        first, second = (tmp_path / f"sweep/attn-{attn}_stage-{n}" for n in (1, 2))
+        parent = json.loads((second / "summary.json").read_text())["parent"]
+        assert Path(parent["run"]) == first.resolve()
+        assert json.loads((second / "config.json").read_text())["model"]["max_len"] == 16
+    by_hand = [*tiny, "steps=6", "attn=mqa", f"init_from={first}", f"out={tmp_path}/hand"]
+    assert launch(compose(by_hand)) == 0
+    assert losses(tmp_path / "hand") == losses(second) != losses(first)
+    assert len(results(tmp_path / "sweep")) == 4
+    page = (tmp_path / "sweep/report.md").read_text()
+    assert "| mha | 2 | 6 | 16 |" in page
+    assert "4 runs, 0 failed" in out
+
+
+def test_a_bad_cell_stops_a_sweep_before_it_starts(tiny: list[str], tmp_path: Path) -> None:
+    ask = ["-m", *tiny, f"out={tmp_path}/bad", "attn=gqa", "attn.n_kv_heads=2,3"]
+    with pytest.raises(ValueError, match="n_kv_heads=3 must divide n_heads=4"):
+        train(ask)
+    assert not (tmp_path / "bad").exists()
+
+
+def planned(*overrides: str, parent: Path) -> list[Cell]:
+    cells = cells_of(list(overrides), multirun=True)
+    return plan_cells(cells, compose(cells[0]), parent)
+
+
+def test_seeds_come_one_after_the_other_and_names_stay(tmp_path: Path) -> None:
+    """All variants with one seed before the next one, so that a slow hour hits all alike."""
+    cells = planned(*RUN, "data.path=README.md", "attn=mha,mqa", "seed=0,1", parent=tmp_path)
+    assert [c.name for c in cells] == [
+        f"attn-{attn}_seed-{seed}" for seed in (0, 1) for attn in ("mha", "mqa")
+    ]
+    known = [{"identity": c.identity, "name": c.name} for c in cells]
+    (tmp_path / "sweep.json").write_text(json.dumps({"known": known}))
+    wider = planned(
+        *RUN, "data.path=README.md", "attn=mha", "steps=9,12", "seed=0", parent=tmp_path
+    )
+    assert [c.name for c in wider] == ["steps-9", "attn-mha_seed-0"]
+
+
+@pytest.mark.parametrize("change", ["wandb.mode=offline", "jobs=3", "retry=true", "data.cache=x"])
+def test_what_is_no_part_of_a_run_does_not_change_its_identity(change: str, tmp_path: Path) -> None:
+    same = [*RUN, "data.path=README.md"]
+    one, two = (planned(*same, *more, parent=tmp_path)[0] for more in ([], [change]))
+    assert one.identity == two.identity
+    assert planned(*same, "steps=13", parent=tmp_path)[0].identity != one.identity
+
+
+@pytest.mark.parametrize("budget", ["params", "flops"])
+def test_matched_variants_cost_what_the_baseline_costs(budget: str) -> None:
+    def count(config: Config) -> float:
+        from compare.check.properties import CPU
+        from compare.cost.counts import cost
+
+        counted = cost(config, 65, CPU)
+        return counted.params if budget == "params" else counted.flops_per_token
+
+    for attn in ("mqa", "mla", "gqa"):
+        ask = [f"attn={attn}", "pos=rope", f"match={budget}", "baseline='attn=mha pos=learned'"]
+        config = compose_matched(ask)
+        base = count(compose(["attn=mha", "pos=learned"]))
+        plain = count(compose([f"attn={attn}", "pos=rope"]))
+        assert abs(count(config) / base - 1) < 0.01 < abs(plain / base - 1)
+        assert abs(config["matched"]["leftover"]) < 0.01
+
+
+def test_a_match_needs_a_baseline_of_attention_and_positions() -> None:
+    with pytest.raises(ValueError, match="match=params needs a baseline"):
+        compose_matched(["match=params"])
+    with pytest.raises(ValueError, match="steps=3 is neither attn, pos"):
+        compose_matched(["match=params", "baseline='attn=mha steps=3'"])
+    with pytest.raises(ValueError, match="match=bytes: no such choice"):
+        compose_matched(["match=bytes", "baseline=attn=mha"])
+    assert cells_of(["attn=mqa", "match=params"], multirun=False) == [["attn=mqa", "match=params"]]
+    cells = cells_of(["attn=mha,mqa", "match=params"], multirun=True)
+    assert [cell[-1] for cell in cells] == ["baseline='pos=learned attn=mha'"] * 2
+    assert (
+        baseline_of(["attn=gqa", "attn.n_kv_heads=3", "seed=1"])
+        == "pos=learned attn=gqa attn.n_kv_heads=3"
+    )
+
+
+def test_lines_keep_their_keys_when_only_their_group_is_chosen() -> None:
+    """optim=muon does not silence optim.lr=1e-3,3e-3 of a sweep that picks no optimizer."""
+    cells = cells_of(["experiment=lr", "optim=muon"], multirun=False)
+    assert len({compose(cell)["optim"]["lr"] for cell in cells}) == 4
+    assert {compose(cell)["choices"]["optim"] for cell in cells} == {"muon"}
+
+
+def test_stages_share_one_matched_width_and_must_fit(tmp_path: Path) -> None:
+    same = [*RUN, "data.path=README.md"]
+    ask = ["attn=mha,mqa", "match=params", "stages=['model.max_len=8','model.max_len=64']"]
+    cells = planned(*same, *ask, parent=tmp_path)
+    assert len({c.config["model"]["ff_dim"] for c in cells if "mqa" in c.name}) == 1
+    with pytest.raises(ValueError, match=r"stage 2: .* is \(32, 128\) there, \(32, 64\) here"):
+        planned(*same, "seed=0,1", "stages=['model.ff_dim=128','model.ff_dim=64']", parent=tmp_path)
+
+
+def test_what_is_the_sweeps_may_not_differ_between_its_runs(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="name is the sweep's, but its runs have a and b"):
+        planned(*RUN, "data.path=README.md", "name=a,b", parent=tmp_path)
+    with pytest.raises(ValueError, match="no runs"):
+        cells_of(["seed=range(0)"], multirun=True)
+
+
+@pytest.mark.parametrize(
+    "text", ["a b", "a\\b", "a\\ b", "it's", "it\\'s", "x\\", "a,b", "", "${x}"]
+)
+def test_any_text_comes_back_from_its_quotes(text: str) -> None:
+    (override,) = parse([f"out={quoted(text)}"])
+    assert override.value() == text
+
+
+def test_how_a_process_ended_in_words(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("step 3\nerror: data.path=x: no such file\n")
+    assert reason(2, log) == "data.path=x: no such file"
+    assert reason(7, log) == "exit code 7: error: data.path=x: no such file"
+    assert reason(-signal.SIGSEGV, log) == "killed by SIGSEGV"
+    run = tmp_path / "run"
+    for code, state in (
+        (-signal.SIGTERM, "interrupted"),
+        (-signal.SIGKILL, "failed"),
+        (0, "failed"),
+    ):
+        settle(run, code, None)
+        assert json.loads((run / "status.json").read_text())["state"] == state
+        shutil.rmtree(run)
+    assert log_of(run) == tmp_path / "logs/run.log"
+
+
+def test_one_experiment_is_a_whole_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No -m is needed; grid is nine variants at three seeds."""
+    asked: list[int] = []
+    monkeypatch.setattr(
+        "train.sweep.run.sweep", lambda cells, *_, **__: asked.append(len(cells)) or 0
+    )
+    for experiment in ("grid", "lr", "coursework/four", "coursework/heads", "coursework/cache"):
+        assert train([f"experiment={experiment}"]) == 0
+    assert asked == [27, 12, 4, 8, 6]
+
+
+def test_a_launcher_is_named_or_refused(project: Path, tiny: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a launcher is for sweeps"):
+        train([*tiny, "hydra/launcher=basic", f"out={tmp_path}/one"])
+    ask = ["-m", *tiny, "steps=2", "attn=mha,mqa", f"out={tmp_path}/sweep"]
+    with pytest.raises(ValueError, match="nowhere"):
+        train([*ask, "hydra/launcher=nowhere"])
+    code, out, errors = finish(start(project, *ask, "hydra/launcher=basic"))
+    assert code == 0, errors
+    assert "2 runs, 0 failed" in out
+    assert "whether any shared a machine is not known" in out

@@ -1,0 +1,366 @@
+"""The training loop: exact resume, and what must not change a run."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from train.config.schema import Config
+from train.record import checkpoint
+from train.record.run_folder import fresh_folder
+from train.record.run_log import Record, records
+from train.run import launch
+from train.setup.run_setup import assemble, check
+from train.trainer import Stopped, Trainer
+
+Make = Callable[..., Config]
+
+
+def losses(folder: Path, split: str = "train") -> list[tuple[int, float]]:
+    lines = records(folder / "metrics.jsonl")
+    return [(line["step"], line["loss"]) for line in lines if line["split"] == split]
+
+
+def run(config: Config, folder: Path, code: int = 0) -> dict[str, Any]:
+    config["out"] = str(folder)
+    assert launch(config) == code
+    return json.loads((folder / "summary.json").read_text()) if code == 0 else {}
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Make the trainer die, as hard as a test can, right after a step."""
+    real = Trainer.train_step
+
+    def dying(self: Trainer, warm: bool) -> None:
+        real(self, warm)
+        if self.step == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "train_step", dying)
+
+
+RECIPES = {
+    "plain": [],
+    "dropout": ["model.dropout=0.2"],
+    "accumulation": ["accumulate=2", "model.dropout=0.1"],
+    "bfloat16": ["dtype=bfloat16", "model.dropout=0.1"],
+    "muon": ["optim=muon"],
+    "epochs": ["data.sampling=epochs"],
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    recipe: str, config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before its first checkpoint, long after one, and right after one, in one life."""
+    overrides = ["attn=gqa", "pos=rope", *RECIPES[recipe]]
+    whole = run(config(*overrides), tmp_path / "whole")
+    for step in (2, 7, 8):
+        with monkeypatch.context() as patch:
+            stop_after(patch, step)
+            with pytest.raises(KeyboardInterrupt):
+                run(config(*overrides, "resume=true"), tmp_path / "parts")
+        assert json.loads((tmp_path / "parts/status.json").read_text())["state"] == "interrupted"
+        assert len(losses(tmp_path / "parts")) == step
+    parts = run(config(*overrides, "resume=true"), tmp_path / "parts")
+    for split in ("train", "val"):
+        assert losses(tmp_path / "parts", split) == losses(tmp_path / "whole", split)
+    assert [s for s, _ in losses(tmp_path / "parts")] == list(range(1, 13))
+    for key in ("train_loss", "val_loss", "val_perplexity", "steps", "tokens"):
+        assert parts[key] == whole[key]
+
+
+def test_the_same_seed_gives_the_same_losses_and_another_does_not(
+    config: Make, tmp_path: Path
+) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(config(f"seed={seed}", "model.dropout=0.1"), tmp_path / name)
+    assert losses(tmp_path / "a") == losses(tmp_path / "b") != losses(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["eval_every=1", "eval_every=null", "save_every=1", "wandb.mode=offline", "sample.tokens=0",
+     "eval_batch_size=1", "keep=1"],
+)  # fmt: skip
+def test_looking_at_a_run_does_not_change_it(change: str, config: Make, tmp_path: Path) -> None:
+    run(config("model.dropout=0.1"), tmp_path / "a")
+    run(config("model.dropout=0.1", change), tmp_path / "b")
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+def test_fewer_records_are_the_same_records(config: Make, tmp_path: Path) -> None:
+    run(config(), tmp_path / "a")
+    run(config("log_every=5"), tmp_path / "b")
+    every = dict(losses(tmp_path / "a"))
+    assert losses(tmp_path / "b") == [(step, every[step]) for step in (5, 10, 12)]
+
+
+def test_accumulating_is_the_same_gradient(config: Make, tmp_path: Path) -> None:
+    run(config("dtype=float32"), tmp_path / "whole")
+    for parts in (2, 3, 4):  # of 4 rows: 3 parts differ
+        run(config("dtype=float32", f"accumulate={parts}"), tmp_path / f"{parts}")
+        pairs = zip(losses(tmp_path / "whole"), losses(tmp_path / f"{parts}"), strict=True)
+        for (_, one), (_, other) in pairs:
+            assert one == pytest.approx(other, rel=1e-5)
+
+
+@pytest.mark.parametrize("pos", ["learned", "rope"])
+def test_validation_scores_every_token_at_any_batch_size(
+    pos: str, config: Make, tmp_path: Path
+) -> None:
+    summaries = [
+        run(config(f"pos={pos}", f"eval_batch_size={size}"), tmp_path / str(size))
+        for size in (1, 7, 64)
+    ]
+    tokens = len(assemble(check(config())).corpus.val)
+    for summary in summaries:
+        assert summary["val_tokens"] == tokens - 1
+        assert summary["val_perplexity"] == pytest.approx(math.exp(summary["val_loss"]))
+        assert summary["val_perplexity"] == pytest.approx(summaries[0]["val_perplexity"], rel=1e-5)
+
+
+def test_without_a_validation_split_nothing_is_claimed(config: Make, tmp_path: Path) -> None:
+    summary = run(config("data.val_fraction=0"), tmp_path / "a")
+    assert {summary[k] for k in summary if k.startswith("val_")} == {None}
+    assert summary["peak_eval_bytes"] is None
+    assert summary["train_loss"] is not None
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_does_harm(
+    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = assemble(check(config()))
+    trainer = Trainer(job, Record(tmp_path / "run"))
+    before = {n: p.clone() for n, p in job.model.named_parameters()}
+    with torch.no_grad():
+        job.model.embed.weight[:, 0] = math.nan
+    before["embed.weight"] = job.model.embed.weight.clone()
+    with pytest.raises(Stopped, match="diverged at step 1: loss nan") as stop:
+        trainer.update(0)
+    assert stop.value.code == 3
+    for name, parameter in job.model.named_parameters():
+        torch.testing.assert_close(parameter, before[name], equal_nan=True, rtol=0, atol=0)
+
+
+def test_a_diverging_run_ends_with_code_3_and_keeps_its_checkpoint(
+    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Trainer.loss
+
+    def poisoned(self: Trainer, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return real(self, x, y) * (math.inf if self.step == 6 else 1.0)
+
+    monkeypatch.setattr(Trainer, "loss", poisoned)
+    run(config(), tmp_path / "a", code=3)
+    status = json.loads((tmp_path / "a/status.json").read_text())
+    assert (status["state"], status["last_step"]) == ("failed", 6)
+    assert "diverged at step 7: loss inf, gradient norm nan, learning rate 0.00" in status["reason"]
+    dump = json.loads((tmp_path / "a/diverged.json").read_text())
+    assert (dump["step"], dump["loss"], dump["grad_norm"]) == (7, "inf", "nan")
+    assert dump["lr"] > 0
+    assert dump["losses_before"] == [loss for _, loss in losses(tmp_path / "a")]
+    assert dump["batch"] == assemble(check(config())).batches(6)[0].tolist()
+    assert not (tmp_path / "a/summary.json").exists()
+    assert checkpoint.find(tmp_path / "a")[0].step == 4
+
+
+def test_a_full_disk_ends_with_code_3_and_keeps_the_earlier_checkpoint(
+    config: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real = checkpoint.save_file
+
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if "step_000008" in str(path):
+            raise SafetensorError("No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    run(config(), tmp_path / "a", code=3)
+    assert "No space left on device" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "a/checkpoints").iterdir()] == ["step_000004"]
+
+
+def test_the_newest_checkpoints_and_the_best_are_kept(config: Make, tmp_path: Path) -> None:
+    run(
+        config("steps=30", "optim.lr=0.3", "save_every=2", "eval_every=2", "keep=2"), tmp_path / "a"
+    )
+    kept = sorted(p.name for p in (tmp_path / "a/checkpoints").iterdir())
+    val = dict(losses(tmp_path / "a", "val"))
+    best = min(val, key=val.__getitem__)
+    assert set(kept) == {"step_000028", "step_000030", f"step_{best:06d}"}
+    assert checkpoint.find(tmp_path / "a", "best")[0].step == best
+    assert checkpoint.find(tmp_path / "a", "28")[0].step == 28
+
+
+def test_a_damaged_checkpoint_is_passed_over(config: Make, tmp_path: Path) -> None:
+    run(config(), tmp_path / "a")
+    newest = tmp_path / "a/checkpoints/step_000012/model.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-5] ^= 4
+    newest.write_bytes(bytes(content))
+    found, problems = checkpoint.find(tmp_path / "a")
+    assert found.step == 8
+    assert "model.safetensors is damaged" in problems[0]
+    with pytest.raises(ValueError, match="damaged"):
+        checkpoint.find(tmp_path / "a", "12")
+
+
+def test_a_finished_run_is_left_alone_and_may_be_extended(
+    config: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run(config("optim.schedule=constant"), tmp_path / "a")
+    before = (tmp_path / "a/metrics.jsonl").read_bytes()
+    assert run(config("optim.schedule=constant", "resume=true"), tmp_path / "a") == first
+    assert (tmp_path / "a/metrics.jsonl").read_bytes() == before
+    assert "done already" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"holds a run \(done\); resume=true continues it"):
+        run(config(), tmp_path / "a")
+    longer = run(config("optim.schedule=constant", "resume=true", "steps=16"), tmp_path / "a")
+    assert longer["steps"] == 16
+    assert losses(tmp_path / "a")[:12] == [
+        (r["step"], r["loss"])
+        for r in map(json.loads, before.splitlines())
+        if r["split"] == "train"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("optim.lr=0.1", "optim.lr was 0.003 and is now 0.1"),
+        ("seed=1", "seed was 0 and is now 1"),
+        ("pos=rope", "choices.pos was learned and is now rope"),
+        ("model.dropout=0.1", "model.dropout was 0.0 and is now 0.1"),
+        ("batch_size=8", "batch_size was 4 and is now 8"),
+    ],
+)
+def test_another_config_cannot_be_resumed(
+    change: str, message: str, config: Make, tmp_path: Path
+) -> None:
+    run(config("steps=4"), tmp_path / "a")
+    with pytest.raises(ValueError, match=message):
+        run(config("steps=8", change, "resume=true"), tmp_path / "a")
+
+
+def test_other_text_cannot_be_resumed(config: Make, tmp_path: Path, text: Path) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text(text.read_text())
+    run(config("steps=4", f"data.path={mine}"), tmp_path / "a")
+    mine.write_text(text.read_text() + "changed")
+    with pytest.raises(ValueError, match="resume: data_fingerprint"):
+        run(config("steps=8", f"data.path={mine}", "resume=true"), tmp_path / "a")
+
+
+def test_a_folder_in_use_is_refused(config: Make, tmp_path: Path) -> None:
+    held = Record(tmp_path / "a")
+    with pytest.raises(ValueError, match="in use by another process"):
+        run(config(), tmp_path / "a")
+    held.close()
+    run(config(), tmp_path / "a")
+
+
+def test_an_unfinished_save_is_swept_away(config: Make, tmp_path: Path) -> None:
+    run(config("optim.schedule=constant"), tmp_path / "a")
+    (tmp_path / "a/checkpoints/.tmp-step_000014").mkdir()
+    run(config("optim.schedule=constant", "steps=16", "resume=true"), tmp_path / "a")
+    assert not list((tmp_path / "a/checkpoints").glob(".tmp*"))
+
+
+def test_a_run_cannot_be_resumed_to_a_step_that_is_past(config: Make, tmp_path: Path) -> None:
+    run(config(), tmp_path / "a")
+    with pytest.raises(ValueError, match="steps=8, but the run is at step 12 already"):
+        run(config("steps=8", "resume=true"), tmp_path / "a")
+
+
+def test_a_start_that_was_killed_before_it_began_can_be_resumed(
+    config: Make, tmp_path: Path
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/environment.json").write_text("{}")
+    assert run(config("resume=true"), tmp_path / "a")["steps"] == 12
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds other files"):
+        run(config("resume=true"), tmp_path / "b")
+
+
+def test_starts_in_the_same_second_have_folders_of_their_own(
+    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len({fresh_folder(config()) for _ in range(4)}) == 4
+
+
+def test_bad_data_leaves_no_folder(config: Make, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a context of 100000 needs"):
+        run(config("model.max_len=100000", "pos=rope"), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_starting_from_weights_keeps_them_and_grows_a_learned_table(
+    config: Make, tmp_path: Path
+) -> None:
+    run(config(), tmp_path / "a")
+    parent = checkpoint.find(tmp_path / "a")[0].model()
+    job = assemble(check(config(f"init_from={tmp_path}/a", "model.max_len=24", "seed=5")))
+    table = job.model.position.table.weight
+    assert table.shape == (24, 32)
+    assert torch.equal(table[:16], parent["position.table.weight"])
+    assert table[16:].std().item() == pytest.approx(0.02, rel=0.3)
+    assert torch.equal(job.model.embed.weight, parent["embed.weight"])
+    assert job.optimizer.state() == {}
+    summary = run(config(f"init_from={tmp_path}/a", "model.max_len=24"), tmp_path / "b")
+    assert summary["parent"] == {"run": str(tmp_path / "a"), "step": 12, "parent": None}
+    (tmp_path / "a").rename(tmp_path / "moved")  # what has begun needs its parent no more
+    going_on = [
+        "eval_every=3",
+        "optim.schedule=constant",
+        f"init_from={tmp_path}/a",
+        "model.max_len=24",
+    ]
+    with pytest.raises(ValueError, match="a is not a run"):
+        run(config(*going_on), tmp_path / "d")
+    (tmp_path / "moved").rename(tmp_path / "a")
+    run(config(*going_on), tmp_path / "d")
+    (tmp_path / "a").rename(tmp_path / "moved")
+    longer = run(config(*going_on, "resume=true", "steps=14"), tmp_path / "d")
+    assert (longer["steps"], longer["parent"]) == (14, summary["parent"])
+    (tmp_path / "moved").rename(tmp_path / "a")
+    chained = run(config(f"init_from={tmp_path}/b", "model.max_len=24"), tmp_path / "c")
+    assert chained["parent"]["parent"] == summary["parent"]
+
+
+def test_weights_that_do_not_fit_are_refused(config: Make, tmp_path: Path, text: Path) -> None:
+    run(config(), tmp_path / "a")
+    start = f"init_from={tmp_path}/a"
+    with pytest.raises(ValueError, match=r"weight is \(32, 32\) there, \(64, 64\) here"):
+        assemble(check(config(start, "model.dim=64")))
+    with pytest.raises(ValueError, match="position.table.weight is not of this model"):
+        assemble(check(config(start, "pos=rope")))
+    with pytest.raises(ValueError, match="its tokenizer is another"):
+        assemble(check(config(start, "data.tokenizer=byte")))
+
+
+def test_a_batch_fetched_ahead_is_used_at_its_step_alone(config: Make, tmp_path: Path) -> None:
+    job = assemble(check(config(f"out={tmp_path}/run")))
+    trainer = Trainer(job, Record(tmp_path / "run"))
+    trainer.ahead = 3, trainer.fetch(3)
+    fetched = trainer.ahead[1]
+    assert trainer.batch(3) is fetched
+    trainer.ahead = 3, fetched
+    for step in (5, 3):
+        inputs, targets = trainer.batch(step)
+        expected = job.batches(step)
+        assert torch.equal(inputs, expected[0])
+        assert torch.equal(targets, expected[1])
+    trainer.record.close()

@@ -1,0 +1,115 @@
+"""The scalars of train.yaml and its small groups, each checked by its own class."""
+
+import re
+from dataclasses import dataclass
+
+from train.config.schema import at_least, choose
+
+HOW = ("mean", "first", "random")  # of KV heads, see train/setup/convert.py
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The scalars of train.yaml. Raises ValueError for what cannot be trained."""
+
+    out: str | None
+    name: str | None
+    seed: int
+    steps: int
+    batch_size: int
+    accumulate: int
+    eval_every: int | None
+    eval_batch_size: int
+    save_every: int | None
+    keep: int
+    log_every: int
+    resume: bool
+    init_from: str | None
+    convert: str
+    device: str
+    dtype: str
+    threads: int | None
+    compile: bool | str
+    tf32: bool
+    memory: str
+    force: bool
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "steps", "seed")
+        at_least(1, self, "batch_size", "accumulate", "eval_every", "eval_batch_size")
+        at_least(1, self, "save_every", "keep", "log_every", "threads")
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"accumulate={self.accumulate} is more than batch_size={self.batch_size}"
+            )
+        choose("convert", self.convert, dict.fromkeys(HOW))
+        choose("memory", self.memory, dict.fromkeys(("full", "lean")))
+        if self.name is not None and not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ValueError(f"name={self.name!r} may hold letters, digits, '-', '_' and '.' alone")
+
+    @property
+    def rows(self) -> int:
+        """Rows of the largest micro-batch."""
+        return -(-self.batch_size // self.accumulate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the final model's sample is drawn: the keys under sample."""
+
+    prompt: str | None
+    tokens: int
+    temperature: float
+    top_k: int | None
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "tokens", "temperature", where="sample.")
+        at_least(1, self, "top_k", where="sample.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reporting:
+    """What a sweep's report is called, and the figure that it leads with: the keys under report."""
+
+    title: str | None
+    figure: str | None
+
+    def __post_init__(self) -> None:
+        if self.figure is not None:
+            choose("report.figure", self.figure, dict.fromkeys(FIGURES))
+
+
+FIGURES = (
+    "training validation quality differences grid heads rates decoding length decode attention"
+).split()
+
+#: Keys of train.yaml that are no scalars of one run.
+APART = (
+    "model attn pos data optim sample wandb choices "
+    "plan sweep stages jobs retry baseline match matched report"
+).split()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """How Weights & Biases mirrors the run: the keys under wandb."""
+
+    mode: str
+    project: str
+    group: str | None
+    tags: list[str]
+
+    def __post_init__(self) -> None:
+        choose("wandb.mode", self.mode, dict.fromkeys(("offline", "online", "disabled")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """The keys of train.yaml that a sweep as a whole follows."""
+
+    jobs: int
+    retry: bool
+
+    def __post_init__(self) -> None:
+        if self.jobs < 1:
+            raise ValueError(f"jobs={self.jobs} must be at least 1")

@@ -1,0 +1,50 @@
+"""Time that a step spends in attention, from a pass of its own."""
+
+import statistics
+from collections.abc import Callable, Iterable
+from time import perf_counter
+from typing import cast
+
+from torch import nn
+
+from train.measure.device import Device
+
+
+def attention_seconds(
+    mechanisms: Iterable[object], step: Callable[[], object], device: Device, repeats: int
+) -> float:
+    """Time that one step spends in attention, forward and backward, projections included.
+
+    The median over `repeats` steps, run with synchronised timers around every mechanism: apart from
+    the timed loop, which they would slow down.
+    """
+    total = started = 0.0
+
+    def start(*_: object) -> None:
+        nonlocal started
+        device.synchronize()
+        started = perf_counter()
+
+    def stop(*_: object) -> None:
+        nonlocal total
+        device.synchronize()
+        total += perf_counter() - started
+
+    handles = [
+        handle
+        for m in cast(Iterable[nn.Module], mechanisms)
+        for handle in (
+            m.register_forward_pre_hook(start),
+            m.register_forward_hook(stop),
+            m.register_full_backward_pre_hook(start),
+            m.register_full_backward_hook(stop),
+        )
+    ]
+    totals = []
+    for _ in range(repeats):
+        total = 0.0
+        step()
+        totals.append(total)
+    for handle in handles:
+        handle.remove()
+    return statistics.median(totals)

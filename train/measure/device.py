@@ -1,0 +1,184 @@
+"""What a run computes on: device, dtype, threads, and how they are set up."""
+
+import contextlib
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from train.config.schema import choose
+
+JOBS = "HEAD_TO_HEAD_JOBS"  # how a sweep tells a run how many share the machine
+SMALL = 50_000_000  # parameters
+REPAID = 2000  # steps after which compiling is taken to have paid on CUDA; not measured
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Device:
+    """A torch device and the dtype of matrix products on it; parameters stay float32."""
+
+    name: str  # cpu, cuda or mps
+    dtype: torch.dtype
+    compiled: bool = False  # whether torch.compile makes the model's program
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Matrix products in the run's dtype."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.name, self.dtype)
+
+    def synchronize(self) -> None:
+        """Wait until everything asked of the device is done."""
+        if self.name != "cpu":
+            torch.accelerator.synchronize()
+
+    def seed(self, seed: int) -> None:
+        """Seed torch's generator on this device (`torch.manual_seed` does it on all: 0.4 ms)."""
+        if self.name == "cpu":
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
+
+    def take(self, x: Tensor) -> Tensor:
+        """A tensor of the CPU on this device; CUDA copies it while the CPU goes on."""
+        if self.name == "cuda":
+            return x.pin_memory().to(self.name, non_blocking=True)
+        return x.to(self.name)
+
+    def compile(self, model: nn.Module, accumulate: int) -> None:
+        """Have a model compiled when it is first called, if this device compiles.
+
+        A small one's kernels end before the next is launched, so on CUDA they become one graph; not
+        with gradients that outlive a pass, which would lie in memory that the graph uses again.
+        """
+        if not self.compiled:
+            return
+        small = sum(p.numel() for p in model.parameters()) < SMALL
+        graphs = self.name == "cuda" and small and accumulate == 1
+        model.compile(mode="reduce-overhead" if graphs else None)
+
+    def as_written(self) -> AbstractContextManager[object]:
+        """Within it nothing is compiled: decoding has another shape at each token."""
+        if not self.compiled:
+            return contextlib.nullcontext()
+        return torch.compiler.set_stance("force_eager")
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+
+def pick(device: str, dtype: str, compiled: bool | str = False, steps: int = 0) -> Device:
+    """The device and dtype of a run of so many steps; `auto` takes the fastest that there is.
+
+    CUDA comes before Apple's MPS and the CPU; bfloat16 wherever the hardware multiplies it; compiled
+    on CUDA alone, where there are steps enough to repay it: on a CPU it does not pay.
+    Raises ValueError for what this machine does not have.
+    """
+    here = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    present = [name for name in ("cuda", "mps", "cpu") if here[name]]
+    choose("device", device, dict.fromkeys(["auto", *here]))
+    choose("dtype", dtype, dict.fromkeys(["auto", *DTYPES]))
+    name = present[0] if device == "auto" else device
+    if name not in present:
+        raise ValueError(f"device={name}: this machine has none; it has {', '.join(present)}")
+    if isinstance(compiled, str):
+        choose("compile", compiled, dict.fromkeys(["auto"]))
+        triton = importlib.util.find_spec("triton") is not None
+        compiled = name == "cuda" and triton and steps >= REPAID
+    if compiled and name == "cpu" and not (shutil.which("c++") or shutil.which("g++")):
+        raise ValueError("compile=true needs a C++ compiler (g++) on a CPU; there is none")
+    if dtype == "auto":
+        dtype = "bfloat16" if multiplies_bfloat16(name) else "float32"
+    return Device(name, DTYPES[dtype], compiled)
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether the hardware has bfloat16 matrix units: AMX or AVX512-BF16 on x86, Ampere on CUDA."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cpu":
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return False
+
+
+def check_memory(least: int, device: Device) -> None:
+    """Raise ValueError if a run that needs at least so many bytes cannot fit in a device."""
+    there = memory_bytes(device)
+    if there is not None and least > there:
+        raise ValueError(
+            f"this needs at least {least / 2**30:,.1f} GiB of memory, and {device.name} has "
+            f"{there / 2**30:,.1f}: make the model, its context or the batch smaller (plan=true "
+            "counts exactly), or set force=true to try"
+        )
+
+
+def memory_bytes(device: Device) -> int | None:
+    """The memory of a device in bytes; None where the system does not say."""
+    if device.name == "cuda":
+        return torch.cuda.get_device_properties(0).total_memory
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
+
+
+def set_up(threads: int | None, tf32: bool = False) -> None:
+    """Once per process, before any tensor: threads, and an allocator that keeps what it was given.
+
+    glibc hands large blocks back to the system at every free, and the page faults that follow cost
+    10 to 35 % of a small model's step on a CPU. `tf32` allows CUDA to multiply float32 with 10 bits
+    of mantissa.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL("libc.so.6")
+        m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, -1)
+        libc.mallopt(m_top_pad, 256 << 20)
+
+
+def describe(device: Device) -> Mapping[str, object]:
+    """The hardware and versions that a run's numbers depend on."""
+    packages = ("numpy", "datasets", "tokenizers", "safetensors", "hydra-core", "wandb")
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **{name: importlib.metadata.version(name) for name in packages},
+        "platform": platform.platform(),
+        "device": device.name,
+        "dtype": device.dtype_name,
+        "compiled": device.compiled,
+        "cpu": cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if device.name == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "side_by_side": int(os.environ.get(JOBS, "1")),  # runs of a sweep; 0: not known
+        "command": sys.argv,
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name, as the system tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

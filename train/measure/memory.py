@@ -1,0 +1,121 @@
+"""Memory: the peaks of a run, in tensors and of the process."""
+
+import contextlib
+import ctypes
+import gc
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.autograd.profiler import profile
+
+from train.measure.device import Device
+
+
+@dataclass
+class Peaks:
+    """The most memory held while training and while validating, apart; in bytes, None if unknown.
+
+    Noted at the run's own pace: reset after warm-up, read before the first validation and after it.
+    Later steps and validations are alike. On a CPU, which counts no tensor bytes by itself,
+    `allocation_peak` fills in `train` and `eval` after the run.
+    """
+
+    train: int | None = None
+    eval: int | None = None
+    process: int | None = None
+
+    def reset(self, device: Device) -> None:
+        """Forget what came before: imports, data, warm-up."""
+        if device.name == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        reset_process_peak()
+
+    def note_training(self, device: Device) -> None:
+        if self.process is None:
+            self.process = process_peak()
+            if device.name == "cuda":
+                self.train = torch.cuda.max_memory_allocated()
+                torch.cuda.reset_peak_memory_stats()
+
+    def note_validation(self, device: Device) -> None:
+        if self.eval is None and device.name == "cuda":
+            self.eval = torch.cuda.max_memory_allocated()
+
+
+PEAK_METHODS = {
+    "cuda": "torch.cuda.max_memory_allocated",
+    "cpu": "profiler allocation records of one step, plus the tensors alive before it",
+}
+
+
+def allocation_peak(work: Callable[[], object]) -> int:
+    """The highest sum of CPU tensor bytes allocated by `work` and not yet freed.
+
+    From the profiler's allocation records, which see inside opaque operators too. They know what
+    was allocated under an earlier measurement: garbage of it, freed in this one, would be taken off.
+    """
+    gc.collect()
+    recorded: Any = profile(profile_memory=True)  # torch.profiler's would import the compiler
+    begun = contextlib.ExitStack()
+    with quiet():
+        begun.enter_context(recorded)
+    work()
+    with quiet():
+        begun.close()
+    events = [e for e in recorded.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Drop what native code writes to stderr: the profiler announces itself there."""
+    sys.stderr.flush()
+    saved, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(sink)
+
+
+def reset_process_peak() -> None:
+    """Make the process's high-water mark start again from now, where the system can (Linux)."""
+    if sys.platform == "linux":
+        if platform.libc_ver()[0] == "glibc":
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            return
+
+
+def process_peak() -> int | None:
+    """The most memory that the process held since the last reset, libraries included, in bytes.
+
+    Where the mark cannot be reset (macOS) since the start; None where it cannot be read (Windows).
+    """
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

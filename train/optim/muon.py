@@ -1,0 +1,102 @@
+"""Muon for hidden matrices, with AdamW for the rest."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from train.measure.device import multiplies_bfloat16
+from train.optim.adamw import FusedAdamW
+from train.optim.optimizer import Groups, Optimizer, check, decay_groups
+
+
+class StackedMuon:
+    """torch.optim.Muon(adjust_lr_fn="match_rms_adamw"), all matrices of one shape at a time.
+
+    A small matrix does not fill a processor; a batched product of all that share a shape does. They
+    are made orthogonal in bfloat16 where the hardware multiplies it, elsewhere in float32.
+    """
+
+    #: Of the quintic whose iteration sends singular values near 1, and how often (Jordan et al. 2024).
+    COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+    ITERATIONS = 5
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], *, momentum: float, weight_decay: float
+    ) -> None:
+        self.param_groups: Groups = [{"params": list(params)}]
+        self.state: dict[nn.Parameter, dict[str, Tensor]] = defaultdict(dict)
+        self.momentum, self.weight_decay = momentum, weight_decay
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update every parameter that has a gradient."""
+        (group,) = self.param_groups
+        alike = defaultdict(list)
+        for p in group["params"]:
+            if p.grad is not None:
+                alike[tuple(sorted(p.shape))].append(p)
+        for (_, longer), params in alike.items():
+            grads = [p.grad for p in params]
+            averages = [self.average_of(p) for p in params]
+            torch._foreach_lerp_(averages, grads, 1 - self.momentum)
+            ahead = torch._foreach_lerp(grads, averages, self.momentum)  # Nesterov's
+            updates = self.orthogonal(torch.stack([wide(x) for x in ahead]))
+            torch._foreach_mul_(params, 1 - group["lr"] * self.weight_decay)
+            rate = group["lr"] * 0.2 * math.sqrt(longer)  # as large as AdamW's updates
+            for p, update in zip(params, updates, strict=True):
+                p.add_(update if p.shape == update.shape else update.mT, alpha=-rate)
+
+    def average_of(self, parameter: nn.Parameter) -> Tensor:
+        """Mean of the gradient over past steps, zero before the first."""
+        if not self.state[parameter]:
+            self.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
+        return self.state[parameter]["momentum_buffer"]
+
+    def orthogonal(self, x: Tensor) -> Tensor:
+        """x (N, m, n), m <= n, with singular values all about 1: Newton-Schulz iterations."""
+        a, b, c = self.COEFFICIENTS
+        x = x.to(torch.bfloat16 if multiplies_bfloat16(x.device.type) else torch.float32)
+        x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+        for _ in range(self.ITERATIONS):
+            gram = torch.bmm(x, x.mT)
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        return x
+
+
+class Muon(Optimizer):
+    """Muon (Jordan et al. 2024) for the matrices inside blocks; AdamW for tables, head and vectors.
+
+    Muon's updates are scaled to the size of AdamW's (Liu et al. 2025), so both share lr and decay.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float,
+        weight_decay: float,
+        decayed: str,
+        momentum: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+    ) -> None:
+        check(weight_decay=weight_decay, decayed=decayed, beta1=beta1, beta2=beta2, eps=eps)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum={momentum} must be at least 0 and below 1")
+        hidden = [
+            p for n, p in model.named_parameters() if n.startswith("blocks.") and p.dim() == 2
+        ]
+        inside = set(hidden)
+        others = [p for p in model.parameters() if p not in inside]
+        muon = StackedMuon(hidden, momentum=momentum, weight_decay=weight_decay)
+        groups = decay_groups(model, others, weight_decay, decayed)
+        super().__init__(model, [muon, FusedAdamW(groups, beta1=beta1, beta2=beta2, eps=eps)])
+
+
+def wide(x: Tensor) -> Tensor:
+    """A matrix with no more rows than columns: x or its transpose."""
+    return x if x.size(0) <= x.size(1) else x.mT

@@ -1,0 +1,83 @@
+"""A run on disk: where new ones go, and how finished ones are opened again."""
+
+import itertools
+import re
+import time
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from data import tokenizer as tokenizers
+from data.atomic import read_json
+from train.config.old_spellings import modernise
+from train.config.schema import Config
+from train.record.checkpoint import Checkpoint, find
+
+
+def is_theirs(folder: Path) -> bool:
+    """Whether a folder is of transformers: its config.json tells the type of its model."""
+    path = folder / "config.json"
+    return path.is_file() and "model_type" in read_json(path)
+
+
+def fresh_folder(config: Config) -> Path:
+    """A run folder that nobody else has, made at once so that two starts cannot share it."""
+    choices = config["choices"]
+    words = [config["name"], choices["attn"], choices["pos"], f"seed{config['seed']}"]
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{'-'.join(filter(None, words))}"
+    for attempt in itertools.count(1):
+        folder = Path("outputs/runs") / (name if attempt == 1 else f"{name}-{attempt}")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("unreachable")
+
+
+def state_of(folder: Path) -> str | None:
+    """The state of the run in a folder; None if there is no run.
+
+    Raises ValueError if the folder holds something else.
+    """
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        raise ValueError(f"out={folder} is a file, not a folder")
+    if (folder / "config.json").exists() and not is_theirs(folder):
+        status = folder / "status.json"
+        return str(read_json(status).get("state")) if status.exists() else "interrupted"
+    # What a start that was killed may leave before there is a config:
+    beginning = {"environment.json", "tokenizer.json", "metrics.jsonl", "status.json"}
+    if any(p.name not in beginning and not p.name.startswith(".") for p in folder.iterdir()):
+        raise ValueError(f"out={folder} holds other files; choose a new or empty folder")
+    return None
+
+
+def open_config(folder: Path) -> Config:
+    """The config of a run, complete whatever version wrote it. Raises ValueError if there is none."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is not a run: it has no config.json")
+    if is_theirs(folder):
+        raise ValueError(f"{folder} is not a run but a folder of transformers; init_from takes it")
+    config = modernise(read_json(folder / "config.json"))
+    choices = config.get("choices")
+    if not isinstance(choices, dict) or not {"attn", "pos", "model"} <= choices.keys():
+        raise ValueError(f"{folder / 'config.json'} is not the config of a run: it has no choices")
+    for group, name in choices.items():
+        if not re.fullmatch(r"[\w./-]+", str(name)):
+            raise ValueError(f"{folder / 'config.json'}: choices.{group}={name!r} is no name")
+    return config
+
+
+def open_tokenizer(folder: Path) -> Tokenizer:
+    return tokenizers.from_file(folder / "tokenizer.json")
+
+
+def open_checkpoint(folder: Path, which: str = "latest") -> Checkpoint:
+    """A checkpoint of a run. Raises ValueError if no intact one is there."""
+    checkpoint, problems = find(folder, which)
+    if checkpoint is None:
+        raise ValueError("; ".join(problems) or f"{folder} has no checkpoint")
+    return checkpoint

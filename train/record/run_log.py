@@ -1,0 +1,95 @@
+"""The record of a run: the files in its folder."""
+
+import contextlib
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from data.atomic import replace, write_json
+
+
+class Record:
+    """The files of one run. `lock` keeps a second process out until this one ends.
+
+    Raises ValueError if another process holds the folder, or it cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.metrics = folder / "metrics.jsonl"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.lock = FileLock(folder / ".lock")
+            self.lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ValueError(f"out={folder} is in use by another process") from error
+        except OSError as error:
+            raise ValueError(f"out={folder} cannot be written: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Let other processes in; leave no folder behind if nothing was recorded in it."""
+        self.lock.release()
+        if not (self.folder / "config.json").exists():
+            (self.folder / ".lock").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
+
+    def write(self, name: str, content: Mapping[str, object]) -> None:
+        """Write a JSON file whole: readers see the old one or the new one."""
+        write_json(self.folder / name, content)
+
+    def status(self, state: str, step: int, reason: str | None = None) -> None:
+        """Say how the run stands: running, done, failed or interrupted."""
+        self.write("status.json", {"state": state, "reason": reason, "last_step": step})
+
+    def log(self, record: Mapping[str, object]) -> None:
+        """Append one record to metrics.jsonl."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def sync(self) -> None:
+        """Force the records so far to disk, so that no checkpoint is ahead of them."""
+        with self.metrics.open("a") as file:
+            os.fsync(file.fileno())
+
+    def cut(self, step: int) -> None:
+        """Drop the records after a step: they will be written again."""
+        kept = (line for line in records(self.metrics) if line["step"] <= step)
+        replace(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a metrics.jsonl; a last line that was cut off by a kill is left out.
+
+    Raises ValueError for lines that are something else.
+    """
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except (json.JSONDecodeError, RecursionError):
+                return
+            if not isinstance(record, dict) or not {"step", "split"} <= record.keys():
+                raise ValueError(f"{path}: {line[:40]!r} is no record")
+            yield record
+
+
+def git_commit() -> str | None:
+    """The commit of this code, with '+changes' if the tree differs from it; None outside git."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        ask = ("git", "-C", str(root))
+        commit = subprocess.run(
+            [*ask, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+        changes = subprocess.run(
+            [*ask, "status", "--porcelain"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

@@ -1,0 +1,193 @@
+"""Config nodes to objects. The only place that turns a name in a config into code."""
+
+import importlib
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from data.batches import SAMPLINGS, Batches
+from data.corpus import Source, prepare
+from model.attention.base import Mechanism
+from model.feedforward import FEEDFORWARDS
+from model.norm import NORMS
+from model.shape import Shape
+from model.transformer import Transformer
+from train.config.schema import Config, arguments, choose
+from train.optim.optimizer import Optimizer
+from train.optim.schedule import Schedule
+
+PACKAGES = {
+    "attn": "model.attention",
+    "pos": "model.position",
+    "data": "data",
+    "optim": "train.optim",
+}
+LARGE = 10**8  # parameters: 400 MB
+SCALED_INIT = {"all": "out.weight", "feedforward": "feedforward.out.weight"}
+
+
+def target(group: str, node: Config, where: str) -> type:
+    """The class that the `_target_` of a node names; the node is called `where` in errors.
+
+    Configs are rebuilt from runs that people share, so only a class that is defined in a module of
+    its group's package counts: `model.attention.grouped.GQA`, but not what such a module imported.
+    Raises ValueError for anything else.
+    """
+    path = str(node.get("_target_"))
+    match = re.fullmatch(rf"({re.escape(PACKAGES[group])}\.[a-z0-9_]+)\.([A-Za-z0-9]+)", path)
+    if match:
+        try:
+            found = getattr(importlib.import_module(match[1]), match[2], None)
+        except ModuleNotFoundError:
+            found = None
+        if isinstance(found, type) and found.__module__ == match[1]:
+            return found
+    raise ValueError(f"{where}._target_={path} is no class defined in {PACKAGES[group]}")
+
+
+def build_model(config: Config, vocab_size: int) -> Transformer:
+    """The model of a config, uninitialised, on torch's default device.
+
+    `model.vocab_size` may leave room beyond the tokenizer's `vocab_size`.
+    Raises ValueError if the parts do not fit each other.
+    """
+    node, choices = dict(config["model"]), config["choices"]
+    if node.get("vocab_size") is None:
+        node["vocab_size"] = vocab_size
+    sizes, names = arguments("model", node, Shape, parts)
+    if sizes["vocab_size"] < vocab_size:
+        raise ValueError(
+            f"model.vocab_size={sizes['vocab_size']} is smaller than the tokenizer's {vocab_size}; "
+            "null takes the tokenizer's"
+        )
+    feedforward, norm, _ = parts(**names)
+    attention, position = attention_of_layers(config["attn"]), factory("pos", config["pos"])
+    try:
+        with Uninitialised():
+            model = Transformer(
+                Shape(**sizes),
+                attention=attention,
+                position=position,
+                feedforward=feedforward,
+                norm=norm,
+            )
+    except ValueError as error:
+        variant = f"model={choices['model']} attn={choices['attn']} pos={choices['pos']}"
+        raise ValueError(f"{variant}: {error}") from error
+    model.recompute = config["memory"] == "lean"
+    return model
+
+
+@torch.no_grad()
+def try_model(config: Config) -> None:
+    """Raise ValueError if the parts of a model cannot work together: send a token through them.
+
+    Through one layer of each kind, uninitialised. Where even those would take much memory it is on
+    the meta device, which has torch import its compiler, for a second.
+    """
+    kinds = len(config["attn"].get("order", [0]))
+    few = {"n_layers": min(kinds, config["model"]["n_layers"]), "vocab_size": 1}
+    config = config | {"model": config["model"] | few}
+    with torch.device("meta"):
+        total, _ = build_model(config, 1).count_parameters()
+    with torch.device("meta" if total > LARGE else "cpu"):
+        build_model(config, 1)(torch.zeros(1, 1, dtype=torch.int64))
+
+
+class Uninitialised(TorchFunctionMode):
+    """Within it torch's layers leave their parameters as they come: ours are drawn by `init_model`.
+
+    On the meta device their own start, too, would have torch import its compiler.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def init_model(model: Transformer, config: Config, seed: int) -> None:
+    """Draw the parameters of a model as its config says."""
+    _, names = arguments("model", config["model"] | {"vocab_size": 1}, Shape, parts)
+    model.init(seed, scaled=parts(**names)[2])
+
+
+def parts(*, feedforward: str, norm: str, scaled_init: str) -> tuple[type, type, str]:
+    """What a model's names stand for: its feed-forward, its norm, the ending of scaled matrices."""
+    return (
+        choose("model.feedforward", feedforward, FEEDFORWARDS),
+        choose("model.norm", norm, NORMS),
+        choose("model.scaled_init", scaled_init, SCALED_INIT),
+    )
+
+
+def attention_of_layers(node: Config) -> Callable[[Shape, int], Mechanism]:
+    """The attention of each layer: one mechanism for all, or those of a pattern in their order.
+
+    A pattern is a node of named mechanisms and an `order` of their names, repeated or cut to the
+    model's depth. Raises ValueError for an order that is empty, names others, or leaves one out.
+    """
+    if "order" not in node:
+        return factory("attn", node)
+    parts = {
+        key: factory("attn", part, where=f"attn.{key}")
+        for key, part in node.items()
+        if isinstance(part, dict)
+    }
+    rest = {key: value for key, value in node.items() if key not in parts}
+    order = arguments("attn", rest, pattern)[0]["order"]
+    for name in order:
+        choose("attn.order", name, parts)
+    if unused := sorted(parts.keys() - set(order)):
+        raise ValueError(f"attn.order=[{','.join(order)}] leaves out {', '.join(unused)}")
+    return lambda shape, layer: parts[order[layer % len(order)]](shape, layer)
+
+
+def pattern(*, order: list[str]) -> None:
+    """The keys of a pattern, beside its mechanisms."""
+
+
+def factory(group: str, node: Config, where: str = "") -> Callable[..., Any]:
+    """The class that a group's node names, waiting for a shape, with the node's own keys filled in."""
+    part = target(group, node, where or group)
+    return partial(part, **arguments(where or group, node, part)[0])
+
+
+def build_source(config: Config) -> tuple[Source, dict[str, Any], dict[str, Any]]:
+    """A config's text source, then the arguments of `prepare` and of `Batches`."""
+    kind = target("data", config["data"], "data")
+    source, corpus, batches = arguments(
+        "data", config["data"], kind, prepare, Batches, given={"say", "rows", "length", "seed"}
+    )
+    choose("data.sampling", batches["sampling"], dict.fromkeys(SAMPLINGS))
+    return kind(**source), corpus, batches
+
+
+def build_optimizer(
+    config: Config, model: torch.nn.Module, steps: int
+) -> tuple[Optimizer, Schedule]:
+    """A config's optimizer over a model, and the schedule of its learning rate."""
+    kind = target("optim", config["optim"], "optim")
+    own, rate, trainer = arguments(
+        "optim", config["optim"], kind, Schedule, clipping, given={"steps"}
+    )
+    clipping(**trainer)
+    try:
+        schedule = Schedule(steps=steps, **rate)
+        return kind(model, **own), schedule
+    except ValueError as error:
+        raise ValueError(f"optim.{error}") from error
+
+
+def clipping(*, clip: float | None) -> float:
+    """The largest gradient norm to allow; infinite for None. Raises ValueError unless positive."""
+    if clip is not None and clip <= 0:
+        raise ValueError(f"optim.clip={clip} must be above 0, or null for no clipping")
+    return float("inf") if clip is None else clip

@@ -1,0 +1,57 @@
+"""Weights of one variant as the start of another."""
+
+import re
+
+import torch
+from torch import Tensor
+
+from model.transformer import Transformer
+
+
+def adapt(weights: dict[str, Tensor], model: Transformer, how: str) -> dict[str, Tensor]:
+    """Weights by name, reshaped to a model where there is a known way; all else as it is.
+
+    Keys and values of fewer heads are made from groups of neighbours, those that one of the new heads
+    will serve: their `mean` (Ainslie et al. 2023, section 2.1), the `first` of each, or the model's
+    own `random` start. A position table that ends keeps the rows that exist in both. Biases that one
+    side does not have are zeros.
+    """
+    own = dict(model.named_parameters())
+    adapted = {
+        name: x for name, x in weights.items() if name in own or not needless(name, x, model)
+    }
+    for name, mine in own.items():
+        theirs = weights.get(name)
+        if theirs is None and name.endswith("bias"):
+            adapted[name] = torch.zeros_like(mine)
+        if theirs is None or theirs.shape == mine.shape or theirs.shape[1:] != mine.shape[1:]:
+            continue
+        if name.startswith("position.") and model.position.max_len is not None:
+            rows = min(len(mine), len(theirs))
+            adapted[name] = mine.detach().clone()
+            adapted[name][:rows] = theirs[:rows]
+        elif re.search(r"\.attention\.[kv]\.(weight|bias)$", name) and len(theirs) > len(mine):
+            head_dim = model.shape.head_dim
+            if len(theirs) % len(mine) == 0:
+                groups = theirs.unflatten(0, (len(mine) // head_dim, -1, head_dim))
+                mean = groups.double().mean(1).to(groups.dtype)  # of equal heads, exactly these
+                pooled = {"mean": mean.flatten(0, 1), "first": groups[:, 0].flatten(0, 1)}
+                adapted[name] = pooled.get(how, mine.detach())
+    return adapted
+
+
+def needless(name: str, weight: Tensor, model: Transformer) -> bool:
+    """Whether a weight adds nothing to a model without it: zeros, or positions that it computes."""
+    if weight.is_meta:
+        return False
+    if name == "position.table.weight":
+        return torch.equal(weight, table_of(model, len(weight)))
+    return name.endswith("bias") and not weight.any()
+
+
+@torch.no_grad()
+def table_of(model: Transformer, rows: int) -> Tensor:
+    """What a model's positions add to the embeddings of the first tokens: (rows, D)."""
+    weight = model.embed.weight
+    nothing = torch.zeros(1, rows, weight.size(1), device=weight.device)
+    return model.position.embed(nothing, torch.arange(rows, device=weight.device))[0]

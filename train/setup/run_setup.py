@@ -1,0 +1,238 @@
+"""Everything that one training run needs, put together from its config and checked."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.batches import Batches
+from data.corpus import Corpus, Source, prepare
+from data.tokenizer import encode
+from model.transformer import Transformer
+from train.config.compose import compose
+from train.config.options import APART, Reporting, Sampling, Settings, Tracking
+from train.config.schema import Config, arguments
+from train.measure import device as devices
+from train.measure.device import Device
+from train.optim.optimizer import Optimizer
+from train.optim.schedule import Schedule
+from train.record.run_folder import is_theirs, open_checkpoint, open_config, open_tokenizer
+from train.record.terminal import say
+from train.setup.build import (
+    build_model,
+    build_optimizer,
+    build_source,
+    clipping,
+    init_model,
+    try_model,
+)
+from train.setup.huggingface import differences, files_of, our_weights, overrides_of
+from train.setup.weights import take_over
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A config whose every part is checked, as far as that goes without reading the text."""
+
+    config: Config
+    settings: Settings
+    sampling: Sampling
+    tracking: Tracking
+    device: Device
+    max_len: int  # tokens of context
+    source: Source
+    corpus: dict[str, Any]  # arguments of `prepare`
+    batches: dict[str, Any]  # arguments of `Batches`
+
+
+@dataclass(kw_only=True)
+class Job:
+    """A plan with its corpus, its model and its optimizer: ready to train."""
+
+    plan: Plan
+    corpus: Corpus
+    batches: Batches
+    model: Transformer
+    optimizer: Optimizer
+    schedule: Schedule
+    clip: float
+    prompt: list[int]  # what the final sample continues
+    parent: dict[str, Any] | None  # the run (or folder) and step that the weights come from
+
+    @property
+    def settings(self) -> Settings:
+        return self.plan.settings
+
+    @property
+    def device(self) -> Device:
+        return self.plan.device
+
+
+def check(config: Config, *, begun: bool = False) -> Plan:
+    """Check every part of a config. Raises ValueError, in one line, for any mistake.
+
+    Builds the model without memory and looks at the files of the source, but reads no corpus. A run
+    that has `begun` needs the weights that it started from no more.
+    """
+    scalars = {key: value for key, value in config.items() if key not in APART}
+    settings = Settings(**arguments("", scalars, Settings)[0])
+    sampling = Sampling(**arguments("sample", config["sample"], Sampling)[0])
+    tracking = Tracking(**arguments("wandb", config["wandb"], Tracking)[0])
+    Reporting(**arguments("report", config["report"], Reporting)[0])
+    device = devices.pick(settings.device, settings.dtype, settings.compile, settings.steps)
+    with torch.device("meta"):
+        model = build_model(config, vocab_size=1)
+        build_optimizer(config, model, settings.steps)
+    if not settings.force:
+        devices.check_memory(least_bytes(model, settings), device)
+    try_model(config)
+    config = config | vars(settings)  # numbers as their types: 1e1 rows are 10
+    source, corpus, batches = build_source(config)
+    if settings.init_from is not None and not begun:
+        check_origin(settings.init_from, config)
+    return Plan(
+        config=config,
+        settings=settings,
+        sampling=sampling,
+        tracking=tracking,
+        device=device,
+        max_len=model.shape.max_len,
+        source=source,
+        corpus=corpus,
+        batches=batches,
+    )
+
+
+def least_bytes(model: Transformer, settings: Settings) -> int:
+    """Bytes that training cannot do without, whatever the mechanisms: more will be needed.
+
+    Float32 parameters, their gradients and one state of the optimizer, the residual stream into each
+    block in two bytes, and the tokens of a batch.
+    """
+    length, dim, layers = model.shape.max_len, model.shape.dim, model.shape.n_layers
+    stream = max(settings.rows * length * dim * layers, settings.eval_batch_size * length * dim)
+    parameters, _ = model.count_parameters()
+    trained = 12 * parameters + 2 * stream + 16 * settings.batch_size * length
+    return trained if settings.steps else 4 * parameters
+
+
+def check_start(before: Config, now: Config, where: str) -> None:
+    """Raise ValueError unless a model can start from the weights of another; both by config."""
+    with torch.device("meta"):
+        old, new = build_model(before, vocab_size=1), build_model(now, vocab_size=1)
+    take_over(dict(old.named_parameters()), before, new, now["convert"], where)
+
+
+def check_origin(origin: str, now: Config) -> None:
+    """Raise ValueError unless a run can start from a run, or a folder of transformers.
+
+    Of the latter without its weights: whether biases and positions are needed is told by those.
+    """
+    folder = Path(origin)
+    if not is_theirs(folder):
+        open_config(folder)
+        return
+    files_of(folder)
+    overrides = overrides_of(folder)
+    before = compose(overrides)
+    same = {key: now["model"][key] for key in ("bias", "vocab_size")}
+    before |= {"pos": now["pos"], "model": before["model"] | same}
+    with hinting(overrides):
+        check_start(before, now, f"init_from={origin}")
+
+
+@contextmanager
+def hinting(overrides: list[str]) -> Iterator[None]:
+    """Add to a ValueError the overrides that would fit."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error}; what fits is {' '.join(overrides)}") from error
+
+
+def assemble(plan: Plan, *, begun: bool = False) -> Job:
+    """Read the corpus and build everything. Raises ValueError for what does not fit together.
+
+    The weights of a run that has `begun` are left to its checkpoint.
+    """
+    config, settings = plan.config, plan.settings
+    devices.set_up(settings.threads, settings.tf32)
+    corpus = prepare(plan.source, say=say, **plan.corpus)
+    batches = Batches(
+        corpus.train,
+        rows=settings.batch_size,
+        length=plan.max_len,
+        seed=settings.seed,
+        **plan.batches,
+    )
+    if corpus.val is not None and len(corpus.val) < 2:
+        raise ValueError("the validation text has 1 token: raise data.val_fraction, or set it to 0")
+    asked = plan.sampling.prompt
+    prompt = first_tokens(corpus) if asked is None else encode(corpus.tokenizer, asked)
+    model = build_model(config, corpus.tokenizer.get_vocab_size())
+    init_model(model, config, settings.seed)
+    parent = None
+    if settings.init_from and not begun:
+        parent = start_from(settings.init_from, settings.convert, config, model, corpus)
+    model = model.to(plan.device.name)
+    plan.device.compile(model, settings.accumulate)
+    optimizer, schedule = build_optimizer(config, model, settings.steps)
+    return Job(
+        plan=plan,
+        corpus=corpus,
+        batches=batches,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        clip=clipping(clip=config["optim"]["clip"]),
+        prompt=prompt,
+        parent=parent,
+    )
+
+
+def first_tokens(corpus: Corpus) -> list[int]:
+    """A line break; where the vocabulary has none, the first token of the text."""
+    try:
+        return encode(corpus.tokenizer, "\n")
+    except ValueError:
+        return corpus.train[:1].tolist()
+
+
+def start_from(
+    origin: str, how: str, now: Config, model: Transformer, corpus: Corpus
+) -> dict[str, Any]:
+    """Take over the weights of a run's last checkpoint, or of a folder of transformers.
+
+    Says where they come from, back to the start. Key and value heads become fewer as `how` says.
+    Raises ValueError for weights that do not fit.
+    """
+    folder = Path(origin)
+    if open_tokenizer(folder).to_str() != corpus.tokenizer.to_str():
+        raise ValueError(
+            f"init_from={origin}: its tokenizer is another; data.tokenizer={origin}/tokenizer.json takes it over"
+        )
+    if is_theirs(folder):
+        start_from_theirs(folder, how, now, model)
+        return {"run": str(folder.resolve()), "step": None, "parent": None}
+    checkpoint, before = open_checkpoint(folder), open_config(folder)
+    choices = " ".join(f"{group}={before['choices'][group]}" for group in ("attn", "pos", "model"))
+    take_over(checkpoint.model(), before, model, how, f"init_from={origin} ({choices})")
+    return {
+        "run": str(folder.resolve()),
+        "step": checkpoint.step,
+        "parent": checkpoint.state["parent"],
+    }
+
+
+def start_from_theirs(folder: Path, how: str, now: Config, model: Transformer) -> None:
+    """Take over the weights of a folder of transformers, and say where it computes something else."""
+    overrides, weights = overrides_of(folder), our_weights(folder)
+    before = compose(overrides)
+    with hinting(overrides):
+        take_over(weights, before, model, how, f"init_from={folder}")
+    there, here = differences(before, now)
+    if there:
+        say(f"init_from={folder}: the model there has {there}, this one {here}")

@@ -1,0 +1,140 @@
+"""How the runs of a sweep stand: a live table on a terminal, a line for each that ends elsewhere."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Self
+
+from rich.live import Live
+from rich.table import Table
+
+from data.atomic import read_json
+from train.record.terminal import CONSOLE, duration, number, say
+from train.sweep.processes import log_of, status_of
+
+MARKS = {
+    "done": "green",
+    "running": "bold",
+    "failed": "red",
+    "interrupted": "yellow",
+    "waiting": "dim",
+}
+ACTIVE = ("starting", "running")
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a board must know of a run."""
+
+    name: str
+    folder: Path
+    steps: int
+
+
+class Board:
+    """The state, loss and time left of each run, read from their folders once a second."""
+
+    def __init__(self, runs: Sequence[Watched]) -> None:
+        self.runs = runs
+        self.started = perf_counter()
+        self.took: list[float] = []  # seconds between the ends of runs
+        self.last = self.started
+        self.live = Live(
+            get_renderable=self.table, console=CONSOLE, refresh_per_second=1, transient=True
+        )
+
+    def __enter__(self) -> Self:
+        if CONSOLE.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def ended(self, folder: Path) -> None:
+        """Note that a run ended, and say how."""
+        now = perf_counter()
+        self.took.append(now - self.last)
+        self.last = now
+        stands = [glance(run)["state"] for run in self.runs]
+        over = sum(state in ("done", "failed") for state in stands)
+        run = next(run for run in self.runs if run.folder == folder)
+        found = glance(run)
+        if found["state"] == "done":
+            summary = read_json(folder / "summary.json")
+            took = summary["wall_seconds"]
+            said = f"perplexity {number(summary['val_perplexity'], '.3f')}"
+            said += f", {duration(took)}" if took else ""
+        else:
+            said = str(found["reason"])
+        left = (
+            f", about {duration(self.left(len(stands) - over))} left" if over < len(stands) else ""
+        )
+        say(f"{over}/{len(stands)}  {run.name}: {found['state']}, {said}{left}")
+
+    def left(self, runs: int) -> float:
+        """Seconds that so many more runs may take, from those that ended."""
+        return statistics.median(self.took) * runs if self.took else 0.0
+
+    def table(self) -> Table:
+        """The runs that fit on the screen: first those that are running, then the latest others."""
+        found = [(run, glance(run)) for run in self.runs]
+        room = max(4, CONSOLE.height - 6)
+        active = next((i for i, (_, f) in enumerate(found) if f["state"] in ACTIVE), 0)
+        start = max(0, min(active - room // 2, len(found) - room))
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for column in ("run", "state", "step", "loss", "perplexity", "left"):
+            table.add_column(column, justify="left" if column in ("run", "state") else "right")
+        for run, f in found[start : start + room]:
+            table.add_row(
+                run.name,
+                f["state"] if not f["reason"] else f"{f['state']}: {f['reason']}"[:40],
+                f"{f['step'] or 0:,}/{run.steps:,}",
+                "" if f["loss"] is None else f"{f['loss']:.3f}",
+                "" if f["perplexity"] is None else f"{f['perplexity']:.2f}",
+                duration(f["left"]) if f["state"] == "running" and f["left"] else "",
+                style=MARKS.get(f["state"], ""),
+            )
+        over = sum(f["state"] in ("done", "failed") for _, f in found)
+        hidden = len(found) - min(room, len(found))
+        table.caption = (
+            f"{over}/{len(found)} over, {duration(perf_counter() - self.started)} so far"
+            + (f"; {hidden} not shown" if hidden else "")
+        )
+        return table
+
+
+def glance(run: Watched) -> dict[str, Any]:
+    """How a run stands: state, reason, step, last training loss, perplexity, seconds left."""
+    started = log_of(run.folder).exists()
+    waiting = {"state": "starting" if started else "waiting", "reason": None}
+    status = status_of(run.folder) or waiting
+    found = {"state": status["state"], "reason": status["reason"]}
+    found |= {"step": None, "loss": None, "perplexity": None, "left": None}
+    for record in tail(run.folder / "metrics.jsonl"):
+        if record["split"] == "train" and "step_ms" in record:
+            left = (run.steps - record["step"]) * record["step_ms"] / 1e3
+            found |= {"step": record["step"], "loss": record["loss"], "left": left}
+        elif "perplexity" in record:
+            found["perplexity"] = record["perplexity"]
+    return found
+
+
+def tail(path: Path, size: int = 1 << 16) -> list[dict[str, Any]]:
+    """The last records of a file that is being written."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        start = max(0, file.seek(0, 2) - size)
+        file.seek(start)
+        lines = file.read().split(b"\n")
+    found = []
+    for line in lines[1 if start else 0 :]:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found

@@ -1,0 +1,210 @@
+"""Runs as processes of their own on this machine."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from data.atomic import read_json, write_json
+from train.config.compose import parse
+from train.measure.device import JOBS
+from train.record.terminal import say
+
+ROOT = Path(__file__).resolve().parents[2]
+STOPPED = (signal.SIGINT, signal.SIGTERM)  # what ends a run that is to go on later
+SWEEP = "HEAD_TO_HEAD_SWEEP"  # how a run is told the process of its sweep
+
+
+class Stop(Exception):
+    """A signal ended the sweep; its runs have saved."""
+
+
+class Child:
+    """A run in a process of its own, its output in a log file beside the run's folder.
+
+    `jobs` is how many of them share this machine; 0 if that is not known.
+    """
+
+    def __init__(self, overrides: Sequence[str], jobs: int) -> None:
+        self.folder = folder_of(overrides)
+        self.log = log_of(self.folder)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.before = stamp_of(self.folder)
+        self.told = False  # to stop
+        environment = {**os.environ, SWEEP: str(os.getpid()), JOBS: str(jobs)}
+        if jobs > 1:  # two runs that both want all cores slow each other down many times over
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / "train.py"), *overrides],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,  # a Ctrl-C reaches the sweep, which tells its runs
+            )
+
+    def ended(self) -> bool:
+        """Whether the process is over. If it could not say itself how, its status now does."""
+        if self.process.poll() is None:
+            return False
+        code = -signal.SIGTERM if self.told else self.process.returncode
+        settle(self.folder, code, self.before)
+        return True
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """Tell the process to save and end; or end it `at_once`."""
+        self.told = True
+        self.process.kill() if at_once else self.process.terminate()
+
+
+Ended = Callable[[Path], None]  # what to do after each run, given its folder
+Place = Callable[[list[list[str]], Ended], None]  # what runs many, given their overrides
+
+
+def launch_here(runs: list[list[str]], jobs: int, ended: Ended) -> None:
+    """Run all on this machine, `jobs` at a time, in order; a run that is still going is waited for.
+
+    Raises Stop after a signal, once its runs were told and have ended.
+    """
+    waiting, running = list(runs), list[Child]()
+    said = set[Path]()
+    with signals() as caught:
+        try:
+            while (waiting or running) and not caught:
+                free = [run for run in waiting if not in_use(folder_of(run))]
+                for run in free[: jobs - len(running)]:
+                    waiting.remove(run)
+                    running.append(Child(run, jobs))
+                if not running and (folder := folder_of(waiting[0])) not in said:
+                    said.add(folder)
+                    say(f"waiting for {folder}: a process of an earlier sweep still has it")
+                time.sleep(0.1)
+                for child in [child for child in running if child.ended()]:
+                    running.remove(child)
+                    ended(child.folder)
+        finally:
+            for child in running:
+                child.stop()
+            for child in running:
+                while not child.ended():
+                    if len(caught) > 1:  # asked twice
+                        child.stop(at_once=True)
+                    time.sleep(0.1)
+    if caught:
+        raise Stop(caught[0])
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """The SIGINTs and SIGTERMs that came meanwhile, instead of what they would do."""
+    caught: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: caught.append(number))
+        for number in STOPPED
+    }
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def folder_of(overrides: Sequence[str]) -> Path:
+    """The folder that a run's overrides name: the last `out`, which is the one that counts."""
+    (*_, out) = (o for o in parse(list(overrides)) if o.key_or_group == "out")
+    return Path(str(out.value()))
+
+
+def log_of(folder: Path) -> Path:
+    """Where a run of a sweep leaves what it says."""
+    return folder.parent / "logs" / f"{folder.name}.log"
+
+
+def status_of(folder: Path) -> dict[str, Any] | None:
+    """A run's status.json; None before there is one."""
+    path = folder / "status.json"
+    return read_json(path) if path.exists() else None
+
+
+def stamp_of(folder: Path) -> int | None:
+    """When a run last wrote its status; None before it did."""
+    path = folder / "status.json"
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def settle(folder: Path, code: int, before: int | None) -> None:
+    """Write down how a process ended, unless it has done so itself since the stamp `before`."""
+    now = status_of(folder)
+    told = now is not None and stamp_of(folder) != before and now["state"] != "running"
+    if told or (code == 0 and now is not None and now["state"] == "done"):
+        return
+    state = "interrupted" if -code in STOPPED or code - 128 in STOPPED else "failed"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(
+        folder / "status.json",
+        {
+            "state": state,
+            "reason": reason(code, log_of(folder)),
+            "last_step": now and now["last_step"],
+        },
+    )
+
+
+def reason(code: int, log: Path) -> str:
+    """Why a process ended, in words, from its exit code and the last it said."""
+    if code < 0:
+        numbers = {number.value: number.name for number in signal.Signals}
+        name = numbers.get(-code, f"signal {-code}")
+        return f"killed by {name}" + (" (often: out of memory)" if name == "SIGKILL" else "")
+    said = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    errors = [line for line in said if line.startswith("error: ")]
+    if code == 2 and errors:
+        return errors[-1].removeprefix("error: ")
+    return f"exit code {code}" + (f": {said[-1]}" if said else "")
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process has a run: one of this sweep, or left over from one that was killed."""
+    if not (folder / ".lock").exists():
+        return False
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def end_with_the_sweep() -> None:
+    """In a run that a sweep started: be told to stop, and save, if the sweep dies."""
+    if SWEEP in os.environ:
+        end_with(int(os.environ[SWEEP]))
+
+
+def end_with(parent: int) -> None:
+    """Have this process sent a SIGTERM when its parent dies, however that happens (Linux)."""
+    if sys.platform != "linux":
+        return
+    pr_set_pdeathsig = 1
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before that
+        raise KeyboardInterrupt

@@ -1,0 +1,166 @@
+"""Many runs that end in one report: which there are, which are still to do, and how they stand."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from data.atomic import write_json
+from train.config.compose import compose, quoted
+from train.config.options import SweepOptions
+from train.config.schema import Config
+from train.record.terminal import say
+from train.setup.match import baseline_of
+from train.sweep.display import Board, Watched
+from train.sweep.hydra_launcher import elsewhere
+from train.sweep.plan import Cell, manifest, plan_cells
+from train.sweep.processes import Place, Stop, launch_here, status_of
+
+QUIET = 30.0  # seconds of a sweep before its first report; each takes a few
+
+
+def sweep(
+    cells: list[list[str]],
+    settings: SweepOptions,
+    launcher: list[str],
+    forecast: Callable[[list[tuple[str, Config]], int], None],
+    report: Callable[[Path], str],
+) -> int:
+    """Train every cell in a process of its own and report on all; 1 if one of them failed.
+
+    All are checked before any starts. Started again in the same folder, it skips what is done, resumes
+    what was interrupted, and retries what failed if `retry`. `launcher` are the overrides that name
+    another one than processes here.
+    """
+
+    first = compose(cells[0])
+    name = first["name"] or time.strftime("%Y%m%d-%H%M%S")
+    parent = Path(str(first["out"] or Path("outputs/sweeps") / str(name)))
+    planned = plan_cells(cells, first, parent)
+    if launcher and settings.jobs > 1:
+        raise ValueError(
+            f"jobs={settings.jobs} is for runs on this machine; {launcher[0]} has keys of its own"
+        )
+    there = elsewhere(launcher, parent / ".hydra") if launcher else None
+    parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(parent / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"{parent} is in use by another sweep") from error
+    try:
+        write_manifest(parent, planned, first, first["baseline"] or baseline_of(cells[0]))
+        todo = [cell for cell in planned if to_do(cell, settings.retry)]
+        if len(todo) < len(planned):
+            say(f"{len(planned) - len(todo)} of {len(planned)} runs need nothing more")
+        if todo:
+            forecast([(cell.name, cell.config) for cell in todo], settings.jobs)
+        run_all(planned, todo, there, settings, safely(report))
+        verdict = safely(report)(parent)
+    except Stop as stop:
+        place = f"name={first['name']}" if first["name"] else f"out={parent}"
+        say(f"interrupted; the same command with {place} goes on")
+        return 128 + int(stop.args[0])
+    finally:
+        lock.release()
+    failed = 0
+    for cell in planned:
+        found = state(cell.folder)
+        if found["state"] != "done":
+            failed += 1
+            say(f"{cell.name}: {found['state']}: {found['reason']}")
+    print(verdict)
+    print(f"\nsweep: {parent}  ({len(planned)} runs, {failed} failed)")
+    return 1 if failed else 0
+
+
+def write_manifest(parent: Path, planned: list[Cell], first: Config, baseline: str) -> None:
+    """Write sweep.json: what was asked for last, and every run that the folder has ever known."""
+    told = ("name", "identity", "overrides", "stage", "parent", "config")
+    cells = [{key: getattr(cell, key) for key in told} for cell in planned]
+    now = {cell.identity for cell in planned}
+    others = [e for e in manifest(parent).get("known", []) if e["identity"] not in now]
+    content = {
+        "command": sys.argv,
+        "title": first["report"]["title"] or parent.name,
+        "figure": first["report"]["figure"],
+        "baseline": baseline,
+        "cells": cells,
+        "known": others + [{"identity": cell.identity, "name": cell.name} for cell in planned],
+    }
+    write_json(parent / "sweep.json", content)
+
+
+def to_do(cell: Cell, retry: bool) -> bool:
+    """Whether a run is still to be trained: neither done, nor failed once unless `retry`."""
+    return state(cell.folder)["state"] not in ("done", *(() if retry else ("failed",)))
+
+
+def state(folder: Path) -> dict[str, Any]:
+    """How a run stands: state, reason and last step, from its status.json."""
+
+    return status_of(folder) or {"state": "waiting", "reason": None, "last_step": None}
+
+
+def run_all(
+    planned: list[Cell],
+    todo: list[Cell],
+    there: Place | None,
+    settings: SweepOptions,
+    report: Callable[[Path], str],
+) -> None:
+    """Run what is to do, stage by stage, seed by seed, and show how all stands."""
+    parent = planned[0].folder.parent
+    if settings.jobs > 1 and todo:
+        say(f"jobs={settings.jobs}: runs share the machine, so their times are not comparable")
+    runs = [Watched(cell.name, cell.folder, cell.config["steps"]) for cell in planned]
+    due = time.monotonic() + QUIET
+    with Board(runs) as board:
+
+        def ended(folder: Path) -> None:
+            nonlocal due
+            board.ended(folder)
+            start = time.monotonic()
+            if start >= due:  # reports take a tenth of the time at most
+                report(parent)  # before the next run is on the clock
+                due = time.monotonic() + 10 * (time.monotonic() - start)
+
+        for stage in sorted({cell.stage for cell in todo}):
+            ready = []
+            for cell in (cell for cell in todo if cell.stage == stage):
+                before = parent / cell.parent if cell.parent else None
+                if before and state(before)["state"] != "done":
+                    cell.folder.mkdir(exist_ok=True)
+                    why = {"state": "waiting", "reason": f"{cell.parent} did not end well"}
+                    write_json(cell.folder / "status.json", why | {"last_step": None})
+                    continue
+                places = {"out": cell.folder} | ({"init_from": before} if before else {})
+                kept = [
+                    o
+                    for o in cell.overrides
+                    if o.partition("=")[0].lstrip("+") not in (*places, "resume")
+                ]
+                where = [f"{key}={quoted(str(path))}" for key, path in places.items()]
+                ready.append([*kept, *where, "resume=true"])
+            if not ready:
+                continue
+            if there:
+                there(ready, ended)
+            else:
+                launch_here(ready, settings.jobs, ended)
+
+
+def safely(report: Callable[[Path], str]) -> Callable[[Path], str]:
+    """A report whose own failure is said and ends nothing."""
+
+    def tried(parent: Path) -> str:
+        try:
+            return report(parent)
+        except Exception as error:  # noqa: BLE001  the runs are worth more than their report
+            say(f"warning: no report: {type(error).__name__}: {error}")
+            return ""
+
+    return tried
