@@ -1,8 +1,10 @@
 """Time and memory are measured, not guessed."""
 
 import gc
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from train.measure.device import Device
 from train.measure.memory import allocation_peak, process_peak, reset_process_peak
 from train.measure.timer import Clock, matmul_flops
 
+ROOT = Path(__file__).resolve().parents[2]
 CPU = Device("cpu", torch.float32)
 
 
@@ -105,3 +108,19 @@ def test_attention_time_is_that_of_attention_forward_and_backward(
 
 def test_the_ceiling_is_a_rate() -> None:
     assert 1e8 < matmul_flops(CPU, size=256) < 1e16
+
+
+def test_the_profiler_writes_nothing_to_the_terminal() -> None:
+    """Not even of memory that was allocated before it started: from a process's file descriptor 2."""
+    program = """
+import sys, torch
+from train.measure.memory import allocation_peak
+before = [torch.empty(1_000_000)]
+allocation_peak(before.clear)
+print("still heard", file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stderr == "still heard\n"

@@ -1,6 +1,5 @@
 """Memory: the peaks of a run, in tensors and of the process."""
 
-import contextlib
 import ctypes
 import gc
 import os
@@ -62,14 +61,12 @@ def allocation_peak(work: Callable[[], object]) -> int:
     was allocated under an earlier measurement: garbage of it, freed in this one, would be taken off.
     """
     gc.collect()
-    recorded: Any = profile(profile_memory=True)  # torch.profiler's would import the compiler
-    begun = contextlib.ExitStack()
-    with quiet():
-        begun.enter_context(recorded)
-    work()
-    with quiet():
-        begun.close()
-    events = [e for e in recorded.kineto_results.events() if e.name() == "[memory]"]
+    # torch.profiler's would import the compiler. It writes to stderr when it starts, when it stops,
+    # and when `work` frees what was allocated before.
+    with quiet(), profile(profile_memory=True) as recorded:
+        work()
+    kineto: Any = recorded.kineto_results
+    events = [e for e in kineto.events() if e.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
         held += event.nbytes()
@@ -79,7 +76,7 @@ def allocation_peak(work: Callable[[], object]) -> int:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Drop what native code writes to stderr: the profiler announces itself there."""
+    """Drop what native code writes to stderr."""
     sys.stderr.flush()
     saved, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 2)
