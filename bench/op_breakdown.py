@@ -2,23 +2,23 @@
 
 import statistics
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from bench.step_time import VOCAB, ours
+from bench.step_time import VOCAB, successive
 from cli.entry import door
-from compare.cost.step_estimate import bare_job
+from compare.cost.step_estimate import random_token_step
 from train.config.compose import compose
 from train.measure import device as devices
 from train.measure.device import Device
 from train.measure.timer import ROUNDS, alternate, matmul_flops
 from train.optim.optimizer import Optimizer
 from train.record.terminal import columns
-from train.setup.run_setup import Job
+from train.step import TrainStep
 
 USAGE = """\
 Where the time of a training step goes: medians of 7 steps on random tokens, each operation timed by
@@ -91,32 +91,37 @@ def main(arguments: list[str]) -> int:
     if config["compile"] is True:
         raise ValueError("compile=true leaves no operations to tell apart; compile=false does")
     devices.set_up(config["threads"], config["tf32"])
-    job = bare_job(config | {"compile": False}, VOCAB)
-    whole, steps = measure(job)
-    print(columns(table(whole, steps, matmul_flops(job.device))))
+    step = random_token_step(config | {"compile": False}, VOCAB)
+    whole, steps = measure(step)
+    print(columns(table(whole, steps, matmul_flops(step.device))))
     return 0
 
 
-def measure(job: Job) -> tuple[float, list[list[Operation]]]:
-    """Seconds of a step that nobody watches, and the operations of watched ones, taken in turns."""
-    step, watch, steps = ours(job).step, Stopwatch(job.device), list[list[Operation]]()
+class WatchedOptimizer(Optimizer):
+    """An optimizer that tells a stopwatch when it is stepping."""
 
-    def optimize(lr: float) -> None:
-        watch.stepping = True
-        Optimizer.step(job.optimizer, lr)
-        watch.stepping = False
+    def __init__(self, step: TrainStep, watch: Stopwatch) -> None:
+        super().__init__(step.model, step.optimizer.parts)
+        self.watch = watch
+
+    def step(self, lr: float) -> None:
+        self.watch.stepping = True
+        super().step(lr)
+        self.watch.stepping = False
+
+
+def measure(step: TrainStep) -> tuple[float, list[list[Operation]]]:
+    """Seconds of an unwatched step, and the operations of watched ones, taken in turns."""
+    watch, steps = Stopwatch(step.device), list[list[Operation]]()
+    watched_step = successive(replace(step, optimizer=WatchedOptimizer(step, watch)))
 
     def watched() -> None:
         watch.noted = []
         with watch:
-            step()
+            watched_step()
         steps.append(watch.noted)
 
-    vars(job.optimizer)["step"] = optimize
-    try:
-        times = alternate({"alone": step, "watched": watched}, job.device, ROUNDS)
-    finally:
-        del vars(job.optimizer)["step"]
+    times = alternate({"alone": successive(step), "watched": watched}, step.device, ROUNDS)
     return statistics.median(times["alone"]), steps[-ROUNDS:]
 
 

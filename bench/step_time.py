@@ -12,7 +12,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from bench.peers import installed
 from cli.entry import door
-from compare.cost.step_estimate import bare_job
+from compare.cost.step_estimate import random_token_step
 from data.atomic import replace, write_json
 from train.config.compose import compose, parse, quoted
 from train.config.schema import arguments as checked
@@ -31,9 +31,8 @@ from train.measure.memory import allocation_peak
 from train.measure.timer import ROUNDS, alternate, matmul_flops
 from train.optim.optimizer import Optimizer
 from train.record.terminal import columns, say, tracked
-from train.setup.run_setup import Job
+from train.step import StepResult, TrainStep
 from train.sweep.processes import end_with
-from train.trainer import Trainer
 
 USAGE = """\
 Time the training step of our models and, where they are installed (pip install -e ".[peers]"), of
@@ -146,12 +145,13 @@ def measure(overrides: list[str], options: Options) -> list[dict[str, Any]]:
     if devices.pick("auto", "auto").dtype == torch.bfloat16:
         kinds.insert(0, "bfloat16")
     mine = {
-        f"ours, {kind}": bare_job(compose([*overrides, f"dtype={kind}"]), VOCAB) for kind in kinds
+        f"ours, {kind}": random_token_step(compose([*overrides, f"dtype={kind}"]), VOCAB)
+        for kind in kinds
     }
-    job = mine[f"ours, {kinds[0]}"]
+    baseline = mine[f"ours, {kinds[0]}"]
     if options.variants:
-        mine |= variants_of(overrides, job, kinds[0])
-    contenders = {name: ours(job) for name, job in mine.items()}
+        mine |= variants_of(overrides, baseline.model.shape.max_len, kinds[0])
+    contenders = {name: ours(step) for name, step in mine.items()}
     steps = {name: contender.step for name, contender in contenders.items()}
     peaks = {name: contender.peak_bytes for name, contender in contenders.items()}
     with contextlib.ExitStack() as stack:
@@ -160,11 +160,11 @@ def measure(overrides: list[str], options: Options) -> list[dict[str, Any]]:
             for mode in peers.best(kinds):
                 steps[mode] = partial(peers.ask, step_peer, mode)
                 peaks[mode] = partial(peers.ask, peak_of_peer, mode)
-        times = alternate(steps, job.device, options.rounds, settle=True)
+        times = alternate(steps, baseline.device, options.rounds, settle=True)
         held = {name: peak() for name, peak in peaks.items()}
-    tokens = job.settings.batch_size * job.plan.max_len
-    flops = {name: j.model.flops_per_token(j.plan.max_len) * tokens for name, j in mine.items()}
-    ceilings = {kind: matmul_flops(Device(job.device.name, DTYPES[kind])) for kind in kinds}
+    length, tokens = baseline.model.shape.max_len, baseline.batches(0)[0].numel()
+    flops = {name: step.model.flops_per_token(length) * tokens for name, step in mine.items()}
+    ceilings = {kind: matmul_flops(Device(baseline.device.name, DTYPES[kind])) for kind in kinds}
     rows = []
     for name, seconds in times.items():
         counted = flops.get(name, flops[f"ours, {kinds[0]}"])  # a peer's is that of ours
@@ -186,14 +186,14 @@ def measure(overrides: list[str], options: Options) -> list[dict[str, Any]]:
     return rows
 
 
-def variants_of(overrides: list[str], job: Job, kind: str) -> dict[str, Job]:
+def variants_of(overrides: list[str], length: int, kind: str) -> dict[str, TrainStep]:
     """Ours with one thing changed."""
     found = {}
     for variant in VARIANTS:
-        changes = variant.format(quarter=job.plan.max_len // 4).split()
+        changes = variant.format(quarter=length // 4).split()
         name = f"ours, {kind}, {' '.join(changes)}"
         try:
-            found[name] = bare_job(compose([*overrides, f"dtype={kind}", *changes]), VOCAB)
+            found[name] = random_token_step(compose([*overrides, f"dtype={kind}", *changes]), VOCAB)
         except ValueError as error:  # there may be no compiler
             say(f"{name}: {error}")
     return found
@@ -205,11 +205,15 @@ def paired(times: list[float], ours: list[float]) -> list[float]:
     return statistics.quantiles(ratios, n=4, method="inclusive")
 
 
-def ours(job: Job) -> Contender:
+def ours(step: TrainStep) -> Contender:
     """The trainer's own step, with nothing recorded."""
-    trainer, steps = Trainer(job, cast(Any, None)), itertools.count()
-    step = lambda: trainer.update(next(steps))
-    return Contender(step, job.model, job.optimizer)
+    return Contender(successive(step), step.model, step.optimizer)
+
+
+def successive(step: TrainStep) -> Callable[[], StepResult]:
+    """Takes the next step, from 0, at each call."""
+    steps = itertools.count()
+    return lambda: step(next(steps))
 
 
 @dataclass
@@ -248,25 +252,25 @@ def elsewhere() -> Executor:
     return ProcessPoolExecutor(1, context, end_with, (os.getpid(),))
 
 
-_job: Job  # in the peers' process: the shape and the batches of ours,
+_step: TrainStep  # in the peers' process: the shape and the batches of ours,
 _made: dict[str, Contender] = {}  # and each mode of theirs
 
 
 def begin_peers(overrides: list[str]) -> list[str]:
     """The names of the peers that are installed."""
-    global _job
-    _job = bare_job(compose(overrides), VOCAB)
+    global _step
+    _step = random_token_step(compose(overrides), VOCAB)
     _made.clear()
-    return list(installed(_job.model.shape.dropout))
+    return list(installed(_step.model.shape.dropout))
 
 
 def try_peer(mode: str, name: str, kind: str, compiled: bool) -> float | str:
     """Seconds of a peer's step, the median of a few; in words why there is none."""
-    shape = _job.model.shape
+    shape = _step.model.shape
     try:
         build = installed(shape.dropout)[name]
-        _made[mode] = peer(build(shape), _job, DTYPES[kind], compiled)
-        times = alternate({mode: _made[mode].step}, _job.device, TRIALS, settle=True)
+        _made[mode] = peer(build(shape), _step, DTYPES[kind], compiled)
+        times = alternate({mode: _made[mode].step}, _step.device, TRIALS, settle=True)
         return statistics.median(times[mode])
     except Exception as error:  # noqa: BLE001  another package's fault ends no benchmark
         return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
@@ -286,22 +290,23 @@ def peak_of_peer(mode: str) -> int:
     return _made[mode].peak_bytes()
 
 
-def peer(model: nn.Module, job: Job, dtype: torch.dtype, compiled: bool) -> Contender:
+def peer(model: nn.Module, ours: TrainStep, dtype: torch.dtype, compiled: bool) -> Contender:
     """A step of another package's model: its forward, the rest as nanoGPT does it, fused."""
-    device = Device(job.device.name, dtype)
+    device = Device(ours.device.name, dtype)
     model.to(device.name).train()
     if compiled:
         model.compile()
     optimizer = Optimizer(model, [torch.optim.AdamW(model.parameters(), fused=True)])
 
     def step() -> None:
-        inputs, targets = job.batches(0)
+        inputs, targets = ours.batches(0)
         with device.autocast():
             logits = model(inputs.to(device.name))
         loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten().to(device.name))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
         optimizer.step(1e-3)
+        optimizer.zero_grad()
         loss.item()
         device.synchronize()
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-from bench.step_time import ours
+from bench.step_time import successive
 from cli.entry import door
-from compare.cost.step_estimate import bare_job
+from compare.cost.step_estimate import random_token_step
 from compare.report.style import COLOURS, GREY, SETTINGS, Figure, canvas, legend, svg
 from train.config.schema import choose
 from train.measure import device as devices
@@ -100,8 +100,8 @@ def retimed(racers: list[Racer]) -> list[Racer]:
         paces.append(json.dumps({key: config[key] for key in PACE}))
         if paces[-1] not in jobs:
             vocab_size = open_tokenizer(racer.folder).get_vocab_size()
-            jobs[paces[-1]] = bare_job(config | {"init_from": None}, vocab_size)
-    steps = {pace: ours(job).step for pace, job in jobs.items()}
+            jobs[paces[-1]] = random_token_step(config | {"init_from": None}, vocab_size)
+    steps = {pace: successive(step) for pace, step in jobs.items()}
     medians = {}
     for pace, times in alternate(steps, next(iter(jobs.values())).device, settle=True).items():
         low, medians[pace], high = (1e3 * x for x in quantiles(times, n=4, method="inclusive"))

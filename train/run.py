@@ -16,7 +16,7 @@ from train.record.run_log import Record, git_commit
 from train.record.terminal import printable, say, table
 from train.record.wandb_process import mirrored
 from train.setup.run_setup import Job, assemble, check
-from train.summary import count_only, sample, summarise
+from train.summary import measure, sample, summarise
 from train.trainer import Stopped, Trainer
 
 #: What may change when a run is resumed: none of it touches what is learned at a step.
@@ -87,13 +87,18 @@ def train(job: Job, record: Record, *, resumed: bool) -> int:
         restore(trainer, environment)
     begin(record, job, environment)
     if job.settings.steps == 0:
-        return finish(record, trainer, count_only(trainer))
+        print_answer(record.folder, finish(record, trainer))
+        return 0
     record.status("running", trainer.step)
     with mirrored(record.folder, job.plan.tracking.mode):
         try:
             trainer.fit()
             (record.folder / "sample.txt").write_text(sample(job), encoding="utf-8")
-            return finish(record, trainer, summarise(trainer))
+            summary = finish(record, trainer)
+            summary |= measure(trainer, summary)
+            record.write("summary.json", summary)
+            print_answer(record.folder, summary)
+            return 0
         except Stopped as stop:
             record.status(stop.state, trainer.step, str(stop))
             goes_on = stop.state == "interrupted"
@@ -174,12 +179,12 @@ def begin(record: Record, job: Job, environment: dict[str, object]) -> None:
         say(f"layers: {', '.join(type(m).__name__ for m in model.mechanisms)}")
 
 
-def finish(record: Record, trainer: Trainer, summary: dict[str, Any]) -> int:
-    """Write and print the answer."""
+def finish(record: Record, trainer: Trainer) -> dict[str, Any]:
+    """Write the summary, as far as it is known without measuring, and the status: done."""
+    summary = summarise(trainer)
     record.write("summary.json", summary)
     record.status("done", trainer.step)
-    print_answer(record.folder, summary)
-    return 0
+    return summary
 
 
 def print_answer(folder: Path, summary: dict[str, Any]) -> None:

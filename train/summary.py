@@ -1,5 +1,6 @@
 """The answer of a run: what it bought and what it cost, `summary.json`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,41 +13,25 @@ from train.measure.attention_time import attention_seconds
 from train.measure.device import Device
 from train.measure.memory import PEAK_METHODS, allocation_peak
 from train.measure.timer import matmul_flops
+from train.record.terminal import say
 from train.setup.run_setup import Job
-from train.trainer import Trainer
+from train.trainer import Stopped, Trainer
 
 PROFILED_STEPS = 5
 
 
 def summarise(trainer: Trainer) -> dict[str, Any]:
-    """All keys of a summary. Measures what the loop could not without slowing itself down.
-
-    The measuring passes train on: call this last.
-    """
-    return answer(trainer, measure(trainer))
-
-
-def count_only(trainer: Trainer) -> dict[str, Any]:
-    """The summary of a run without steps: what can be counted, and null for all else."""
-    return answer(trainer, {})
-
-
-def answer(trainer: Trainer, measured: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a summary; null for what was not measured."""
+    """All keys of a summary; null for what was not measured while training."""
     job, clock = trainer.job, trainer.clock
     val = trainer.validation
     trained = trainer.step > 0
     step_ms, step_ms_iqr = clock.step_ms()
-    attention_ms, ceiling = measured.get("attention_ms"), measured.get("matmul_flops")
-    tokens_per_second = trainer.tokens_per_second or None
-    counts = count(job)
-    flops = counts["flops_per_token"]
     return {
         "attn": job.plan.config["choices"]["attn"],
         "pos": job.plan.config["choices"]["pos"],
         "model": job.plan.config["choices"]["model"],
         "seed": job.settings.seed,
-        **counts,
+        **count(job),
         "steps": trainer.step,
         "tokens": trainer.step * trainer.tokens_per_step,
         "train_loss": trainer.train_loss if trainer.losses else None,
@@ -60,15 +45,15 @@ def answer(trainer: Trainer, measured: dict[str, Any]) -> dict[str, Any]:
         "warmup_seconds": clock.warmup_seconds if trained else None,
         "step_ms": step_ms,
         "step_ms_iqr": step_ms_iqr,
-        "tokens_per_second": tokens_per_second,
-        "mfu": flops * tokens_per_second / ceiling if tokens_per_second and ceiling else None,
-        "matmul_flops": ceiling,
-        "attention_ms": attention_ms,
-        "attention_share": attention_ms / step_ms if attention_ms and step_ms else None,
-        "peak_train_bytes": measured.get("peak_train_bytes"),
-        "peak_eval_bytes": measured.get("peak_eval_bytes"),
+        "tokens_per_second": trainer.tokens_per_second or None,
+        "mfu": None,
+        "matmul_flops": None,
+        "attention_ms": None,
+        "attention_share": None,
+        "peak_train_bytes": trainer.peaks.train,
+        "peak_eval_bytes": trainer.peaks.eval,
         "peak_process_bytes": trainer.peaks.process,
-        "peak_method": PEAK_METHODS.get(job.device.name) if measured else None,
+        "peak_method": PEAK_METHODS.get(job.device.name) if trained else None,
         "optimizer_bytes": trainer.optimizer.nbytes if trained else None,
         "device": job.device.name,
         "dtype": job.device.dtype_name,
@@ -114,29 +99,53 @@ def cache_bytes_per_token(model: Transformer, device: Device) -> int:
     return round(cache.nbytes / n)
 
 
-def measure(trainer: Trainer) -> dict[str, Any]:
-    """Passes outside the timed loop: attention time, memory peaks on a CPU, the matmul ceiling."""
-    job, peaks = trainer.job, trainer.peaks
+def measure(trainer: Trainer, summary: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a summary that take passes of their own; those that fail are left out.
+
+    The passes take further training steps: they change the weights in memory, which have been saved.
+    Raises Stopped on a signal.
+    """
+    job = trainer.job
+    alive = summary["parameter_bytes"] + summary["optimizer_bytes"]
 
     def step() -> None:
         trainer.update(trainer.step)
+        trainer.heed_signal(save=False)
 
     def evaluate() -> None:
         text = job.corpus.val if job.corpus.val is not None else job.corpus.train
         trainer.score(text[: job.settings.eval_batch_size * trainer.model.shape.max_len + 1])
 
-    found: dict[str, Any] = {"peak_train_bytes": peaks.train, "peak_eval_bytes": peaks.eval}
+    def attention_ms() -> float:
+        return 1e3 * attention_seconds(job.model.mechanisms, step, job.device, PROFILED_STEPS)
+
+    passes: dict[str, Callable[[], float]] = {}
     if job.device.name == "cpu":
-        parameters = sum(p.nbytes for p in job.model.parameters())
-        alive = parameters + job.optimizer.nbytes
-        found["peak_train_bytes"] = alive + allocation_peak(step)
+        passes["peak_train_bytes"] = lambda: alive + allocation_peak(step)
         if job.corpus.val is not None:
-            found["peak_eval_bytes"] = alive + allocation_peak(evaluate)
+            passes["peak_eval_bytes"] = lambda: alive + allocation_peak(evaluate)
     if not job.device.compiled:  # hooks would time another program than the compiled one
-        seconds = attention_seconds(job.model.mechanisms, step, job.device, PROFILED_STEPS)
-        found["attention_ms"] = 1e3 * seconds
-    found["matmul_flops"] = matmul_flops(job.device)
-    return found
+        passes["attention_ms"] = attention_ms
+    passes["matmul_flops"] = lambda: matmul_flops(job.device)
+    measured: dict[str, Any] = {}
+    with trainer.signals():
+        for key, work in passes.items():
+            try:
+                measured[key] = work()
+            except Stopped:
+                raise
+            except Exception as error:  # noqa: BLE001  the run is complete without it
+                trainer.optimizer.zero_grad()
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if missing := [key for key in passes if key not in measured]:
+        say(f"warning: not measured: {', '.join(missing)} ({reason})")
+    summary = summary | measured
+    if summary["attention_ms"] and summary["step_ms"]:
+        measured["attention_share"] = summary["attention_ms"] / summary["step_ms"]
+    if summary["matmul_flops"] and summary["tokens_per_second"]:
+        flops = summary["flops_per_token"] * summary["tokens_per_second"]
+        measured["mfu"] = flops / summary["matmul_flops"]
+    return measured | {"wall_seconds": trainer.wall_seconds}
 
 
 def sample(job: Job) -> str:

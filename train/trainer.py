@@ -9,12 +9,9 @@ from time import perf_counter
 from types import FrameType
 from typing import NoReturn
 
-import torch
 from torch import Tensor
 
 from model.likelihood import bits_per_byte, perplexity, score
-from model.loss import next_token_loss
-from model.transformer import seed_of
 from train.measure.memory import Peaks
 from train.measure.timer import Clock
 from train.record import checkpoint
@@ -22,6 +19,7 @@ from train.record.run_log import Record
 from train.record.terminal import Bar, say
 from train.setup.run_setup import Job
 from train.setup.weights import load
+from train.step import NonFinite, TrainStep
 
 WARMUP_STEPS = 5  # of each start, timed apart; at most a quarter of its steps
 LAST = 50  # steps whose mean is the training loss
@@ -41,6 +39,7 @@ class Trainer:
     def __init__(self, job: Job, record: Record) -> None:
         self.job, self.record = job, record
         self.model, self.optimizer = job.model, job.optimizer
+        self.update = TrainStep.of_job(job)
         self.step = 0  # optimizer steps done
         self.losses: list[float] = []  # of the last steps
         self.validation: dict[str, float] = {}  # the last one
@@ -49,7 +48,6 @@ class Trainer:
         self.peaks = Peaks()
         self.started = perf_counter()
         self.caught: signal.Signals | None = None
-        self.ahead: tuple[int, tuple[Tensor, Tensor]] | None = None  # a batch, and its step
 
     def fit(self) -> None:
         """Train to the last step, validating and saving on the way.
@@ -84,62 +82,31 @@ class Trainer:
     def train_step(self, warm: bool) -> None:
         """One optimizer step, timed and recorded."""
         start = perf_counter()
-        loss, norm, lr = self.update(self.step)
+        try:
+            result = self.update(self.step)
+        except NonFinite as error:
+            self.diverged(error)
         self.job.device.synchronize()
         seconds = perf_counter() - start
         self.clock.add(seconds, warm)
         self.step += 1
-        self.losses = [*self.losses, loss][-LAST:]
+        self.losses = [*self.losses, result.loss][-LAST:]
         if self.step % self.job.settings.log_every == 0 or self.step == self.job.settings.steps:
-            self.log("train", loss=loss, lr=lr, grad_norm=norm, step_ms=1e3 * seconds)
+            self.log("train", **asdict(result), step_ms=1e3 * seconds)
 
-    def update(self, step: int) -> tuple[float, float, float]:
-        """Train on the batch of a step: its mean loss, gradient norm and learning rate.
-
-        Raises Stopped, before any parameter changes, if the loss or the norm is not finite.
-        """
-        settings, device = self.job.settings, self.job.device
-        inputs, targets = self.batch(step)
-        loss = torch.zeros((), device=device.name)
-        parts = (tensor.tensor_split(settings.accumulate) for tensor in (inputs, targets))
-        for part, (x, y) in enumerate(zip(*parts, strict=True)):
-            device.seed(seed_of(settings.seed, step, part))  # all that dropout depends on
-            part_loss = self.loss(x, y) * (len(x) / len(inputs))  # parts may differ by a row
-            part_loss.backward()
-            loss += part_loss.detach()
-        if device.name == "cuda":  # which is still computing
-            self.ahead = step + 1, self.fetch(step + 1)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.job.clip, foreach=True)
-        lr = self.job.schedule(step)
-        if not torch.isfinite(loss + norm):
-            self.diverged(inputs, step=step + 1, loss=loss.item(), grad_norm=norm.item(), lr=lr)
-        self.optimizer.step(lr)
-        return loss.item(), norm.item(), lr
-
-    def diverged(self, inputs: Tensor, **numbers: float) -> NoReturn:
-        """Raise Stopped, and leave what there is to see as diverged.json."""
+    def diverged(self, error: NonFinite) -> NoReturn:
+        """Write diverged.json and raise Stopped."""
+        numbers = {"step": error.step + 1, **asdict(error.result)}
         # JSON has no nan:
         plain = {k: v if math.isfinite(v) else str(v) for k, v in numbers.items()}
-        seen = {"losses_before": self.losses, "batch": inputs.tolist()}
-        self.record.write("diverged.json", {**plain, **seen})
-        at = "step {step}: loss {loss}, gradient norm {grad_norm}, learning rate {lr:g}"
+        batch = {"losses_before": self.losses, "batch": error.inputs.tolist()}
+        self.record.write("diverged.json", plain | batch)
         dump = self.record.folder / "diverged.json"
-        told = f"training diverged at {at.format(**numbers)}; {dump} has its batch; "
-        raise Stopped("failed", told + "try a lower optim.lr", 3)
-
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets (B, T) of a step, on the device."""
-        (at, batch), self.ahead = self.ahead or (step, self.fetch(step)), None
-        return batch if at == step else self.fetch(step)
-
-    def fetch(self, step: int) -> tuple[Tensor, Tensor]:
-        inputs, targets = self.job.batches(step)
-        return self.job.device.take(inputs), self.job.device.take(targets)
-
-    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats, float32: inputs and targets (B, T)."""
-        with self.job.device.autocast():
-            return next_token_loss(self.model, inputs, targets)
+        raise Stopped(
+            "failed",
+            f"training diverged at {error}; {dump} has its batch; try a lower optim.lr",
+            3,
+        ) from error
 
     def validate(self) -> None:
         """Score the whole validation split, if there is one, unless this step has been."""
@@ -277,10 +244,11 @@ class Trainer:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def heed_signal(self) -> None:
+    def heed_signal(self, *, save: bool = True) -> None:
         """If a signal came, save and raise Stopped."""
         if self.caught is not None:
-            self.save()
+            if save:
+                self.save()
             raise Stopped("interrupted", f"{self.caught.name}; saved", 128 + self.caught)
 
 

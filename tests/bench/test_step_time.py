@@ -16,18 +16,18 @@ from bench import peers
 from bench import step_time as speed
 from bench.peers import PEERS, installed
 from compare.check.properties import TINY, VOCAB
-from compare.cost.step_estimate import bare_job
+from compare.cost.step_estimate import random_token_step
 from model.shape import Shape
 from train.config.compose import compose
 from train.measure.device import Device
-from train.setup.run_setup import Job
+from train.step import TrainStep
 
 TEXT = ["data.path=README.md"]  # never read
 CPU = Device("cpu", torch.float32)
 
 
-def job(*overrides: str) -> Job:
-    return bare_job(
+def step(*overrides: str) -> TrainStep:
+    return random_token_step(
         compose([*TINY, *TEXT, *speed.SAME, "batch_size=2", "dtype=float32", *overrides]), VOCAB
     )
 
@@ -67,7 +67,7 @@ def test_a_peer_is_of_our_size_and_causal(name: str) -> None:
         pytest.skip(
             f"{name} is not installed; litgpt's pins exclude ours, others are peers' extras"
         )
-    mine = job("model.dim=192", "model.n_heads=6", "model.max_len=64").model
+    mine = step("model.dim=192", "model.n_heads=6", "model.max_len=64").model
     theirs = PEERS[name](mine.shape).eval()
     size = sum(p.numel() for p in theirs.parameters())
     assert size == pytest.approx(mine.count_parameters()[0], rel=0.03)
@@ -82,7 +82,7 @@ def test_a_peer_is_of_our_size_and_causal(name: str) -> None:
 
 
 def test_ours_is_the_trainers_own_step() -> None:
-    made = job()
+    made = step()
     before = [p.clone() for p in made.model.parameters()]
     contender = speed.ours(made)
     contender.step()
@@ -139,8 +139,8 @@ def test_dropout_leaves_out_who_has_none() -> None:
 
 
 def test_the_parts_of_a_step_are_all_of_it() -> None:
-    whole, steps = parts.measure(job("optim=muon"))
-    model = job().model
+    whole, steps = parts.measure(step("optim=muon"))
+    model = step().model
     length = model.shape.max_len
     operations = steps[-1]
     products = [o for o in operations if o.part.startswith(("products", "attention's"))]

@@ -18,7 +18,9 @@ from model.cache import KVCache
 from train.config.compose import compose
 from train.config.schema import Config
 from train.measure import device as devices
+from train.measure import timer
 from train.run import launch
+from train.step import TrainStep
 from train.sweep.expand import cells_of
 
 BFLOAT16 = devices.Device("cpu", torch.bfloat16)
@@ -107,12 +109,13 @@ def test_a_probe_that_lasts_for_few_rows_takes_time_to_grow_with_them(
     """A clock of the test's own: a step takes 0.1 s for each row."""
     now, rows = [0.0], []
 
-    def update(trainer: probe.Trainer, step: int) -> None:
-        rows.append(trainer.job.settings.batch_size)
+    def take(self: TrainStep, step: int) -> None:
+        rows.append(len(self.batches(step)[0]))
         now[0] += 0.1 * rows[-1]
 
-    monkeypatch.setattr(probe.Trainer, "update", update)
-    monkeypatch.setattr(probe, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(TrainStep, "__call__", take)
+    for module in (probe, timer):
+        monkeypatch.setattr(module, "perf_counter", lambda: now[0])
     for batch_size, expected in ((4, 0.4), (64, 6.4)):
         asked = composed("data.path=README.md", f"batch_size={batch_size}")
         assert probe.step_seconds(asked, VOCAB) == pytest.approx(expected)

@@ -8,17 +8,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from kills import ROOT, Tally
 
 from data.corpus import prepare
 from train.config.compose import choices_of, compose
 from train.config.schema import Config
-from train.record.run_log import Record
 from train.setup.build import build_model, build_source
 from train.setup.run_setup import assemble, check
-from train.trainer import Trainer
+from train.step import TrainStep
 
 SMALL = 3 * 10**9  # multiplications of a step that is taken
 PATIENCE = 30  # seconds until something hangs
@@ -149,7 +148,7 @@ def begin(tally: Tally, config: Config) -> None:
     if work < SMALL and not plan.device.compiled:
         job = assemble(plan)
         if plan.settings.steps:
-            Trainer(job, cast(Record, None)).update(0)
+            TrainStep.of_job(job)(0)
             tally.note("trained")
 
 

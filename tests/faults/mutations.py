@@ -85,8 +85,8 @@ MUTATIONS = (
     ),
     Mutation(
         "the generator is not seeded at each step",
-        "train/trainer.py",
-        "            device.seed(seed_of(settings.seed, step, part))",
+        "train/step.py",
+        "            self.device.seed(seed_of(self.seed, step, i))",
         "            pass",
         TRAINER,
         "resumed_run and dropout",
@@ -109,9 +109,9 @@ MUTATIONS = (
     ),
     Mutation(
         "micro-batches are not weighted by their rows",
-        "train/trainer.py",
+        "train/step.py",
         "* (len(x) / len(inputs))",
-        "/ settings.accumulate",
+        "/ self.accumulate",
         TRAINER,
         "accumulating",
     ),
@@ -141,8 +141,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a loss that is not finite is trained on",
-        "train/trainer.py",
-        "        if not torch.isfinite(loss + norm):",
+        "train/step.py",
+        "        if not math.isfinite(result.loss + result.grad_norm):",
         "        if False:",
         TRAINER,
         "not_finite or diverging",

@@ -65,6 +65,7 @@ def test_training_lowers_the_loss_and_the_state_is_keyed_by_name(kind: str) -> N
         loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
         loss.backward()
         made.step(1e-2)
+        made.zero_grad()
         losses.append(loss.item())
     assert losses == sorted(losses, reverse=True)
     names = {key.rsplit("/", 1)[0] for key in made.state()}
@@ -79,6 +80,7 @@ def test_a_restored_optimizer_goes_on_as_if_nothing_happened(kind: str) -> None:
     def step(model: torch.nn.Module, made: Optimizer) -> None:
         F.cross_entropy(model(x).flatten(0, 1), y.flatten()).backward()
         made.step(1e-2)
+        made.zero_grad()
 
     model, made = optimizer(f"optim={kind}")
     step(model, made)
@@ -111,6 +113,7 @@ def test_adamw_is_that_of_torch() -> None:
         reference.step()
         reference.zero_grad()
         made.step(1e-2 / (step + 1))
+        made.zero_grad()
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, other.get_parameter(name)), name
 

@@ -1,7 +1,9 @@
 """The training loop: exact resume, and what must not change a run."""
 
+import itertools
 import json
 import math
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from train.record.run_folder import fresh_folder
 from train.record.run_log import Record, records
 from train.run import launch
 from train.setup.run_setup import assemble, check
+from train.step import StepResult, TrainStep
 from train.trainer import Stopped, Trainer
 
 Make = Callable[..., Config]
@@ -133,6 +136,16 @@ def test_without_a_validation_split_nothing_is_claimed(config: Make, tmp_path: P
     assert summary["train_loss"] is not None
 
 
+def poison_from(monkeypatch: pytest.MonkeyPatch, step: int, until: float = math.inf) -> None:
+    """Make the loss of these steps infinite."""
+    real, steps = TrainStep.loss, itertools.count()
+
+    def poisoned(self: TrainStep, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return real(self, x, y) * (math.inf if step <= next(steps) < until else 1.0)
+
+    monkeypatch.setattr(TrainStep, "loss", poisoned)
+
+
 def test_a_loss_that_is_not_finite_stops_before_it_does_harm(
     config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,7 +156,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_does_harm(
         job.model.embed.weight[:, 0] = math.nan
     before["embed.weight"] = job.model.embed.weight.clone()
     with pytest.raises(Stopped, match="diverged at step 1: loss nan") as stop:
-        trainer.update(0)
+        trainer.train_step(warm=True)
     assert stop.value.code == 3
     for name, parameter in job.model.named_parameters():
         torch.testing.assert_close(parameter, before[name], equal_nan=True, rtol=0, atol=0)
@@ -152,12 +165,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_does_harm(
 def test_a_diverging_run_ends_with_code_3_and_keeps_its_checkpoint(
     config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Trainer.loss
-
-    def poisoned(self: Trainer, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return real(self, x, y) * (math.inf if self.step == 6 else 1.0)
-
-    monkeypatch.setattr(Trainer, "loss", poisoned)
+    poison_from(monkeypatch, 6, until=7)
     run(config(), tmp_path / "a", code=3)
     status = json.loads((tmp_path / "a/status.json").read_text())
     assert (status["state"], status["last_step"]) == ("failed", 6)
@@ -351,16 +359,80 @@ def test_weights_that_do_not_fit_are_refused(config: Make, tmp_path: Path, text:
         assemble(check(config(start, "data.tokenizer=byte")))
 
 
-def test_a_batch_fetched_ahead_is_used_at_its_step_alone(config: Make, tmp_path: Path) -> None:
-    job = assemble(check(config(f"out={tmp_path}/run")))
-    trainer = Trainer(job, Record(tmp_path / "run"))
-    trainer.ahead = 3, trainer.fetch(3)
-    fetched = trainer.ahead[1]
-    assert trainer.batch(3) is fetched
-    trainer.ahead = 3, fetched
-    for step in (5, 3):
-        inputs, targets = trainer.batch(step)
-        expected = job.batches(step)
-        assert torch.equal(inputs, expected[0])
-        assert torch.equal(targets, expected[1])
-    trainer.record.close()
+def test_a_prefetched_batch_is_used_at_its_step_alone(config: Make) -> None:
+    step = TrainStep.of_job(assemble(check(config())))
+    batch = step.fetch(3)
+    step.prefetched = 3, batch
+    assert step.batch(3) is batch
+    step.prefetched = 3, batch
+    for n in (5, 3):
+        for got, expected in zip(step.batch(n), step.batches(n), strict=True):
+            assert torch.equal(got, expected)
+
+
+MEASURED = {
+    "attention_ms", "attention_share", "peak_train_bytes", "peak_eval_bytes", "matmul_flops", "mfu"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("trouble", ["memory", "diverges", "no profiler", "no product"])
+def test_what_cannot_be_measured_after_training_is_null(
+    trouble: str,
+    config: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The run is done, whatever happens to the passes that measure it, and its results are the same."""
+    sound = run(config(), tmp_path / "sound")
+    capsys.readouterr()
+
+    def fail(*_: object) -> float:
+        raise MemoryError("no room\nat all")
+
+    missing = {"attention_ms", "attention_share", "peak_train_bytes"}
+    if trouble == "memory":
+        real = TrainStep.__call__
+        refuse = lambda self, step: fail() if step == 12 else real(self, step)
+        monkeypatch.setattr(TrainStep, "__call__", refuse)
+    elif trouble == "diverges":
+        poison_from(monkeypatch, 12)
+    elif trouble == "no profiler":
+        monkeypatch.setattr("train.summary.allocation_peak", fail)
+        missing = {"peak_train_bytes", "peak_eval_bytes"}
+    else:
+        monkeypatch.setattr("train.summary.matmul_flops", fail)
+        missing = {"matmul_flops", "mfu"}
+    summary = run(config(), tmp_path / "a")
+    assert {key for key in MEASURED if summary[key] is None} == missing
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert all(key in warning for key in missing - {"attention_share", "mfu"})
+    assert ("NonFinite" if trouble == "diverges" else "MemoryError: no room at all") in warning
+    assert json.loads((tmp_path / "a/status.json").read_text())["state"] == "done"
+    assert not (tmp_path / "a/diverged.json").exists()
+    for key in ("train_loss", "val_loss", "steps", "tokens", "params", "optimizer_bytes"):
+        assert summary[key] == sound[key]
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        saved = [tmp_path / out / "checkpoints/step_000012" / name for out in ("a", "sound")]
+        assert saved[0].read_bytes() == saved[1].read_bytes()
+
+
+def test_a_run_interrupted_while_it_is_measured_is_measured_when_resumed(
+    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = TrainStep.__call__
+
+    def interrupted(self: TrainStep, step: int) -> StepResult:
+        if step == 12:
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainStep, "__call__", interrupted)
+        run(config(), tmp_path / "a", code=128 + signal.SIGTERM)
+    assert json.loads((tmp_path / "a/status.json").read_text())["state"] == "interrupted"
+    before = checkpoint.find(tmp_path / "a")[0].model()
+    summary = run(config("resume=true"), tmp_path / "a")
+    assert not [key for key in MEASURED if summary[key] is None]
+    after = checkpoint.find(tmp_path / "a")[0].model()
+    assert all(torch.equal(before[name], after[name]) for name in before)

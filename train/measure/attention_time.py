@@ -41,10 +41,12 @@ def attention_seconds(
         )
     ]
     totals = []
-    for _ in range(repeats):
-        total = 0.0
-        step()
-        totals.append(total)
-    for handle in handles:
-        handle.remove()
+    try:
+        for _ in range(repeats):
+            total = 0.0
+            step()
+            totals.append(total)
+    finally:
+        for handle in handles:
+            handle.remove()
     return statistics.median(totals)

@@ -28,11 +28,14 @@ class Optimizer:
         self.parts = parts
 
     def step(self, lr: float) -> None:
-        """Update the parameters from their gradients at this learning rate, then drop those."""
+        """Update the parameters from their gradients at this learning rate."""
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = lr
             part.step()
+
+    def zero_grad(self) -> None:
+        """Free the gradients."""
         for parameter in self.parameters.values():
             parameter.grad = None
 

@@ -1,0 +1,102 @@
+"""One optimizer step."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from model.loss import next_token_loss
+from model.transformer import Transformer, seed_of
+from train.measure.device import Device
+from train.optim.optimizer import Optimizer
+from train.setup.run_setup import Job
+
+Batch = tuple[Tensor, Tensor]  # inputs and targets (B, T)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Mean loss of the batch in nats and gradient norm before clipping, and the learning rate."""
+
+    loss: float
+    grad_norm: float
+    lr: float
+
+
+class NonFinite(ArithmeticError):
+    """The loss or the gradient norm of a step (from 0) is not finite; `inputs` (B, T) are its batch."""
+
+    def __init__(self, step: int, result: StepResult, inputs: Tensor) -> None:
+        self.step, self.result, self.inputs = step, result, inputs
+        super().__init__(
+            f"step {step + 1}: loss {result.loss}, gradient norm {result.grad_norm}, "
+            f"learning rate {result.lr:g}"
+        )
+
+
+@dataclass(eq=False)
+class TrainStep:
+    """Forward, backward, clip, update on the batch of a step, in `accumulate` micro-batches.
+
+    Raises NonFinite, before any parameter changes, if the loss or the gradient norm is not finite.
+    """
+
+    model: Transformer
+    optimizer: Optimizer
+    schedule: Callable[[int], float]  # learning rate of a step
+    batches: Callable[[int], Batch]  # batch of a step, on the CPU
+    device: Device
+    accumulate: int
+    clip: float  # largest gradient norm
+    seed: int  # of dropout
+    prefetched: tuple[int, Batch] | None = field(default=None, init=False)  # a step and its batch
+
+    @classmethod
+    def of_job(cls, job: Job) -> Self:
+        return cls(
+            job.model,
+            job.optimizer,
+            job.schedule,
+            job.batches,
+            job.device,
+            accumulate=job.settings.accumulate,
+            clip=job.clip,
+            seed=job.settings.seed,
+        )
+
+    def __call__(self, step: int) -> StepResult:
+        inputs, targets = self.batch(step)
+        loss = torch.zeros((), device=self.device.name)
+        micro_batches = (tensor.tensor_split(self.accumulate) for tensor in (inputs, targets))
+        for i, (x, y) in enumerate(zip(*micro_batches, strict=True)):
+            self.device.seed(seed_of(self.seed, step, i))  # dropout depends on nothing else
+            part = self.loss(x, y) * (len(x) / len(inputs))  # micro-batches may differ by a row
+            part.backward()
+            loss += part.detach()
+        if self.device.name == "cuda":  # still computing: copy the next batch meanwhile
+            self.prefetched = step + 1, self.fetch(step + 1)
+        parameters = self.model.parameters()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip, foreach=True)
+        result = StepResult(loss.item(), norm.item(), self.schedule(step))
+        if not math.isfinite(result.loss + result.grad_norm):
+            raise NonFinite(step, result, inputs)
+        self.optimizer.step(result.lr)
+        self.optimizer.zero_grad()
+        return result
+
+    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats, float32."""
+        with self.device.autocast():
+            return next_token_loss(self.model, inputs, targets)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, on the device."""
+        (prefetched, batch), self.prefetched = self.prefetched or (None, None), None
+        return batch if batch and prefetched == step else self.fetch(step)
+
+    def fetch(self, step: int) -> Batch:
+        inputs, targets = self.batches(step)
+        return self.device.take(inputs), self.device.take(targets)
