@@ -2,8 +2,8 @@
 
 import sys
 
-from cli.entry import door
+from cli.entry import run_command
 from cli.report import main
 
 if __name__ == "__main__":
-    sys.exit(door(main, sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:]))

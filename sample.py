@@ -1,9 +1,9 @@
-"""Let a finished run write text: python sample.py --help."""
+"""Generate text from a finished run: python sample.py --help."""
 
 import sys
 
-from cli.entry import door
+from cli.entry import run_command
 from cli.sample import sample
 
 if __name__ == "__main__":
-    sys.exit(door(sample, sys.argv[1:]))
+    sys.exit(run_command(sample, sys.argv[1:]))

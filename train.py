@@ -2,8 +2,8 @@
 
 import sys
 
-from cli.entry import door
+from cli.entry import run_command
 from cli.train import train
 
 if __name__ == "__main__":
-    sys.exit(door(train, sys.argv[1:]))
+    sys.exit(run_command(train, sys.argv[1:]))

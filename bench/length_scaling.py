@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from cli.entry import door
+from cli.entry import run_command
 from train.config.compose import compose, group_of
 from train.measure import device as devices
 from train.measure.device import Device
@@ -137,4 +137,4 @@ def draw(path: Path, seconds: dict[str, list[float]], peaks: dict[str, list[floa
 
 
 if __name__ == "__main__":
-    sys.exit(door(main, sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from bench.step_time import VOCAB, successive
-from cli.entry import door
+from cli.entry import run_command
 from compare.cost.step_estimate import random_token_step
 from train.config.compose import compose
 from train.measure import device as devices
@@ -154,4 +154,4 @@ def table(whole: float, steps: list[list[Operation]], ceiling: float) -> list[li
 
 
 if __name__ == "__main__":
-    sys.exit(door(main, sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:]))

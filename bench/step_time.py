@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bench.peers import installed
-from cli.entry import door
+from cli.entry import run_command
 from compare.cost.step_estimate import random_token_step
 from data.atomic import replace, write_json
 from train.config.compose import compose, parse, quoted
@@ -340,4 +340,4 @@ def markdown(rows: list[list[str]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(door(main, sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -10,7 +10,7 @@ from statistics import quantiles
 from typing import Any
 
 from bench.step_time import successive
-from cli.entry import door
+from cli.entry import run_command
 from compare.cost.step_estimate import random_token_step
 from compare.report.style import COLOURS, GREY, SETTINGS, Figure, canvas, legend, svg
 from train.config.schema import choose
@@ -158,4 +158,4 @@ def drawn(racers: list[Racer], losses: list[float]) -> Figure:
 
 
 if __name__ == "__main__":
-    sys.exit(door(main, sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:]))

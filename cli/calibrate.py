@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from cli.entry import door
+from cli.entry import run_command
 from compare.check.calibration import LEAST, LIMIT, equal, faint, planted
 from compare.report.runs import Run, read
 
@@ -54,4 +54,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(door(main, sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:]))

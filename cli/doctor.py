@@ -1,19 +1,19 @@
-"""Whether every variant does here what it must: python -m cli.doctor."""
+"""`python -m cli.doctor`: check every variant on this machine."""
 
 import sys
 from time import perf_counter
 
-from cli.entry import door
+from cli.entry import run_command
 from compare.check.doctor import check_all, compiler_fails, matrix, variant_of
 from compare.check.properties import PROPERTIES
 from train.config.compose import choices_of, expand, group_of
 
 USAGE = """\
-Check every attention with every position scheme, on tiny models, on this machine's own device and
-dtype, in about half a minute on 2 cores. Exit code 1 if a property does not hold.
+Check the properties of every attention with every position scheme, with tiny models on this machine's
+device and dtype; about half a minute on 2 cores. Exit code 1 if a property does not hold.
 
-  python -m cli.doctor [KEY=VALUE ...]      attn, pos, their keys, device and dtype; several values
-                                                with commas
+  python -m cli.doctor [KEY=VALUE ...]      keys: attn, pos, their options, device and dtype; separate
+                                            several values by commas
 
 Examples
   python -m cli.doctor
@@ -31,15 +31,15 @@ def main(overrides: list[str]) -> int:
     groups = {override.partition("=")[0] for override in overrides}
     for key in groups:
         if group_of(key) not in ("attn", "pos", "device", "dtype"):
-            raise ValueError(f"{key}: the doctor takes attn, pos, their keys, device and dtype")
+            raise ValueError(f"{key}: the doctor takes attn, pos, their options, device and dtype")
     every = [f"{g}={','.join(choices_of(g))}" for g in ("attn", "pos") if g not in groups]
     variants = [variant_of(cell) for cell in expand([*every, *overrides])]
     start = perf_counter()
     print(
         f"{len(variants)} variants on {variants[0].device.name} in {variants[0].device.dtype_name}"
     )
-    for holds in PROPERTIES:
-        print(f"  {holds.__name__:<14} {(holds.__doc__ or '').splitlines()[0]}")
+    for check in PROPERTIES:
+        print(f"  {check.__name__:<14} {(check.__doc__ or '').splitlines()[0]}")
     failures = dict(zip(variants, check_all(variants), strict=True))
     print(f"\n{matrix(failures)}\n")
     for variant, lines in failures.items():
@@ -52,4 +52,4 @@ def main(overrides: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(door(main, sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:]))

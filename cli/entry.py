@@ -1,4 +1,4 @@
-"""How a command starts: errors in one line, help, and its config."""
+"""What the commands share: errors in one line, help pages, and their configs."""
 
 import os
 import re
@@ -8,11 +8,15 @@ from collections.abc import Callable
 from train.config.compose import CONFIGS, choices_of, compose, keys_of
 from train.config.schema import Config
 
+EXIT_CODES = """
+Exit codes: 0 done; 1 a sweep with failed runs; 2 bad input; 3 training stopped (non-finite loss, disk
+full); 130 or 143 interrupted, state saved. HEAD_TO_HEAD_TRACEBACK=1 prints tracebacks."""
 
-def door(main: Callable[[list[str]], int], arguments: list[str]) -> int:
-    """Run a command; bad input becomes one line on stderr and exit code 2.
 
-    HEAD_TO_HEAD_TRACEBACK=1 shows where it was found.
+def run_command(main: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Run a command and return its exit code; bad input is one line on stderr and exit code 2.
+
+    HEAD_TO_HEAD_TRACEBACK=1 raises the error instead.
     """
     try:
         return main(arguments)
@@ -28,8 +32,8 @@ def door(main: Callable[[list[str]], int], arguments: list[str]) -> int:
         return 130
 
 
-def compose_door(overrides: list[str], name: str, usage: str) -> Config | None:
-    """The config of a command; None after showing its help, if that was asked for."""
+def compose_command(overrides: list[str], name: str, usage: str) -> Config | None:
+    """The config of a command; None after printing its help page, if that is requested."""
     if {"-h", "--help"} & set(overrides):
         print(help_page(usage, name))
         return None
@@ -37,13 +41,13 @@ def compose_door(overrides: list[str], name: str, usage: str) -> Config | None:
 
 
 def help_page(usage: str, config: str) -> str:
-    """A command's usage, its groups with their choices, and its keys with their comments."""
+    """A command's usage, its config groups with their choices, and its keys with their comments."""
     text = (CONFIGS / f"{config}.yaml").read_text()
     groups = re.findall(r"^  - (?:optional )?([a-z]+): (\w+)", text, re.MULTILINE)
     lines = [usage]
     if groups:
         lines.append(
-            "Groups (GROUP=CHOICE; '*' is the default; each choice is configs/GROUP/CHOICE.yaml)"
+            "Groups (GROUP=CHOICE; '*' marks the default; a choice is a file configs/GROUP/CHOICE.yaml)"
         )
         for group, default in groups:
             names = [f"*{c}" if c == default else c for c in choices_of(group)]
@@ -55,10 +59,5 @@ def help_page(usage: str, config: str) -> str:
         lines.append("")
     lines.append("Keys (KEY=VALUE; numbers may be written 1e3)")
     lines.append("\n".join(f"  {line}" for line in text.split("\n\n", 1)[1].splitlines()))
-    lines.append(
-        "\nExit codes: 0 done, 1 a sweep with failed runs, 2 bad input, 3 stopped on purpose,"
-    )
-    lines.append(
-        "130/143 interrupted and saved. HEAD_TO_HEAD_TRACEBACK=1 shows where an error came from."
-    )
+    lines.append(EXIT_CODES)
     return "\n".join(lines)

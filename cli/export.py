@@ -1,16 +1,16 @@
-"""`python -m cli.export`: a run as a Hugging Face folder."""
+"""`python -m cli.export`: write a run as a Hugging Face model folder."""
 
 import sys
 from pathlib import Path
 
-from cli.entry import door
+from cli.entry import run_command
 from compare.evaluate.export import Options, export
-from compare.evaluate.load import Opening
+from compare.evaluate.load import RunSelector
 from train.config.compose import parse
 from train.config.schema import arguments
 
 USAGE = """\
-Write a finished run as a folder that transformers loads, if it has a model that computes the same:
+Write a finished run as a Hugging Face model folder, if transformers has an equivalent architecture:
 
   python -m cli.export run=DIR to=FOLDER [checkpoint=latest]
 
@@ -19,8 +19,9 @@ Write a finished run as a folder that transformers loads, if it has a model that
   learned, sinusoidal or none, any of these, layernorm        GPT-2
   alibi, gelu, layernorm, no biases                           MPT
 
-All else is refused. With transformers installed the folder is loaded again, and its logits and tokens
-are compared. `python train.py init_from=FOLDER` starts from it, or from others of these families.
+Any other combination is an error. If transformers is installed, the folder is loaded and its logits
+and tokens are compared with the run's. `python train.py init_from=FOLDER` starts from such a folder, or
+from any other model of these architectures.
 """
 
 
@@ -29,21 +30,21 @@ def main(overrides: list[str]) -> int:
     if {"-h", "--help"} & set(overrides):
         print(USAGE)
         return 0
-    asked = {override.key_or_group: override.value() for override in parse(overrides)}
-    options = Options(**arguments("", {"checkpoint": "latest"} | asked, Options)[0])
+    given = {override.key_or_group: override.value() for override in parse(overrides)}
+    options = Options(**arguments("", {"checkpoint": "latest"} | given, Options)[0])
     to = Path(options.to)
     if to.exists() and not (to.is_dir() and not any(to.iterdir())):
-        raise ValueError(f"to={to} exists already, and is not an empty folder")
-    opening = Opening(
+        raise ValueError(f"to={to} exists and is not an empty folder")
+    selector = RunSelector(
         run=options.run,
         checkpoint=options.checkpoint,
         device="cpu",
         dtype="float32",
         threads=None,
     )
-    print(export(opening.open(opening.only), to))
+    print(export(selector.load(selector.only), to))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(door(main, sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:]))

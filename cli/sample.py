@@ -1,19 +1,20 @@
-"""Text from a checkpoint."""
+"""`python sample.py`: generate text from a finished run."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 from tokenizers.decoders import DecodeStream
 
-from cli.entry import compose_door
-from compare.evaluate.load import Opened, asked
+from cli.entry import compose_command
+from compare.evaluate.load import LoadedRun, parse_options
 from data.tokenizer import END_OF_TEXT, decode, encode
 from model.generate import Draw, generate
 from train.config.schema import at_least, choose
 from train.record.terminal import printable, tracked
 
 USAGE = """\
-Let a finished run continue a prompt. One sample appears as it is written, several when all are done.
+Generate text from a finished run. A single sample is printed as it is generated; several are printed
+when all are complete.
 
   python sample.py run=DIR [KEY=VALUE ...]
 
@@ -27,7 +28,7 @@ Examples
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The keys of sample.yaml. Raises ValueError for what cannot be asked."""
+    """The keys of sample.yaml. Raises ValueError for invalid values."""
 
     prompt: str | None
     tokens: int
@@ -53,19 +54,19 @@ class Options:
 
 def sample(overrides: list[str]) -> int:
     """`python sample.py`."""
-    composed = compose_door(overrides, "sample", USAGE)
+    composed = compose_command(overrides, "sample", USAGE)
     if composed is None:
         return 0
-    opening, options = asked(overrides, composed, Options)
+    selector, options = parse_options(overrides, composed, Options)
     draw = options.draw
-    run = opening.open(opening.only)
+    run = selector.load(selector.only)
     prompt = encode(run.tokenizer, "\n" if options.prompt is None else options.prompt)
-    room = options.context or run.model.shape.max_len
-    run.check_context(room)
-    if options.overflow == "refuse" and len(prompt) + options.tokens > room:
+    context = options.context or run.model.shape.max_len
+    run.check_context(context)
+    if options.overflow == "refuse" and len(prompt) + options.tokens > context:
         raise ValueError(
             f"overflow=refuse: a prompt of {len(prompt)} tokens and tokens={options.tokens} do not "
-            f"fit context={room}"
+            f"fit context={context}"
         )
     with run.device.autocast():
         rows = generate(
@@ -75,14 +76,14 @@ def sample(overrides: list[str]) -> int:
             draw=draw,
             seed=options.seed,
             rows=options.count,
-            context=room,
+            context=context,
             cached=options.cache,
             end=run.tokenizer.token_to_id(END_OF_TEXT),
         )
         if options.count == 1:
             stream(run, prompt, (token for (token,) in rows if token is not None))
             return 0
-        columns = list(tracked(rows, "writing", options.tokens))
+        columns = list(tracked(rows, "generating", options.tokens))
     for number, tokens in enumerate(zip(*columns, strict=True)):
         if number:
             print("-" * 40)
@@ -91,14 +92,16 @@ def sample(overrides: list[str]) -> int:
     return 0
 
 
-def stream(run: Opened, prompt: list[int], tokens: Iterable[int]) -> None:
-    """Print a text while it is written: each character as soon as its last token is there."""
-    said = decode(run.tokenizer, prompt)
-    print(printable(said), end="", flush=True)
+def stream(run: LoadedRun, prompt: list[int], tokens: Iterable[int]) -> None:
+    """Print a text as it is generated: each character once its last token is known."""
+    shown = decode(run.tokenizer, prompt)
+    print(printable(shown), end="", flush=True)
     decoder, ids = DecodeStream(ids=prompt), list(prompt)
     for token in tokens:
         ids.append(token)
         if piece := decoder.step(run.tokenizer, token):
-            said += piece
+            shown += piece
             print(printable(piece), end="", flush=True)
-    print(printable(decode(run.tokenizer, ids).removeprefix(said)))  # bytes that make no character
+    print(
+        printable(decode(run.tokenizer, ids).removeprefix(shown))
+    )  # bytes of an incomplete character

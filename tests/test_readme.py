@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.entry import compose_door
+from cli.entry import compose_command
 from cli.evaluate import with_commas
 from model.position.base import Position
 from train.config.compose import choices_of, compose, expand
@@ -34,7 +34,8 @@ def test_every_command_is_one_that_works(command: str) -> None:
         assert overrides
     else:
         assert (
-            compose_door([*map(with_commas, overrides)], door.removesuffix(".py"), "") is not None
+            compose_command([*map(with_commas, overrides)], door.removesuffix(".py"), "")
+            is not None
         )
 
 

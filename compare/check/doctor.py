@@ -8,26 +8,33 @@ from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
-from compare.check.properties import PROPERTIES, TINY, VOCAB, Broken, Variant, real_compiler
+from compare.check.properties import (
+    PROPERTIES,
+    TINY,
+    VOCAB,
+    PropertyViolated,
+    TinyVariant,
+    real_compiler,
+)
 from train.config.compose import compose
 from train.measure import device as devices
 from train.record.terminal import columns, tracked
 from train.setup.build import build_model
 
 
-def variant_of(cell: list[str]) -> Variant:
-    """The tiny variant of a command line. Raises ValueError if it makes no model."""
+def variant_of(cell: list[str]) -> TinyVariant:
+    """The tiny variant that a command line describes. Raises ValueError if it makes no model."""
     config = compose([*TINY, *cell])
     device = devices.pick(config["device"], config["dtype"], config["compile"], config["steps"])
     with torch.device("meta"):
         build_model(config, VOCAB)
     choices = config["choices"]
-    further = tuple(o for o in cell if o.partition("=")[0] not in ("attn", "pos"))
-    return Variant(choices["attn"], choices["pos"], device, further)
+    overrides = tuple(o for o in cell if o.partition("=")[0] not in ("attn", "pos"))
+    return TinyVariant(choices["attn"], choices["pos"], device, overrides)
 
 
-def check_all(variants: list[Variant]) -> Iterator[list[str]]:
-    """The failures of each variant; on a CPU, a process for each core."""
+def check_all(variants: list[TinyVariant]) -> Iterator[list[str]]:
+    """The failures of each variant; on a CPU, with one process per core."""
     workers = min(os.cpu_count() or 1, len(variants)) if variants[0].device.name == "cpu" else 1
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, devices.set_up, (1,)) as pool:
@@ -35,35 +42,37 @@ def check_all(variants: list[Variant]) -> Iterator[list[str]]:
         yield from tracked(results, "checking", len(variants))
 
 
-def failures_of(variant: Variant) -> list[str]:
-    """A line for each property that does not hold."""
+def failures_of(variant: TinyVariant) -> list[str]:
+    """One line per property that does not hold."""
     lines = []
-    for holds in PROPERTIES:
+    for check in PROPERTIES:
         try:
-            holds(variant)
-        except Broken as error:
-            lines.append(f"{holds.__name__}: {error}")
-        except Exception as error:  # noqa: BLE001 - a crash is a failure; the others go on
+            check(variant)
+        except PropertyViolated as error:
+            lines.append(f"{check.__name__}: {error}")
+        except Exception as error:  # noqa: BLE001 - a crash is a failure; the other checks continue
             lines.append(
-                f"{holds.__name__}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                f"{check.__name__}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
             )
     return lines
 
 
-def matrix(failures: dict[Variant, list[str]]) -> str:
-    """Attention down, positions across: ok, or how many properties do not hold."""
+def matrix(failures: dict[TinyVariant, list[str]]) -> str:
+    """Attention by rows, positions by columns: ok, or the number of properties that do not hold."""
     attns = list(dict.fromkeys(v.attn for v in failures))
-    poss = list(dict.fromkeys(v.pos for v in failures))
-    found: dict[tuple[str, str], int] = {}
+    positions = list(dict.fromkeys(v.pos for v in failures))
+    counts: dict[tuple[str, str], int] = {}
     for variant, lines in failures.items():
         key = (variant.attn, variant.pos)
-        found[key] = found.get(key, 0) + len(lines)
-    rows = [[a, *(f"{found[a, p]} FAIL" if found[a, p] else "ok" for p in poss)] for a in attns]
-    return columns([["", *poss], *rows])
+        counts[key] = counts.get(key, 0) + len(lines)
+    rows = [
+        [a, *(f"{counts[a, p]} FAIL" if counts[a, p] else "ok" for p in positions)] for a in attns
+    ]
+    return columns([["", *positions], *rows])
 
 
-def compiler_fails(variant: Variant) -> bool:
-    """Try torch.compile for real, once."""
+def compiler_fails(variant: TinyVariant) -> bool:
+    """Whether the real compiler fails on a variant; prints the result."""
     if not (shutil.which("g++") or shutil.which("c++")) and variant.device.name == "cpu":
         print("torch.compile: not tried, there is no C++ compiler")
         return False

@@ -1,6 +1,6 @@
-"""What every attention must hold with every position scheme, on any device and in any dtype.
+"""Properties of every attention with every position scheme, on any device and in any dtype.
 
-The tests run all of it; `python -m cli.doctor` runs it on the machine of a user.
+The tests check all of them; `python -m cli.doctor` checks them on a user's machine.
 """
 
 import functools
@@ -41,13 +41,13 @@ def composed(*overrides: str) -> Config:
     return compose([*TINY, *overrides])
 
 
-class Broken(AssertionError):
-    """A property does not hold."""
+class PropertyViolated(AssertionError):
+    """A property does not hold for a variant."""
 
 
 @dataclass(frozen=True)
-class Variant:
-    """Tiny models of an attention with a position scheme, on a device in a dtype."""
+class TinyVariant:
+    """A tiny model with an attention and a position scheme, on a device, in a dtype."""
 
     attn: str
     pos: str
@@ -55,9 +55,9 @@ class Variant:
     overrides: tuple[str, ...] = ()  # further keys of train.py
 
     def model(self, *overrides: str, seed: int = 0, spread: float = 5.0) -> Transformer:
-        """An initialised model in evaluation mode, its matrices `spread` times as wide as a start.
+        """An initialised model in evaluation mode, its matrices multiplied by `spread`.
 
-        Wide, because at the usual start attention is nearly even and hides mistakes.
+        At the usual initialisation attention is nearly uniform, which hides mistakes.
         """
         config = composed(f"attn={self.attn}", f"pos={self.pos}", *self.overrides, *overrides)
         model = build_model(config, VOCAB)
@@ -69,6 +69,7 @@ class Variant:
         return model.to(self.device.name).eval()
 
     def tokens(self, *shape: int, seed: int = 0) -> Tensor:
+        """Random token ids on the variant's device."""
         generator = torch.Generator().manual_seed(seed)
         return torch.randint(VOCAB, shape, generator=generator).to(self.device.name)
 
@@ -81,42 +82,39 @@ class Variant:
         )
 
     def require_close(self, actual: Tensor, expected: Tensor, what: str) -> None:
-        """Raise Broken unless logits agree: within 1e-4, or 5 % of their spread in a half dtype."""
-        worst = (actual.float() - expected.float()).abs().max().item()
+        """Raise PropertyViolated unless logits agree: within 1e-4, or 5 % of their spread in a half dtype."""
+        error = (actual.float() - expected.float()).abs().max().item()
         allowed = (
             1e-4 if self.device.dtype == torch.float32 else 0.05 * expected.float().std().item()
         )
-        require(worst <= allowed, f"{what}: logits differ by {worst:.2g}, {allowed:.2g} allowed")
+        require(error <= allowed, f"{what}: logits differ by {error:.2g}, {allowed:.2g} allowed")
 
 
-def require(holds: bool, message: str) -> None:
-    if not holds:
-        raise Broken(message)
+def require(condition: bool, message: str) -> None:
+    """Raise PropertyViolated unless a condition holds."""
+    if not condition:
+        raise PropertyViolated(message)
 
 
-def causality(variant: Variant) -> None:
-    """A changed token leaves all logits before it exactly alone, and changes its own.
+def causality(variant: TinyVariant) -> None:
+    """A changed token leaves all earlier logits bit for bit the same, and changes its own.
 
-    With gradients and without, which may take other kernels.
+    With gradients and without, which may run different kernels.
     """
-    for trained in (True, False):
-        with torch.set_grad_enabled(trained), variant.device.autocast():
-            causal(variant)
-
-
-def causal(variant: Variant) -> None:
-    """Raise Broken unless logits heed no later token, in the mode that is set."""
     model, x = variant.model(), variant.tokens(2, LENGTH)
-    before = model(x)
-    for t in (1, 7, 15):
-        changed = x.clone()
-        changed[:, t] = (changed[:, t] + 1) % VOCAB
-        after = model(changed)
-        require(torch.equal(after[:, :t], before[:, :t]), f"token {t} changes earlier logits")
-        require(not torch.equal(after[:, t], before[:, t]), f"token {t} changes nothing")
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients), variant.device.autocast():
+            before = model(x)
+            for t in (1, 7, 15):
+                changed = x.clone()
+                changed[:, t] = (changed[:, t] + 1) % VOCAB
+                after = model(changed)
+                same = torch.equal(after[:, :t], before[:, :t])
+                require(same, f"token {t} changes earlier logits")
+                require(not torch.equal(after[:, t], before[:, t]), f"token {t} changes nothing")
 
 
-def gradients(variant: Variant) -> None:
+def gradients(variant: TinyVariant) -> None:
     """Every parameter gets a finite gradient."""
     model = variant.model("model.bias=true", "model.tie_embeddings=false").train()
     variant.loss(model).backward()
@@ -127,21 +125,21 @@ def gradients(variant: Variant) -> None:
 
 
 @torch.no_grad()
-def decoding(variant: Variant) -> None:
-    """Decoding with a cache equals the full forward: from nothing, after a prefill, in chunks."""
+def decoding(variant: TinyVariant) -> None:
+    """Decoding with a cache equals the full forward pass: token by token, after a prefill, in chunks."""
     model, x = variant.model(), variant.tokens(3, LENGTH)
     with variant.device.autocast():
-        whole = model(x)
+        full = model(x)
         for chunks in ([1] * 16, [8, *[1] * 8], [5, 4, 1, 6], [3, 13]):
             cache = KVCache(model.shape.n_layers, LENGTH)
             pieces = torch.cat([model(part, cache) for part in x.split(chunks, dim=1)], dim=1)
-            variant.require_close(pieces, whole, f"read in chunks of {chunks}")
+            variant.require_close(pieces, full, f"read in chunks of {chunks}")
             require(len(cache) == LENGTH, f"the cache counts {len(cache)} of {LENGTH} tokens")
 
 
 @torch.no_grad()
-def cache_bytes(variant: Variant) -> None:
-    """The cache holds exactly the numbers that the mechanisms say, at every length."""
+def cache_bytes(variant: TinyVariant) -> None:
+    """The cache holds exactly the bytes that the attention layers state, at every length."""
     model = variant.model()
     cache, element = KVCache(model.shape.n_layers, LENGTH), variant.device.dtype.itemsize
     with variant.device.autocast():
@@ -149,33 +147,35 @@ def cache_bytes(variant: Variant) -> None:
             (5, 6, LENGTH), variant.tokens(3, LENGTH).split([5, 1, 10], 1), strict=True
         ):
             model(part, cache)
-            said = 3 * element * sum(m.cache_elements(length) for m in model.mechanisms)
-            require(cache.nbytes == said, f"{length} tokens take {cache.nbytes} bytes, not {said}")
+            stated = 3 * element * sum(m.cache_elements(length) for m in model.mechanisms)
+            require(
+                cache.nbytes == stated, f"{length} tokens take {cache.nbytes} bytes, not {stated}"
+            )
 
 
-def flops(variant: Variant) -> None:
-    """Training and decoding cost exactly the FLOPs that the mechanisms say, by torch's count."""
-    variant = replace(variant, device=CPU)  # no number of this depends on the device
+def flops(variant: TinyVariant) -> None:
+    """Training and decoding take exactly the stated FLOPs, by torch's count."""
+    variant = replace(variant, device=CPU)  # counts do not depend on the device
     model = variant.model().train()
     with FlopCounterMode(display=False) as training:
         variant.loss(model).backward()
-    said = 2 * LENGTH * model.flops_per_token(LENGTH, causal=False)
+    stated = 2 * LENGTH * model.flops_per_token(LENGTH, causal=False)
     counted = training.get_total_flops()
-    require(counted == said, f"a training step takes {counted:,} FLOPs, not {said:,.0f}")
+    require(counted == stated, f"a training step takes {counted:,} FLOPs, not {stated:,.0f}")
 
     x, cache = variant.tokens(1, LENGTH), KVCache(model.shape.n_layers, LENGTH)
     with torch.no_grad():
         model.eval()(x[:, :-1], cache)
         with FlopCounterMode(display=False) as decoding:
             model(x[:, -1:], cache)
-    said = 2 * weights_outside_attention(model)
-    said += sum(m.decode_flops(LENGTH - 1) for m in model.mechanisms)
+    stated = 2 * weights_outside_attention(model)
+    stated += sum(m.decode_flops(LENGTH - 1) for m in model.mechanisms)
     counted = decoding.get_total_flops()
-    require(counted == said, f"a decoded token takes {counted:,} FLOPs, not {said:,.0f}")
+    require(counted == stated, f"a decoded token takes {counted:,} FLOPs, not {stated:,.0f}")
 
 
-def visible_pairs(variant: Variant) -> None:
-    """Causal scores are counted for the pairs that a query really sees, its own counted half."""
+def visible_pairs(variant: TinyVariant) -> None:
+    """Causal score FLOPs count the pairs that queries attend to, each query's own key half."""
     variant = replace(variant, device=CPU)
     model = variant.model()
     pos = torch.arange(LENGTH)
@@ -190,12 +190,12 @@ def visible_pairs(variant: Variant) -> None:
         counted = round(LENGTH * mechanism.score_flops(LENGTH, causal=True) / per_pair, 6)
         require(
             counted == seen - LENGTH / 2,
-            f"{seen} pairs are seen, {LENGTH / 2:g} of them their own; counted are {counted}",
+            f"{seen} pairs are visible, {LENGTH} of them a query with its own key; {counted} counted",
         )
 
 
-def rotation(variant: Variant) -> None:
-    """Rotated scores depend on i - j alone, far away and in a bfloat16 model too."""
+def rotation(variant: TinyVariant) -> None:
+    """Rotary scores depend on i - j alone, at distant positions and in a bfloat16 model too."""
     position = variant.model().to(torch.bfloat16).position
     if type(position).rotate is Position.rotate:
         return
@@ -204,17 +204,22 @@ def rotation(variant: Variant) -> None:
     pos = torch.arange(LENGTH, device=variant.device.name)
 
     def scores(pos: Tensor) -> Tensor:
-        turned_q, turned_k = position.rotate(q, k, pos)
-        return turned_q @ turned_k.mT
+        rotated_q, rotated_k = position.rotate(q, k, pos)
+        return rotated_q @ rotated_k.mT
 
-    for shift, allowed in ((37, 1e-4), (4000, 5e-3)):  # float32 angles: 6e-8 of each radian
-        moved = (scores(pos + shift) - scores(pos)).abs().max().item()
-        require(moved < allowed, f"scores change by {moved:.2g} when positions move by {shift}")
-    require(not torch.allclose(scores(2 * pos), scores(pos), atol=1e-2), "distance changes nothing")
+    for shift, allowed in (
+        (37, 1e-4),
+        (4000, 5e-3),
+    ):  # a float32 angle is exact to 6e-8 of its size
+        change = (scores(pos + shift) - scores(pos)).abs().max().item()
+        require(change < allowed, f"scores change by {change:.2g} when positions shift by {shift}")
+    require(
+        not torch.allclose(scores(2 * pos), scores(pos), atol=1e-2), "scores ignore the distance"
+    )
 
 
-def one_graph(variant: Variant) -> None:
-    """The forward pass is one graph for torch.compile."""
+def one_graph(variant: TinyVariant) -> None:
+    """torch.compile captures the forward pass as one graph."""
     model, x = variant.model(), variant.tokens(2, LENGTH)
     torch.compiler.reset()
     with torch.no_grad(), variant.device.autocast():
@@ -222,20 +227,20 @@ def one_graph(variant: Variant) -> None:
         variant.require_close(compiled, model(x), "compiled")
 
 
-def real_compiler(variant: Variant) -> None:
-    """The compiled program trains as the plain one does."""
+def real_compiler(variant: TinyVariant) -> None:
+    """The compiled model has the loss of the eager one, and its backward pass runs."""
     model = variant.model().train()
     torch.compiler.reset()
-    plain = variant.loss(model)
+    eager = variant.loss(model)
     model.compile(fullgraph=True)
     compiled = variant.loss(model)
     compiled.backward()
-    apart = abs(compiled.item() - plain.item())
+    error = abs(compiled.item() - eager.item())
     allowed = 1e-5 if variant.device.dtype == torch.float32 else 1e-2
-    require(apart <= allowed, f"the compiled loss is {apart:.2g} away, {allowed:g} allowed")
+    require(error <= allowed, f"the compiled loss differs by {error:.2g}, {allowed:g} allowed")
 
 
-def training(variant: Variant) -> None:
+def training(variant: TinyVariant) -> None:
     """Two optimizer steps lower the loss."""
     model = variant.model(spread=1.0).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -249,19 +254,21 @@ def training(variant: Variant) -> None:
     require(losses[0] > losses[1] > losses[2], f"losses of three steps: {losses}")
 
 
-def same_start(variant: Variant) -> None:
-    """Tensors that it shares with plain attention start equal, and with another seed they do not."""
-    mine, baseline = variant.model(), Variant("mha", "none", variant.device).model()
-    theirs = dict(baseline.named_parameters())
-    shared = [n for n, p in mine.named_parameters() if n in theirs and theirs[n].shape == p.shape]
-    require({"embed.weight", "blocks.1.feedforward.up.weight"} <= set(shared), "nothing is shared")
+def same_start(variant: TinyVariant) -> None:
+    """Tensors shared with plain attention start equal; with another seed they differ."""
+    model, baseline = variant.model(), TinyVariant("mha", "none", variant.device).model()
+    plain = dict(baseline.named_parameters())
+    shared = [n for n, p in model.named_parameters() if n in plain and plain[n].shape == p.shape]
+    require(
+        {"embed.weight", "blocks.1.feedforward.up.weight"} <= set(shared), "no tensor is shared"
+    )
     for name in shared:
-        require(torch.equal(mine.get_parameter(name), theirs[name]), f"{name} starts elsewhere")
+        require(torch.equal(model.get_parameter(name), plain[name]), f"{name} starts differently")
     other = variant.model(seed=1)
-    require(not torch.equal(other.embed.weight, mine.embed.weight), "the seed changes nothing")
+    require(not torch.equal(other.embed.weight, model.embed.weight), "the seed changes nothing")
 
 
-PROPERTIES: list[Callable[[Variant], None]] = [
+PROPERTIES: list[Callable[[TinyVariant], None]] = [
     causality,
     gradients,
     decoding,

@@ -1,4 +1,4 @@
-"""What a model costs, from its config alone: nothing is allocated and nothing is trained."""
+"""Costs of a model, counted from its config: nothing is allocated and nothing is trained."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -16,17 +16,17 @@ from train.setup.build import build_model, build_optimizer
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Counts of one variant; those of decoding are for one sequence after `length` tokens."""
+    """Counts for one variant; decoding counts are for one sequence after `length` tokens."""
 
     length: int  # the model's max_len
     params: int
     params_non_embedding: int
     flops_per_token: float  # training, forward and backward
-    decode_flops: float  # the whole model, for the next token, with its cache
-    attention_flops: float  # attention's part of that
-    attention_flops_uncached: float  # the same, with keys and values of all tokens made again
-    cache_elements: int  # numbers cached
-    cache_bytes: int  # in the run's dtype
+    decode_flops: float  # the whole model, next token, with the KV cache
+    attention_flops: float  # its part in the attention layers
+    attention_flops_uncached: float  # the same, recomputing keys and values of all tokens
+    cache_elements: int  # in the KV cache
+    cache_bytes: int  # in the run's compute dtype
 
 
 def cost(config: Config, vocab_size: int, device: Device) -> Cost:
@@ -52,7 +52,7 @@ def cost(config: Config, vocab_size: int, device: Device) -> Cost:
 
 @dataclass(frozen=True)
 class Decoding:
-    """What one more token costs after `length` others, in all attention layers."""
+    """The cost of the next token after `length` others, in all attention layers."""
 
     length: int
     multiply_adds: float
@@ -61,7 +61,7 @@ class Decoding:
 
     @property
     def saved(self) -> float:
-        """The part of the multiply-adds that the cache saves."""
+        """The fraction of multiply-adds that the cache saves."""
         return 1 - self.multiply_adds / self.multiply_adds_uncached
 
 
@@ -83,26 +83,26 @@ def decoding_of(config: Config, points: int = 32) -> list[Decoding]:
 
 
 def weights_outside_attention(model: Transformer) -> int:
-    """Weights of the matrices that a token is multiplied with, those of attention left out."""
+    """Weights of all linear layers outside attention, which every token is multiplied with."""
     attention = {id(m) for part in model.mechanisms for m in cast(nn.Module, part).modules()}
     linear = (m for m in model.modules() if isinstance(m, nn.Linear) and id(m) not in attention)
     return sum(m.weight.numel() for m in linear)
 
 
 def training_bytes(config: Config, vocab_size: int, device: Device) -> dict[str, int]:
-    """Tensor bytes at the highest point of forward and backward, in all and by kind.
+    """Peak tensor bytes of a training step, in total and by kind.
 
-    They run on tensors without memory (`FakeTensorMode`), so whatever a variant allocates is counted
-    without being told. What a fused kernel keeps to itself is not, nor the scratch of Muon's step.
+    The step runs on tensors without storage (`FakeTensorMode`), so all that a variant allocates is
+    counted. Not counted: scratch memory inside fused kernels and in Muon's step.
     """
     from torch.distributed._tools.mem_tracker import MemTracker  # takes a second to import
 
-    rows = -(-config["batch_size"] // config["accumulate"])  # of the larger micro-batches
+    rows = -(-config["batch_size"] // config["accumulate"])  # of the largest micro-batch
     with FakeTensorMode(), torch.device(device.name):
         model = build_model(config, vocab_size).train()
         optimizer, _ = build_optimizer(config, model, config["steps"])
         tokens = torch.zeros(rows, model.shape.max_len, dtype=torch.int64)
-        if config["accumulate"] > 1:  # all micro-batches but the first add to gradients that exist
+        if config["accumulate"] > 1:  # later micro-batches add to existing gradients
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
         tracker = MemTracker()

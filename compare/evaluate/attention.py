@@ -1,6 +1,6 @@
-"""What the heads of a model look at: the why behind a difference in perplexity.
+"""What the heads of a model attend to: distance, entropy, the first token, induction.
 
-Shapes: B windows, T tokens of each, H heads, S keys.
+Shapes: B windows, T queries, S keys, H heads.
 """
 
 from dataclasses import dataclass, field
@@ -11,99 +11,98 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from compare.evaluate.dataset import SPLITS, open_text
-from compare.evaluate.load import Opened, Opening
+from compare.evaluate.dataset import check_split, open_text
+from compare.evaluate.load import LoadedRun, RunSelector
 from compare.evaluate.publish import publish
 from model.attention.attend import watched
-from train.config.schema import Config, at_least, choose
+from train.config.schema import Config, at_least
 from train.record.terminal import tracked
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The keys of eval/attention.yaml. Raises ValueError for what cannot be asked."""
+    """The keys of eval/attention.yaml. Raises ValueError for invalid values."""
 
     split: str | None
     rows: int
 
     def __post_init__(self) -> None:
         at_least(1, self, "rows")
-        if self.split is not None:
-            choose("split", self.split, dict.fromkeys(SPLITS))
+        check_split(self.split)
 
 
-def evaluate(opening: Opening, options: Options) -> int:
+def evaluate(selector: RunSelector, options: Options) -> int:
     """`python eval.py run=DIR,... eval=attention`."""
-    folders = tracked(opening.runs, "reading attention")
-    return publish("attention", opening, (measure(opening, run, options) for run in folders))
+    folders = tracked(selector.runs, "reading attention")
+    return publish("attention", selector, (measure(selector, run, options) for run in folders))
 
 
-def measure(opening: Opening, folder: Path, options: Options) -> tuple[Path, Config]:
-    """The readouts of every head, of text and of random tokens that are repeated."""
-    run = opening.open(folder)
-    text = open_text(run, options.split, opening.data, opening.data_name)
+def measure(selector: RunSelector, folder: Path, options: Options) -> tuple[Path, Config]:
+    """Readouts of every head, on text and on random tokens that are repeated once."""
+    run = selector.load(folder)
+    text = open_text(run, options.split, selector.data, selector.data_name)
     length = min(run.model.shape.max_len, len(text.tokens))
     starts = torch.linspace(0, len(text.tokens) - length, options.rows).long()
     windows = text.tokens[starts[:, None] + torch.arange(length)].long()  # (B, T)
     repeated = random_repeats(run, options.rows)
-    looks, copies = look(run, windows), look(run, repeated)
-    induction = [layer.pop("induction") for layer in copies]
-    heads = [layer | {"induction": own} for layer, own in zip(looks, induction, strict=True)]
-    first, second = losses(run, repeated)
+    layers = head_readouts(run, windows)
+    for layer, on_repeats in zip(layers, head_readouts(run, repeated), strict=True):
+        layer["induction"] = on_repeats["induction"]
+    first, again = repeat_losses(run, repeated)
     return folder, {
         "step": run.step,
         "split": text.name,
         "rows": options.rows,
         "context": length,
-        "layers": heads,
-        "even": even(length),
-        "repeated_tokens": {"length": repeated.size(1) // 2, "first": first, "again": second},
+        "layers": layers,
+        "even": uniform_readouts(length),
+        "repeated_tokens": {"length": repeated.size(1) // 2, "first": first, "again": again},
     }
 
 
-def random_repeats(run: Opened, rows: int) -> Tensor:
-    """Random tokens, twice in a row: (B, T), half of T new."""
-    shape, codec = run.model.shape, run.tokenizer.get_vocab_size()
+def random_repeats(run: LoadedRun, rows: int) -> Tensor:
+    """Random tokens, each half of a row the same: (B, T)."""
+    vocab_size, length = run.tokenizer.get_vocab_size(), run.model.shape.max_len
     generator = torch.Generator().manual_seed(0)
-    once = torch.randint(codec, (rows, max(1, shape.max_len // 2)), generator=generator)
+    once = torch.randint(vocab_size, (rows, max(1, length // 2)), generator=generator)
     return torch.cat((once, once), dim=1)
 
 
 @dataclass
-class Looks:
-    """What the queries of one layer look at, summed over them, by head (H,)."""
+class LayerReadouts:
+    """Sums over the queries in the later half of each window, by head (H,)."""
 
-    half: int  # queries before it have too little to choose from
+    half: int  # queries before it have few keys to choose from
     sums: dict[str, Tensor] = field(default_factory=dict)
     queries: int = 0
 
     def add(self, weights: Tensor, q_pos: Tensor, k_pos: Tensor) -> None:
-        """Take in weights (B, H, T, S)."""
+        """Add attention weights (B, H, T, S) of queries and keys at positions (T,) and (S,)."""
         late = q_pos >= self.half
         weights, distance = weights[:, :, late], (q_pos[late, None] - k_pos).float()
         self.queries += weights.size(0) * weights.size(2)
-        found = {
+        terms = {
             "distance": weights * distance,
             "entropy": torch.special.entr(weights),
             "first": weights * (k_pos == 0),
-            "induction": weights * (distance == self.half - 1),
+            "induction": weights * (distance == self.half - 1),  # after the same token before
         }
-        for name, part in found.items():
-            self.sums[name] = self.sums.get(name, 0) + part.sum(dim=(0, 2, 3)).double().cpu()
+        for name, term in terms.items():
+            self.sums[name] = self.sums.get(name, 0) + term.sum(dim=(0, 2, 3)).double().cpu()
 
     @property
     def means(self) -> dict[str, list[float]]:
-        """Means over queries, a number for each head."""
+        """Means over queries, one number per head."""
         return {name: (total / self.queries).tolist() for name, total in self.sums.items()}
 
 
 @torch.no_grad()
-def look(run: Opened, windows: Tensor) -> list[dict[str, list[float]]]:
-    """For each layer, what the later half of the queries in windows (B, T) looks at."""
-    layers = [Looks(windows.size(1) // 2) for _ in run.model.blocks]
-    current: list[Looks] = []
+def head_readouts(run: LoadedRun, windows: Tensor) -> list[dict[str, list[float]]]:
+    """The mean readouts of each layer's heads over windows (B, T)."""
+    layers = [LayerReadouts(windows.size(1) // 2) for _ in run.model.blocks]
+    current: list[LayerReadouts] = []  # the layer whose forward pass is running
 
-    def enter(layer: Looks) -> Any:
+    def enter(layer: LayerReadouts) -> Any:
         return lambda *_: current.__setitem__(slice(None), [layer])
 
     blocks = zip(run.model.blocks, layers, strict=True)
@@ -119,8 +118,8 @@ def look(run: Opened, windows: Tensor) -> list[dict[str, list[float]]]:
 
 
 @torch.no_grad()
-def losses(run: Opened, repeated: Tensor) -> tuple[float, float]:
-    """Nats a token on the first of two equal halves (B, T), and on the second."""
+def repeat_losses(run: LoadedRun, repeated: Tensor) -> tuple[float, float]:
+    """Nats per token on the first of two equal halves (B, T), and on the second."""
     half = repeated.size(1) // 2
     with run.device.autocast():
         logits = run.model(repeated.to(run.device.name))[:, :-1].float()
@@ -128,13 +127,13 @@ def losses(run: Opened, repeated: Tensor) -> tuple[float, float]:
     return nats[:, : half - 1].mean().item(), nats[:, half:].mean().item()
 
 
-def even(length: int) -> dict[str, float]:
-    """The readouts of attention that spreads evenly over all keys, for the later half of queries."""
-    keys = torch.arange(length // 2, length).double() + 1
-    once = (1 / keys).mean().item()
+def uniform_readouts(length: int) -> dict[str, float]:
+    """The readouts of attention that is uniform over all visible keys."""
+    keys = torch.arange(length // 2, length).double() + 1  # visible to each query of later half
+    share = (1 / keys).mean().item()
     return {
         "distance": ((keys - 1) / 2).mean().item(),
         "entropy": keys.log().mean().item(),
-        "first": once,
-        "induction": once,
+        "first": share,
+        "induction": share,
     }

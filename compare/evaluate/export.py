@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from compare.evaluate.load import Opened
+from compare.evaluate.load import LoadedRun
 from data.atomic import TEMPORARY, sync
 from data.tokenizer import END_OF_TEXT, decode, encode
 from train.setup.huggingface import Family, home_of, their_config, their_weights
@@ -28,7 +28,7 @@ class Options:
     checkpoint: str
 
 
-def export(run: Opened, to: Path) -> str:
+def export(run: LoadedRun, to: Path) -> str:
     """Write a run's folder whole, or not at all; what it became, and how that was checked.
 
     Raises ValueError if transformers has no model that computes the same.
@@ -51,7 +51,7 @@ def export(run: Opened, to: Path) -> str:
     return f"{to}: {family.architecture}, {checked}"
 
 
-def fill(folder: Path, run: Opened, family: Family) -> None:
+def fill(folder: Path, run: LoadedRun, family: Family) -> None:
     """Write the files of a run, as transformers has them."""
     end = run.tokenizer.token_to_id(END_OF_TEXT)
     ends = {"bos_token_id": end, "eos_token_id": end}
@@ -74,7 +74,7 @@ def fill(folder: Path, run: Opened, family: Family) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def check(folder: Path, run: Opened) -> str:
+def check(folder: Path, run: LoadedRun) -> str:
     """Load a folder with transformers and compare; what came of it, or that it is not installed.
 
     Raises ValueError for other logits or other tokens.

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from compare.evaluate.load import Opened, Opening, own
+from compare.evaluate.load import LoadedRun, RunSelector, pos_options
 from data.tokenizer import END_OF_TEXT, decode, encode, sha256_of
 from model.generate import Draw, generate
 from train.config.schema import at_least
@@ -54,7 +54,7 @@ class Answers:
     token of such a text is not scored.
     """
 
-    def __init__(self, run: Opened, options: Options) -> None:
+    def __init__(self, run: LoadedRun, options: Options) -> None:
         super().__init__()
         self.run, self.codec = run, run.tokenizer
         self.context = options.context or run.model.shape.max_len
@@ -160,15 +160,15 @@ def wishes_of(wishes: dict[str, Any]) -> tuple[int, Draw, list[str]]:
     return how["max_gen_toks"], draw, [end for end in how["until"] if end]
 
 
-def evaluate(opening: Opening, options: Options) -> int:
+def evaluate(selector: RunSelector, options: Options) -> int:
     """`python eval.py run=DIR eval=harness tasks=NAMES`."""
-    if opening.data is not None:
+    if selector.data is not None:
         raise ValueError("eval=harness: tasks bring their own texts; data=... is for other kinds")
     set_up()
-    run = opening.open(opening.only)
+    run = selector.load(selector.only)
     run.check_context(options.context or run.model.shape.max_len)
     result = ask(run, options)
-    return run.answer(file_name(run, opening, options), result, told(result))
+    return run.write_answer(file_name(run, selector, options), result, told(result))
 
 
 def set_up() -> None:
@@ -183,7 +183,7 @@ def set_up() -> None:
         logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
-def ask(run: Opened, options: Options) -> dict[str, Any]:
+def ask(run: LoadedRun, options: Options) -> dict[str, Any]:
     """What lm-eval finds. Raises ValueError for whatever it, or a task, cannot do."""
     from lm_eval import simple_evaluate
     from lm_eval.api.model import LM
@@ -235,13 +235,13 @@ def described(answers: Answers, options: Options, found: dict[str, Any]) -> dict
         "context": answers.context,
         "dtype": run.device.dtype_name,
         "pos": run.config["choices"]["pos"],
-        "pos_options": own(run.config),
+        "pos_options": pos_options(run.config),
         "results": rows_of(found["results"]),
         "examples": found["n-samples"],
         "shots": found["n-shot"],
         "versions": {"lm_eval": found["lm_eval_version"], "tasks": found["versions"]},
         "tokenizer": run.config["data"]["tokenizer"],
-        "tokenizer_sha256": sha256_of(run.tokenizer_json),
+        "tokenizer_sha256": run.tokenizer_sha256,
         "first_tokens_not_scored": answers.first_tokens_not_scored,
         "contexts_cut": answers.contexts_cut,
     }
@@ -261,15 +261,17 @@ def rows_of(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def file_name(run: Opened, opening: Opening, options: Options) -> str:
+def file_name(run: LoadedRun, selector: RunSelector, options: Options) -> str:
     """Says what was asked, so that no answer overwrites that of another question."""
     tasks = "+".join(Path(name).stem for name in options.names)
     if len(tasks) > 80:
         tasks = f"{len(options.names)}tasks-{sha256_of(tasks)[:8]}"
     keys = ("context", "limit", "num_fewshot")
     words = [f"{key}{getattr(options, key)}" for key in keys if getattr(options, key) is not None]
-    if opening.pos is not None:
-        words.append("-".join(map(str, (opening.pos_name, *sum(own(run.config).items(), ())))))
+    if selector.pos is not None:
+        words.append(
+            "-".join(map(str, (selector.pos_name, *sum(pos_options(run.config).items(), ()))))
+        )
     return "_".join([f"harness_step{run.step}", tasks, *words, run.device.dtype_name])
 
 

@@ -1,4 +1,4 @@
-"""How far positions reach: perplexity at other contexts than that of training, and by position."""
+"""Length extrapolation: perplexity at contexts other than the trained one, and loss by position."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compare.evaluate.dataset import SPLITS, Text, open_text
-from compare.evaluate.load import Opened, Opening
+from compare.evaluate.dataset import EvaluationText, check_split, open_text
+from compare.evaluate.load import LoadedRun, RunSelector
 from compare.evaluate.publish import publish
 from model.likelihood import perplexity, token_nats
 from train.config.compose import choices_of, compose
 from train.config.schema import Config, at_least, choose
 from train.record.terminal import tracked
 
-FIRST = 16  # tokens of the first bucket of positions; each further one is as long as all before it
+FIRST_BUCKET = 16  # positions; each further bucket is as long as all before it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The keys of eval/length.yaml. Raises ValueError for what cannot be asked."""
+    """The keys of eval/length.yaml. Raises ValueError for invalid values."""
 
     contexts: list[float]
     scalings: list[str]
@@ -32,35 +32,43 @@ class Options:
         at_least(1, self, "batch_size")
         if not self.contexts or min(self.contexts) <= 0:
             raise ValueError(f"contexts={self.contexts} must be numbers above 0")
-        if self.split is not None:
-            choose("split", self.split, dict.fromkeys(SPLITS))
+        check_split(self.split)
         for name in self.scalings:
             choose("scalings", name, dict.fromkeys(choices_of("pos")))
 
 
-def evaluate(opening: Opening, options: Options) -> int:
+def evaluate(selector: RunSelector, options: Options) -> int:
     """`python eval.py run=DIR,... eval=length`."""
-    return publish("length", opening, (measure(opening, run, options) for run in opening.runs))
+    return publish("length", selector, (measure(selector, run, options) for run in selector.runs))
 
 
-def measure(opening: Opening, folder: Path, options: Options) -> tuple[Path, Config]:
-    """Perplexities of a run by scheme and context, None where the scheme is not defined."""
-    run = opening.open(folder)
-    text = open_text(run, options.split, opening.data, opening.data_name)
-    schemes = list(schemes_of(opening, run, options))
+def measure(selector: RunSelector, folder: Path, options: Options) -> tuple[Path, Config]:
+    """Perplexities of a run by position scheme and context; None where a scheme is not defined."""
+    run = selector.load(folder)
+    text = open_text(run, options.split, selector.data, selector.data_name)
+    cells = list(cells_of(run, options))
     rows, positions = [], {}
-    for scheme, factor, context in tracked(schemes, f"{folder.name}: {len(schemes)} contexts"):
-        used = run if factor is None else scaled(opening, folder, scheme, factor)
-        nats = score(used, text, context, options)
-        rows.append(row(scheme, factor, context, nats))
+    for scheme, factor, context in tracked(cells, f"{folder.name}: {len(cells)} contexts"):
+        used = run if factor is None else load_scaled(selector, folder, scheme, factor)
+        nats = score(used, text, context, options) if used.reaches(context) else None
+        loss = None if nats is None else nats.double().mean().item()
+        rows.append(
+            {
+                "pos": scheme,
+                "factor": factor,
+                "context": context,
+                "loss": loss,
+                "perplexity": None if loss is None else perplexity(loss),
+                "windows": None if nats is None else -(-len(nats) // context),
+            }
+        )
         if nats is not None:
-            positions[scheme] = by_position(nats, context)  # of the longest context stays
-    trained = run.model.shape.max_len
+            positions[scheme] = by_position(nats, context)  # the longest context comes last
     return folder, {
         "step": run.step,
         "split": text.name,
         "dtype": run.device.dtype_name,
-        "trained_context": trained,
+        "trained_context": run.model.shape.max_len,
         "tokens": len(text.tokens) - 1,
         "rows": rows,
         "positions": positions,
@@ -68,10 +76,8 @@ def measure(opening: Opening, folder: Path, options: Options) -> tuple[Path, Con
     }
 
 
-def schemes_of(
-    opening: Opening, run: Opened, options: Options
-) -> Iterator[tuple[str, float | None, int]]:
-    """What to score: scheme, factor (None: as it is) and context in tokens."""
+def cells_of(run: LoadedRun, options: Options) -> Iterator[tuple[str, float | None, int]]:
+    """Position scheme, its factor (None: the run's own scheme) and context in tokens, to score."""
     trained, own = run.model.shape.max_len, run.config["choices"]["pos"]
     contexts = sorted({max(1, round(times * trained)) for times in options.contexts})
     yield from ((own, None, context) for context in contexts)
@@ -80,18 +86,15 @@ def schemes_of(
             yield from ((scheme, c / trained, c) for c in contexts if c > trained)
 
 
-def scaled(opening: Opening, folder: Path, scheme: str, factor: float) -> Opened:
+def load_scaled(selector: RunSelector, folder: Path, scheme: str, factor: float) -> LoadedRun:
     """A run with its rotary positions scaled."""
-    node = compose(["run=none", f"pos={scheme}", f"pos.factor={factor}"], door="eval")["pos"]
-    given = frozenset({"factor"})
-    return replace(opening, pos=node, pos_name=scheme, given=given).open(folder)
+    pos = compose(["run=none", f"pos={scheme}", f"pos.factor={factor}"], door="eval")["pos"]
+    scaled = replace(selector, pos=pos, pos_name=scheme, pos_keys=frozenset({"factor"}))
+    return scaled.load(folder)
 
 
-def score(run: Opened, text: Text, context: int, options: Options) -> Tensor | None:
-    """Nats of each token but the first, in windows without overlap; None where it is not defined."""
-    shape, end = run.model.shape, run.model.position.max_len
-    if end is not None and context > end:
-        return None
+def score(run: LoadedRun, text: EvaluationText, context: int, options: Options) -> Tensor:
+    """Nats of each token but the first (N - 1,), in windows without overlap."""
     rows = options.batch_size or int(run.config["eval_batch_size"])
     with run.device.autocast():
         return token_nats(
@@ -99,31 +102,18 @@ def score(run: Opened, text: Text, context: int, options: Options) -> Tensor | N
             text.tokens,
             context=context,
             stride=context,
-            batch_size=max(1, rows * shape.max_len // context),
+            batch_size=max(1, rows * run.model.shape.max_len // context),
             device=run.device.name,
         )
 
 
-def row(scheme: str, factor: float | None, context: int, nats: Tensor | None) -> dict[str, Any]:
-    loss = None if nats is None else nats.double().mean().item()
-    found = None if loss is None else perplexity(loss)
-    return {
-        "pos": scheme,
-        "factor": factor,
-        "context": context,
-        "loss": loss,
-        "perplexity": found,
-        "windows": None if nats is None else -(-len(nats) // context),
-    }
-
-
 def by_position(nats: Tensor, context: int) -> list[dict[str, Any]]:
-    """Mean loss of the tokens that so many others stand before in their window, by bucket."""
-    before = torch.arange(len(nats)) % context
+    """Mean loss by bucket of positions within the window."""
+    position = torch.arange(len(nats)) % context
     buckets = []
-    start, end = 0, min(FIRST, context)
+    start, end = 0, min(FIRST_BUCKET, context)
     while start < context:
-        inside = nats[(before >= start) & (before < end)]
+        inside = nats[(position >= start) & (position < end)]
         if len(inside):
             loss = inside.double().mean().item()
             buckets.append({"start": start, "end": end, "tokens": len(inside), "loss": loss})

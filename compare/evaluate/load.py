@@ -1,5 +1,8 @@
-"""Finished runs, opened to be asked: what eval.py and sample.py have in common."""
+"""Finished runs, selected on the command line and loaded: what eval.py and sample.py share."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -24,68 +27,84 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoadedRun:
     """A run with its model, ready to evaluate."""
 
     folder: Path
     config: Config
     tokenizer: Tokenizer
-    checkpoint: Checkpoint | None  # None for the model as it started
+    checkpoint: Checkpoint | None  # None: the model as initialised
     model: Transformer
     device: Device
 
     @property
-    def label(self) -> str:
-        """Its attention and positions."""
-        return "{attn} {pos}".format(**self.config["choices"])
-
-    @property
-    def tokenizer_json(self) -> str:
-        """Its tokenizer, as its file has it."""
-        return tokenizer_file(self.folder)
+    def tokenizer_sha256(self) -> str:
+        """The SHA-256 of tokenizer.json."""
+        return tokenizer_sha256(self.folder)
 
     @property
     def trained_on(self) -> str | None:
-        """What tells its text, with its split, from others."""
+        """The fingerprint of the training text and its split."""
         return str(self.checkpoint.state["data_fingerprint"]) if self.checkpoint else None
 
     @property
     def step(self) -> int:
+        """Optimizer steps at the checkpoint."""
         return self.checkpoint.step if self.checkpoint else 0
 
-    def check_context(self, context: int) -> None:
-        """Raise ValueError for a context that the positions are not defined for."""
+    @property
+    def pos_label(self) -> str:
+        """The position scheme and its keys, for a file name: 'rope_yarn-factor-4'."""
+        options = sum(pos_options(self.config).items(), ())
+        return "-".join(map(str, (self.config["choices"]["pos"], *options)))
+
+    @property
+    def described(self) -> Config:
+        """The model that an answer is about, for JSON."""
+        return {
+            "run": str(self.folder),
+            "step": self.step,
+            "dtype": self.device.dtype_name,
+            "pos": self.config["choices"]["pos"],
+            "pos_options": pos_options(self.config),
+        }
+
+    def reaches(self, context: int) -> bool:
+        """Whether the positions are defined for a context, in tokens."""
         end = self.model.position.max_len
-        if end is not None and context > end:
-            pos = self.config["choices"]["pos"]
+        return end is None or context <= end
+
+    def check_context(self, context: int) -> None:
+        """Raise ValueError for a context beyond the limit of the position scheme."""
+        if not self.reaches(context):
             raise ValueError(
-                f"context={context}: pos={pos} is not defined beyond {end} tokens ({self.folder})"
+                f"context={context} exceeds the limit of pos={self.config['choices']['pos']}: "
+                f"{self.model.position.max_len} tokens ({self.folder})"
             )
 
-    def answer(self, name: str, result: Config, told: str) -> int:
-        """Leave a result as eval/NAME.json in the run, say it and where it lies; exit code 0."""
+    def write_answer(self, name: str, answer: Config, text: str) -> int:
+        """Write an answer to eval/NAME.json in the run folder and print its text; exit code 0."""
         path = self.folder / "eval" / f"{name}.json"
         path.parent.mkdir(exist_ok=True)
-        write_json(path, result)
-        print(told)
-        print(f"\nwritten: {path}")
+        write_json(path, answer)
+        print(f"{text}\n\nwritten: {path}")
         return 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opening:
-    """The keys that name runs, and how to open them. Raises ValueError for what cannot be asked."""
+class RunSelector:
+    """The keys that name runs and say how to load them. Raises ValueError for invalid values."""
 
     run: str
     checkpoint: str
     device: str
     dtype: str | None
     threads: int | None
-    #: A position scheme in place of the runs' own, its name, and the keys of it that were given.
+    #: Another position scheme than the runs' own: its config, its name, and the keys that were set.
     pos: Config | None = None
     pos_name: str | None = None
-    given: frozenset[str] = field(default_factory=frozenset)
-    #: Another text than the runs' own, and its name.
+    pos_keys: frozenset[str] = field(default_factory=frozenset)
+    #: Another text than the runs' own: its config and its name.
     data: Config | None = None
     data_name: str | None = None
 
@@ -94,10 +113,10 @@ class Opening:
 
     @property
     def folders(self) -> list[Path]:
-        """The folders that are named, with commas between: of runs, or of whole sweeps."""
+        """The folders in `run`, separated by commas: of runs, or of whole sweeps."""
         names = [name.strip() for name in self.run.split(",")]
         if not all(names):
-            raise ValueError(f"run={self.run}: no run is named")
+            raise ValueError(f"run={self.run}: empty name between commas")
         return [Path(name) for name in names]
 
     @property
@@ -105,24 +124,26 @@ class Opening:
         """The finished runs in these folders. Raises ValueError if one holds none."""
         for folder in self.folders:
             if not any(run.done for run in read([folder])):
-                raise ValueError(f"{folder}: no run there has finished")
+                raise ValueError(f"{folder} holds no finished run")
         return [run.folder for run in read(self.folders) if run.done]
 
     @property
     def only(self) -> Path:
-        """The one run that is named. Raises ValueError for several, or a folder that is none."""
+        """The single folder in `run`. Raises ValueError for several."""
         if len(self.folders) > 1:
-            raise ValueError(f"run={self.run}: one run at a time here, not {len(self.folders)}")
+            raise ValueError(f"run={self.run}: expected one run, got {len(self.folders)}")
         return self.folders[0]
 
-    def open(self, folder: Path, *, started: bool = False) -> Opened:
-        """A run's model at the checkpoint asked for; with `started`, a run that has none as it began.
+    def load(self, folder: Path, *, allow_untrained: bool = False) -> LoadedRun:
+        """Load a run at the selected checkpoint.
 
-        Raises ValueError, naming the file, for whatever is no run or does not belong together.
+        With `allow_untrained`, a run without checkpoints gives the model as initialised. Raises
+        ValueError, naming the file, for whatever is no run or does not belong together.
         """
         config = open_config(folder)
         if self.pos is not None:
-            kept = {k: v for k, v in own(config).items() if k in self.pos and k not in self.given}
+            own = pos_options(config).items()
+            kept = {k: v for k, v in own if k in self.pos and k not in self.pos_keys}
             config["pos"] = self.pos | kept
             config["choices"] = config["choices"] | {"pos": self.pos_name}
         environment = read_json(folder / "environment.json")
@@ -130,42 +151,58 @@ class Opening:
         devices.set_up(self.threads, config["tf32"])
         tokenizer = open_tokenizer(folder)
         checkpoint = None
-        if started and not any(folder.glob("checkpoints/step_*")):
+        if allow_untrained and not any(folder.glob("checkpoints/step_*")):
             model = open_model(folder, config, tokenizer)
             init_model(model, config, config["seed"])
         else:
             checkpoint = open_checkpoint(folder, self.checkpoint)
-            if sha256_of(tokenizer_file(folder)) != checkpoint.state.get("tokenizer_sha256"):
-                raise ValueError(f"{folder / 'tokenizer.json'} is not what the run began with")
+            if tokenizer_sha256(folder) != checkpoint.state.get("tokenizer_sha256"):
+                raise ValueError(f"{folder / 'tokenizer.json'} is not the tokenizer of training")
             weights = checkpoint.model()
             with torch.device("meta"):  # a config may ask for more than memory holds
                 check_fit(open_model(folder, config, tokenizer), weights, str(checkpoint.folder))
             model = open_model(folder, config, tokenizer)
             load(model, weights, str(checkpoint.folder))
-        return Opened(folder, config, tokenizer, checkpoint, model.to(device.name).eval(), device)
+        return LoadedRun(
+            folder, config, tokenizer, checkpoint, model.to(device.name).eval(), device
+        )
 
 
-def tokenizer_file(folder: Path) -> str:
-    """The tokenizer of a run, as its file has it."""
-    return (folder / "tokenizer.json").read_text(encoding="utf-8")
+def tokenizer_sha256(folder: Path) -> str:
+    """The SHA-256 of a run's tokenizer.json."""
+    return sha256_of((folder / "tokenizer.json").read_text(encoding="utf-8"))
 
 
-def own(config: Config) -> Config:
-    """The keys of a run's own positions."""
+def pos_options(config: Config) -> Config:
+    """The keys of a config's position scheme."""
     return {key: value for key, value in config["pos"].items() if key != "_target_"}
 
 
-def asked(overrides: list[str], composed: Config, taker: type[T]) -> tuple[Opening, T]:
-    """How to open the runs that a composed config names, and its other keys as `taker` holds them."""
+def parse_options(
+    overrides: list[str], composed: Config, options: type[T]
+) -> tuple[RunSelector, T]:
+    """The run selector in a composed config, and its other keys as an `options` object."""
     choices, pos, data = (composed.pop(key, None) for key in ("choices", "pos", "data"))
-    later = {"pos", "pos_name", "given", "data", "data_name"}
-    keys, options = arguments("", composed, Opening, taker, given=later)
-    opening = Opening(
+    given = {"pos", "pos_name", "pos_keys", "data", "data_name"}
+    keys, rest = arguments("", composed, RunSelector, options, given=given)
+    selector = RunSelector(
         **keys,
         pos=pos,
         pos_name=choices.get("pos"),
-        given=frozenset(key.removeprefix("pos.") for key in keys_set(overrides)),
+        pos_keys=frozenset(key.removeprefix("pos.") for key in keys_set(overrides)),
         data=data,
         data_name=choices.get("data"),
     )
-    return opening, taker(**options)
+    return selector, options(**rest)
+
+
+@contextmanager
+def environment_variables(**values: str) -> Iterator[None]:
+    """Set environment variables, and restore all of them afterwards."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

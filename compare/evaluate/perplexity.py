@@ -1,9 +1,8 @@
-"""What a checkpoint is worth: its perplexity on every token of a text."""
+"""Perplexity and bits per byte of a checkpoint, over every token of a text."""
 
-import dataclasses
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,17 @@ import torch
 from torch import Tensor
 
 from compare.evaluate.bigram import bigram_nats
-from compare.evaluate.dataset import SPLITS, Text, open_text
-from compare.evaluate.load import Opened, Opening
+from compare.evaluate.dataset import EvaluationText, check_split, open_text
+from compare.evaluate.load import LoadedRun, RunSelector
 from compare.report.statistics import ratio_interval
 from model.likelihood import bits_per_byte, perplexity, token_nats
-from train.config.schema import at_least, choose
+from train.config.schema import at_least
 from train.record.terminal import tracked
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The keys of eval/perplexity.yaml. Raises ValueError for what cannot be asked."""
+    """The keys of eval/perplexity.yaml. Raises ValueError for invalid values."""
 
     split: str | None
     context: int | None
@@ -33,26 +32,27 @@ class Options:
 
     def __post_init__(self) -> None:
         at_least(1, self, "context", "stride", "batch_size")
-        if self.split is not None:
-            choose("split", self.split, dict.fromkeys(SPLITS))
+        check_split(self.split)
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A text as one run predicts it."""
+class ScoredText:
+    """A text with its negative log-likelihoods under one run."""
 
-    run: Opened
-    text: Text
+    run: LoadedRun
+    text: EvaluationText
     context: int
     stride: int
-    nats: Tensor  # of each token but the first, (N - 1,)
+    nats: Tensor  # (N - 1,), of each token but the first
 
     @property
     def total(self) -> float:
+        """Nats of the whole text."""
         return self.nats.sum(dtype=torch.float64).item()
 
     @property
     def loss(self) -> float:
+        """Nats per token."""
         return self.total / len(self.nats)
 
     @property
@@ -60,37 +60,37 @@ class Scored:
         return bits_per_byte(self.total, self.text.scored_bytes)
 
     def sums(self) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
-        """What a bootstrap resamples, and the nats, tokens and bytes of each unit."""
-        kind, unit, sizes = self.text.units()
+        """The kind of bootstrap unit, and the nats, tokens and bytes of each unit."""
+        kind, unit, sizes = self.text.bootstrap_units()
         nats = np.bincount(unit, self.nats.double().numpy(), len(sizes))
         return kind, nats, np.bincount(unit, minlength=len(sizes)), sizes
 
 
-def evaluate(opening: Opening, options: Options) -> int:
+def evaluate(selector: RunSelector, options: Options) -> int:
     """`python eval.py run=DIR`."""
-    run = opening.open(opening.only)
-    text = open_text(run, options.split, opening.data, opening.data_name)
+    run = selector.load(selector.only)
+    text = open_text(run, options.split, selector.data, selector.data_name)
     scored = score_text(run, text, options)
-    result = described(scored)
+    answer = describe(scored)
     if options.bigram:
         training = open_text(run, "train", None, None).tokens
-        pairs = bigram_nats(training, text.tokens, run.model.shape.vocab_size)
-        result["bigram_perplexity"] = perplexity(pairs / len(scored.nats))
+        nats = bigram_nats(training, text.tokens, run.model.shape.vocab_size)
+        answer["bigram_perplexity"] = perplexity(nats / len(scored.nats))
     if options.against is not None:
-        other = dataclasses.replace(opening, pos=None).open(Path(options.against))
-        rival = score_text(other, text.in_tokens_of(other), options)
-        result["against"] = described(rival) | difference(scored, rival)
-    return run.answer(file_name(scored, opening), result, told(result))
+        other = replace(selector, pos=None).load(Path(options.against))
+        reference = score_text(other, text.in_tokens_of(other), options)
+        answer["against"] = describe(reference) | comparison(scored, reference)
+    return run.write_answer(file_name(scored, selector), answer, to_text(answer))
 
 
-def score_text(run: Opened, text: Text, options: Options) -> Scored:
-    """Score a text as asked. Raises ValueError for a context that the run does not reach."""
+def score_text(run: LoadedRun, text: EvaluationText, options: Options) -> ScoredText:
+    """Score a text. Raises ValueError for a context beyond the run's position scheme."""
     context = options.context or run.model.shape.max_len
     run.check_context(context)
     stride = options.stride or context
     rows = options.batch_size or run.config["eval_batch_size"]
     windows = -(-len(text.tokens) // (stride * rows))
-    beats = iter(tracked(range(windows), f"scoring {len(text.tokens):,} tokens"))
+    bar = iter(tracked(range(windows), f"scoring {len(text.tokens):,} tokens"))
     with run.device.autocast():
         nats = token_nats(
             run.model,
@@ -99,29 +99,24 @@ def score_text(run: Opened, text: Text, options: Options) -> Scored:
             stride=stride,
             batch_size=rows,
             device=run.device.name,
-            between=lambda: next(beats, None),
+            between=lambda: next(bar, None),
         )
-    deque(beats, maxlen=0)
-    return Scored(run, text, context, stride, nats)
+    deque(bar, maxlen=0)  # to its end
+    return ScoredText(run, text, context, stride, nats)
 
 
-def described(scored: Scored) -> dict[str, Any]:
-    """All that was asked and found, for JSON."""
-    run, config = scored.run, scored.run.config
+def describe(scored: ScoredText) -> dict[str, Any]:
+    """The settings and the result, for JSON."""
     kind, nats, tokens, sizes = scored.sums()
     low, high = ratio_interval(nats, tokens) if len(nats) > 1 else (None, None)
     bits = [end and end * tokens.sum() / sizes.sum() / math.log(2) for end in (low, high)]
     if kind == "documents":
         bits = list(ratio_interval(nats / math.log(2), sizes))
     return {
-        "run": str(run.folder),
-        "step": run.step,
+        **scored.run.described,
         "split": scored.text.name,
         "context": scored.context,
         "stride": scored.stride,
-        "dtype": run.device.dtype_name,
-        "pos": config["choices"]["pos"],
-        "pos_options": {k: v for k, v in config["pos"].items() if not k.startswith("_")},
         "tokens": len(scored.nats),
         "bytes": scored.text.scored_bytes,
         "nats": scored.total,
@@ -135,81 +130,78 @@ def described(scored: Scored) -> dict[str, Any]:
     }
 
 
-def difference(mine: Scored, theirs: Scored) -> dict[str, Any]:
-    """How much better or worse than another run on the same text, mine minus theirs.
+def comparison(scored: ScoredText, reference: ScoredText) -> dict[str, Any]:
+    """The differences from a reference run on the same text, for JSON.
 
-    Perplexities compare on the same tokens alone; bits per byte always.
+    Perplexities are compared only on the same tokens, bits per byte always.
     """
-    kind, nats, tokens, sizes = mine.sums()
-    other_kind, other_nats, _, other_sizes = theirs.sums()
-    same = mine.text.identity == theirs.text.identity
-    found: dict[str, Any] = {
+    kind, nats, tokens, sizes = scored.sums()
+    reference_kind, reference_nats, _, reference_sizes = reference.sums()
+    same = scored.text.identity == reference.text.identity
+    result: dict[str, Any] = {
         "same_tokens": same,
         "loss_difference": None,
         "loss_difference_interval": None,
         "perplexity_ratio": None,
         "perplexity_ratio_interval": None,
-        "bits_per_byte_difference": mine.bits_per_byte - theirs.bits_per_byte,
+        "bits_per_byte_difference": scored.bits_per_byte - reference.bits_per_byte,
         "bits_per_byte_difference_interval": None,
-        "trained_on_the_same_text": mine.run.trained_on == theirs.run.trained_on,
+        "trained_on_the_same_text": scored.run.trained_on == reference.run.trained_on,
     }
     if same:
-        interval = ratio_interval(nats - other_nats, tokens)
-        found["loss_difference"] = mine.loss - theirs.loss
-        found["loss_difference_interval"] = list(interval)
-        found["perplexity_ratio"] = math.exp(mine.loss - theirs.loss)
-        found["perplexity_ratio_interval"] = [math.exp(end) for end in interval]
-    if kind == other_kind == "documents" or same:
-        bits = (nats / sizes.sum() - other_nats / other_sizes.sum()) / math.log(2)
+        interval = ratio_interval(nats - reference_nats, tokens)
+        result["loss_difference"] = scored.loss - reference.loss
+        result["loss_difference_interval"] = list(interval)
+        result["perplexity_ratio"] = math.exp(scored.loss - reference.loss)
+        result["perplexity_ratio_interval"] = [math.exp(end) for end in interval]
+    if kind == reference_kind == "documents" or same:
+        bits = (nats / sizes.sum() - reference_nats / reference_sizes.sum()) / math.log(2)
         scale = sizes / sizes.sum()
-        found["bits_per_byte_difference_interval"] = list(ratio_interval(bits, scale))
-    return found
+        result["bits_per_byte_difference_interval"] = list(ratio_interval(bits, scale))
+    return result
 
 
-def file_name(scored: Scored, opening: Opening) -> str:
-    """Says what was asked, so that no answer overwrites that of another question."""
+def file_name(scored: ScoredText, selector: RunSelector) -> str:
+    """The settings, so that no answer overwrites that of other settings."""
     words = [scored.text.name, f"step{scored.run.step}", f"context{scored.context}"]
     words += [f"stride{scored.stride}"] if scored.stride != scored.context else []
     words.append(scored.run.device.dtype_name)
-    if opening.pos is not None:
-        own = scored.run.config["pos"].items()
-        keys = (f"-{key}-{value}" for key, value in own if not key.startswith("_"))
-        words.append(f"{opening.pos_name}{''.join(keys)}")
+    words += [scored.run.pos_label] if selector.pos is not None else []
     return "_".join(words)
 
 
-def told(result: dict[str, Any]) -> str:
-    """A result for people."""
+def to_text(answer: dict[str, Any]) -> str:
+    """An answer for the terminal."""
 
-    def within(key: str, style: str) -> str:
-        low, high = result[f"{key}_interval"]
-        between = "" if low is None else f"  ({low:{style}} to {high:{style}})"
-        return f"{result[key]:{style}}{between}"
+    def with_interval(key: str, style: str) -> str:
+        low, high = answer[f"{key}_interval"]
+        interval = "" if low is None else f"  ({low:{style}} to {high:{style}})"
+        return f"{answer[key]:{style}}{interval}"
 
     rows = {
-        "text": f"{result['split']}: {result['tokens']:,} tokens, {result['bytes']:,} bytes",
-        "context": f"{result['context']:,}, windows every {result['stride']:,}",
-        "perplexity": within("perplexity", ".3f"),
-        "bits per byte": within("bits_per_byte", ".4f"),
+        "text": f"{answer['split']}: {answer['tokens']:,} tokens, {answer['bytes']:,} bytes",
+        "context": f"{answer['context']:,}, windows every {answer['stride']:,}",
+        "perplexity": with_interval("perplexity", ".3f"),
+        "bits per byte": with_interval("bits_per_byte", ".4f"),
     }
-    if "bigram_perplexity" in result:
-        rows["bigram model"] = f"{result['bigram_perplexity']:.3f}"
+    if "bigram_perplexity" in answer:
+        rows["bigram model"] = f"{answer['bigram_perplexity']:.3f}"
     lines = [f"  {name:<14} {value}" for name, value in rows.items()]
-    lines.append(f"  95 % intervals from {result['resampled']}, resampled")
-    if other := result.get("against"):
-        lines += ["", f"against {other['run']} (step {other['step']})", *told_difference(other)]
+    lines.append(f"  95 % intervals from {answer['resampled']}, resampled")
+    if other := answer.get("against"):
+        lines += ["", f"against {other['run']} (step {other['step']})", *comparison_lines(other)]
     return "\n".join(lines)
 
 
-def told_difference(other: dict[str, Any]) -> list[str]:
-    """Lines on how a run did against another."""
+def comparison_lines(other: dict[str, Any]) -> list[str]:
+    """Differences from a reference run, for the terminal."""
     lines = []
     if other["same_tokens"]:
         low, high = (100 * (end - 1) for end in other["perplexity_ratio_interval"])
         verdict = "" if low > 0 or high < 0 else ", inside the noise of the text"
         lines.append(
             f"  perplexity     {100 * (other['perplexity_ratio'] - 1):+.2f} %  "
-            f"({low:+.2f} to {high:+.2f}{verdict}), theirs {other['perplexity']:.3f}"
+            f"({low:+.2f} to {high:+.2f}{verdict}), reference {other['perplexity']:.3f}"
         )
     else:
         lines.append("  perplexity     not compared: the tokenizers differ")
@@ -217,10 +209,10 @@ def told_difference(other: dict[str, Any]) -> list[str]:
     between = "" if interval is None else "  ({:+.4f} to {:+.4f})".format(*interval)
     lines.append(
         f"  bits per byte  {other['bits_per_byte_difference']:+.4f}{between}, "
-        f"theirs {other['bits_per_byte']:.4f}"
+        f"reference {other['bits_per_byte']:.4f}"
     )
     if not other["trained_on_the_same_text"]:
         lines.append(
-            "  It was trained on another text, or another split: it may have seen this one."
+            "  The reference was trained on another text or split, and may have seen this text in training."
         )
     return lines

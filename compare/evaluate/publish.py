@@ -1,12 +1,12 @@
-"""Answers of an evaluation: into each run, then together as a table, a figure and a report."""
+"""Answers of an evaluation: written to each run folder, then shown as a table and a figure."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
 
-from compare.evaluate.load import Opening
+from compare.evaluate.load import RunSelector
 from compare.report.analysis import examine
 from compare.report.evaluations import FIGURES, TABLES, markdown
 from compare.report.runs import read
@@ -17,28 +17,26 @@ from train.config.schema import Config
 from train.record.terminal import columns
 
 
-def publish(kind: str, opening: Opening, answers: Iterable[tuple[Path, Config]]) -> int:
-    """Write each answer into its run, then show them together: a table, a figure, a sweep's report."""
+def publish(kind: str, selector: RunSelector, answers: Iterable[tuple[Path, Config]]) -> int:
+    """Write each answer to eval/KIND.json in its run folder; show all as a table and a figure.
+
+    Both go to eval/ in the nearest folder that holds all runs. The reports of sweeps are rewritten.
+    """
     for folder, answer in answers:
         (folder / "eval").mkdir(exist_ok=True)
         write_json(folder / "eval" / f"{kind}.json", answer)
-    found = examine(read(opening.folders))
-    rows = TABLES[kind](found)
+    study = examine(read(selector.folders))
+    rows = TABLES[kind](study)
     print(columns(rows))
-    into = together(opening.folders) / "eval"
+    into = Path(os.path.commonpath(selector.folders)) / "eval"
     into.mkdir(exist_ok=True)
     replace(into / f"{kind}.md", markdown(rows))
     with matplotlib.rc_context(SETTINGS):
-        figure = FIGURES[kind](kind, found, styles_of(found))
+        figure = FIGURES[kind](kind, study, styles_of(study))
     if figure:
         replace(into / f"{kind}.svg", figure.file)
     print(f"\nwritten: {into / kind}.md" + (" and .svg" if figure else ""))
-    for sweep in (f for f in opening.folders if (f / "sweep.json").exists()):
+    for sweep in (f for f in selector.folders if (f / "sweep.json").exists()):
         report(sweep)
         print(f"report:  {sweep / 'report.html'}")
     return 0
-
-
-def together(folders: Sequence[Path]) -> Path:
-    """The one folder, or the nearest one that holds all."""
-    return Path(os.path.commonpath(folders))

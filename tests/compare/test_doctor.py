@@ -12,24 +12,24 @@ from cli import doctor as command
 from cli.doctor import main
 from compare.check import doctor
 from compare.check.doctor import failures_of, matrix
-from compare.check.properties import Variant, require
+from compare.check.properties import TinyVariant, require
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def holds_for_rope(variant: Variant) -> None:
+def holds_for_rope(variant: TinyVariant) -> None:
     """Fails for others."""
     require(variant.pos == "rope", "no rope")
 
 
-def crashes(variant: Variant) -> None:
+def crashes(variant: TinyVariant) -> None:
     """Never gets far."""
     raise RuntimeError("boom\nand more" if variant.pos == "rope" else "")
 
 
 def test_failures_and_crashes_are_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "PROPERTIES", [holds_for_rope, crashes])
-    good, bad = Variant("mha", "rope"), Variant("mha", "none")
+    good, bad = TinyVariant("mha", "rope"), TinyVariant("mha", "none")
     assert failures_of(good) == ["crashes: RuntimeError: boom"]
     assert failures_of(bad) == ["holds_for_rope: no rope", "crashes: RuntimeError: "]
     assert matrix({good: [], bad: ["a", "b"]}).split() == ["rope", "none", "mha", "ok", "2", "FAIL"]

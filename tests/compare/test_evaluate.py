@@ -19,7 +19,7 @@ from cli.evaluate import evaluate
 from cli.sample import sample
 from compare.evaluate import attention, decode
 from compare.evaluate.dataset import open_text
-from compare.evaluate.load import Opened, Opening
+from compare.evaluate.load import LoadedRun, RunSelector
 from compare.report.statistics import ratio_interval
 from compare.report.write import write
 from data.tokenizer import END_OF_TEXT, encode
@@ -48,10 +48,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
     return folder
 
 
-def opened(folder: Path) -> Opened:
-    return Opening(
+def opened(folder: Path) -> LoadedRun:
+    return RunSelector(
         run=str(folder), checkpoint="latest", device="cpu", dtype="float32", threads=1
-    ).open(folder)
+    ).load(folder)
 
 
 def answer(capsys: pytest.CaptureFixture[str], *overrides: str) -> Answer:
@@ -91,7 +91,7 @@ def test_a_stride_that_leaves_tokens_out_is_refused() -> None:
 def test_the_units_of_a_bootstrap_hold_every_token_and_byte_once(runs: Path) -> None:
     run = opened(runs / "rope")
     text = open_text(run, None, None, None)
-    kind, unit, sizes = text.units()
+    kind, unit, sizes = text.bootstrap_units()
     documents = text.corpus.documents["val"]
     assert kind == "documents"
     assert len(sizes) == len(documents) >= 20
@@ -102,7 +102,7 @@ def test_the_units_of_a_bootstrap_hold_every_token_and_byte_once(runs: Path) -> 
     ]
     one = np.array([[0, len(text.tokens), documents[:, 2].sum()]])
     joined = replace(text, corpus=replace(text.corpus, documents={"val": one}))
-    kind, unit, sizes = joined.units()
+    kind, unit, sizes = joined.bootstrap_units()
     assert kind == "blocks"
     assert np.bincount(unit).min() >= len(unit) // 100
     assert sizes.sum() == pytest.approx(text.scored_bytes)
@@ -253,8 +253,8 @@ def test_the_readouts_of_even_attention_are_those_of_counting(runs: Path) -> Non
     run = opened(runs / "rope")
     for mechanism in run.model.mechanisms:
         torch.nn.init.zeros_(mechanism.q.weight)  # type: ignore[attr-defined]
-    expected = attention.even(16)
-    for layer in attention.look(run, attention.random_repeats(run, 2)):
+    expected = attention.uniform_readouts(16)
+    for layer in attention.head_readouts(run, attention.random_repeats(run, 2)):
         for readout, heads in layer.items():
             assert heads == pytest.approx([expected[readout]] * 4, rel=1e-5)
 
@@ -292,7 +292,7 @@ def test_a_prompt_that_does_not_fit_slides_or_is_refused(
     assert sample(long) == 0
     with pytest.raises(ValueError, match="overflow=refuse: a prompt of"):
         sample([*long, "overflow=refuse"])
-    with pytest.raises(ValueError, match="context=99: pos=learned is not defined beyond 16"):
+    with pytest.raises(ValueError, match="context=99 exceeds the limit of pos=learned: 16"):
         sample([*long, "context=99"])
 
 
@@ -304,7 +304,7 @@ def test_decoding_ends_with_the_end_of_a_text(
     with torch.no_grad():
         run.model.head.weight.zero_()
         run.model.head.weight[end] = 1
-    monkeypatch.setattr(Opening, "open", lambda *_: run)
+    monkeypatch.setattr(RunSelector, "load", lambda *_: run)
     monkeypatch.setattr("model.transformer.Transformer.forward", always(end))
     assert sample([f"run={runs}/rope", "prompt=x", "tokens=50", "temperature=0"]) == 0
     assert capsys.readouterr().out == f"x{END_OF_TEXT}\n"
@@ -323,9 +323,9 @@ def always(token: int) -> Callable[..., Tensor]:
         (["run={runs}"], "is not a run"),
         (["run={runs}/documents.jsonl"], "is not a run"),
         (["run={runs}/nowhere", "eval=length"], "nowhere is no folder"),
-        (["run={runs}/rope,{runs}/learned"], "one run at a time"),
-        (["run={runs}/rope,", "eval=length"], "no run is named"),
-        (["run={runs}/learned", "context=17"], "context=17: pos=learned is not defined beyond 16"),
+        (["run={runs}/rope,{runs}/learned"], "expected one run, got 2"),
+        (["run={runs}/rope,", "eval=length"], "empty name between commas"),
+        (["run={runs}/learned", "context=17"], "context=17 exceeds the limit of pos=learned: 16"),
         (["run={runs}/rope", "stride=17"], "stride=17 must be at least 1 and at most context=16"),
         (["run={runs}/rope", "split=test"], "split=test"),
         (["run={runs}/rope", "split=all"], "split=all: no such choice"),
@@ -350,7 +350,7 @@ def test_a_run_whose_files_do_not_belong_together_is_refused(runs: Path, tmp_pat
     run = tmp_path / "run"
     shutil.copytree(runs / "rope", run)
     shutil.copy(runs / "bytes/tokenizer.json", run)
-    with pytest.raises(ValueError, match="tokenizer.json is not what the run began with"):
+    with pytest.raises(ValueError, match="tokenizer.json is not the tokenizer of training"):
         evaluate([f"run={run}"])
     shutil.copy(runs / "rope/tokenizer.json", run)
     for weights in run.glob("checkpoints/*/model.safetensors"):

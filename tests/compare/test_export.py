@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from cli.export import main
 from compare.evaluate.export import export
-from compare.evaluate.load import Opened
+from compare.evaluate.load import LoadedRun
 from compare.report.runs import read
 from data import tokenizer as tokenizers
 from data.tokenizer import encode
@@ -67,7 +67,7 @@ HOMES = [
 ]  # fmt: skip
 
 
-def opened(folder: Path, overrides: str, tokenizer: Tokenizer | None = None) -> Opened:
+def opened(folder: Path, overrides: str, tokenizer: Tokenizer | None = None) -> LoadedRun:
     """A model as if its run had been opened. Parameters are wide: attention is far from even."""
     tokenizer = tokenizer or tokenizers.raw_bytes()
     config = compose([*SIZES, *overrides.split()])
@@ -78,7 +78,7 @@ def opened(folder: Path, overrides: str, tokenizer: Tokenizer | None = None) -> 
         nn.init.normal_(parameter, middle, 0.2, generator)
     folder.mkdir()
     (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
-    return Opened(folder, config, tokenizer, None, model, Device("cpu", torch.float32))
+    return LoadedRun(folder, config, tokenizer, None, model, Device("cpu", torch.float32))
 
 
 def load(folder: Path) -> Any:

@@ -13,10 +13,10 @@ import torch
 from tiny import RUN
 from torch.nn.functional import cross_entropy
 
-from cli.entry import door
+from cli.entry import run_command
 from cli.evaluate import evaluate
 from compare.evaluate.harness import Answers, Options
-from compare.evaluate.load import Opened, Opening
+from compare.evaluate.load import LoadedRun, RunSelector
 from data.tokenizer import END_OF_TEXT, decode, encode, raw_bytes
 from model.generate import Draw, generate
 from model.likelihood import score
@@ -72,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(folder: Path) -> Opened:
+def run(folder: Path) -> LoadedRun:
     """The run, with weights that tell tokens apart."""
     run = opened(folder)
     run.model.init(seed=1)
@@ -81,12 +81,14 @@ def run(folder: Path) -> Opened:
     return run
 
 
-def opened(folder: Path) -> Opened:
-    opening = Opening(run=str(folder), checkpoint="latest", device="cpu", dtype=None, threads=1)
-    return opening.open(folder)
+def opened(folder: Path) -> LoadedRun:
+    selector = RunSelector(
+        run=str(folder), checkpoint="latest", device="cpu", dtype=None, threads=1
+    )
+    return selector.load(folder)
 
 
-def answers(run: Opened, **options: Any) -> Answers:
+def answers(run: LoadedRun, **options: Any) -> Answers:
     keys = dict.fromkeys(("limit", "num_fewshot", "batch_size", "context"))
     return Answers(run, Options(tasks="any", **(keys | options)))
 
@@ -100,7 +102,7 @@ def asked() -> list[SimpleNamespace]:
 
 
 @torch.no_grad()
-def plainly(run: Opened, context: str, continuation: str) -> tuple[float, bool]:
+def plainly(run: LoadedRun, context: str, continuation: str) -> tuple[float, bool]:
     """log p of a continuation, one token and one forward pass at a time."""
     start = encode(run.tokenizer, context.rstrip()) or [run.tokenizer.token_to_id(END_OF_TEXT)]
     whole = encode(run.tokenizer, context + continuation)
@@ -141,7 +143,7 @@ def command(folder: Path, tasks: object, *more: str) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def in_their_windows(run: Opened, document: str) -> float:
+def in_their_windows(run: LoadedRun, document: str) -> float:
     """Nats of a document in the windows that lm-eval itself cuts."""
     from lm_eval.utils import get_rolling_token_windows
 
@@ -173,7 +175,7 @@ def test_a_text_costs_what_the_windows_of_lm_eval_say(
     assert "mine: 3 of 3 examples, 0 shots" in said.out
 
 
-def test_continuations_cost_what_a_plain_reading_says(run: Opened) -> None:
+def test_continuations_cost_what_a_plain_reading_says(run: LoadedRun) -> None:
     found = answers(run).loglikelihood(asked())
     expected = [plainly(run, *request.args) for request in asked()]
     for (log_p, greedy), (wanted, likeliest) in zip(found, expected, strict=True):
@@ -183,7 +185,7 @@ def test_continuations_cost_what_a_plain_reading_says(run: Opened) -> None:
     assert {greedy for _, greedy in found[:-1]} == {False}
 
 
-def test_the_likeliest_continuation_is_told(run: Opened) -> None:
+def test_the_likeliest_continuation_is_told(run: LoadedRun) -> None:
     prompt = encode(run.tokenizer, "def")
     written = generate(run.model, prompt, 3, draw=Draw(temperature=0), seed=0)
     ids = [token for (token,) in written if token is not None]
@@ -194,7 +196,7 @@ def test_the_likeliest_continuation_is_told(run: Opened) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_the_batch_size_changes_nothing(run: Opened, rows: int) -> None:
+def test_the_batch_size_changes_nothing(run: LoadedRun, rows: int) -> None:
     texts = requests(*((q + c[0],) for q, c in QUESTIONS))
     few, many = answers(run, batch_size=rows), answers(run, batch_size=100)
     for one, other in zip(few.loglikelihood(asked()), many.loglikelihood(asked()), strict=True):
@@ -204,7 +206,7 @@ def test_the_batch_size_changes_nothing(run: Opened, rows: int) -> None:
     assert few.contexts_cut == many.contexts_cut > 0
 
 
-def test_writing_stops(run: Opened) -> None:
+def test_writing_stops(run: LoadedRun) -> None:
     answer = answers(run)
 
     def write(**wishes: Any) -> str:
@@ -228,7 +230,7 @@ def test_writing_stops(run: Opened) -> None:
     assert len(write(until=[])) < len(whole)
 
 
-def test_without_an_end_of_text_the_first_token_is_not_scored(run: Opened) -> None:
+def test_without_an_end_of_text_the_first_token_is_not_scored(run: LoadedRun) -> None:
     raw = dataclasses.replace(run, tokenizer=raw_bytes())
     answer, text = answers(raw), "Two whole windows of 16, and one."
     (found,) = answer.loglikelihood_rolling(requests((text,)))
@@ -273,7 +275,7 @@ def test_a_task_that_cannot_be_had_is_one_line(
     path = tmp_path / "task.yaml"
     if content:
         path.write_text(content)
-    assert door(evaluate, [f"run={folder}", "eval=harness", f"tasks={path}"]) == 2
+    assert run_command(evaluate, [f"run={folder}", "eval=harness", f"tasks={path}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert str(path) in line
@@ -286,7 +288,7 @@ def test_an_unknown_name_is_one_line(
 
     none = lm_eval.tasks.TaskManager(include_defaults=False)  # to read them all takes 12 seconds
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda include_defaults: none)
-    assert door(evaluate, [f"run={folder}", "eval=harness", "tasks=wikitexts"]) == 2
+    assert run_command(evaluate, [f"run={folder}", "eval=harness", "tasks=wikitexts"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "tasks=wikitexts: lm-eval knows no task of this name" in line
 
@@ -297,6 +299,6 @@ def test_without_lm_eval_one_line_says_what_to_install(
     for name in ["lm_eval", *(name for name in sys.modules if name.startswith("lm_eval."))]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, "lm_eval.api", None)
-    assert door(evaluate, ["run=none", "eval=harness", "tasks=any"]) == 2
+    assert run_command(evaluate, ["run=none", "eval=harness", "tasks=any"]) == 2
     needed = "error: eval=harness needs lm-eval: pip install -e '.[harness]'\n"
     assert capsys.readouterr() == ("", needed)

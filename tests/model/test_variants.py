@@ -8,15 +8,15 @@ from tiny import build, tokens, variants
 from torch import nn
 from torch.nn import functional as F
 
-from compare.check.properties import PROPERTIES, Variant, real_compiler
+from compare.check.properties import PROPERTIES, TinyVariant, real_compiler
 
 BFLOAT16 = torch.autocast("cpu", torch.bfloat16)
 
 
 @pytest.mark.parametrize("holds", PROPERTIES, ids=lambda holds: holds.__name__)
 @variants
-def test_variant(attn: str, pos: str, holds: Callable[[Variant], None]) -> None:
-    holds(Variant(attn, pos))
+def test_variant(attn: str, pos: str, holds: Callable[[TinyVariant], None]) -> None:
+    holds(TinyVariant(attn, pos))
 
 
 def loss_of(model: nn.Module) -> torch.Tensor:
@@ -40,4 +40,4 @@ def test_bfloat16_stays_near_float32_and_trains(attn: str, pos: str) -> None:
 
 
 def test_the_real_compiler_agrees() -> None:
-    real_compiler(Variant("gqa", "rope"))
+    real_compiler(TinyVariant("gqa", "rope"))

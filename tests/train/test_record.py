@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tiny import RUN, eventually
 
-from cli.entry import door
+from cli.entry import run_command
 from cli.evaluate import evaluate
 from cli.sample import sample
 from cli.train import train
@@ -53,7 +53,7 @@ DOORS: dict[str, Callable[[list[str]], int]] = {
 def ask(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """The same as `command`, without a process of its own."""
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as errors:
-        code = door(DOORS[name], list(map(str, arguments)))
+        code = run_command(DOORS[name], list(map(str, arguments)))
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), errors.getvalue())
 
 
@@ -300,7 +300,7 @@ def test_questions_beyond_a_run_are_refused(
     assert ask("train.py", *places, "pos=learned", "steps=2", f"out={learned}").returncode == 0
     longer = ask("eval.py", f"run={learned}", "context=17")
     assert longer.returncode == 2
-    assert "context=17: pos=learned is not defined beyond 16 tokens" in longer.stderr
+    assert "context=17 exceeds the limit of pos=learned: 16 tokens" in longer.stderr
     assert ask("eval.py", f"run={finished}", "context=17").returncode == 0  # rope goes on
     unknown = ask("sample.py", f"run={finished}", "prompt=\u6f22")
     assert (unknown.returncode, "outside the vocabulary" in unknown.stderr) == (2, True)
