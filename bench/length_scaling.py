@@ -12,7 +12,7 @@ from train.config.compose import compose, group_of
 from train.measure import device as devices
 from train.measure.device import Device
 from train.measure.memory import allocation_peak
-from train.measure.timer import alternate
+from train.measure.timer import interleave
 from train.record.terminal import columns, tracked
 from train.setup.build import build_model, init_model
 
@@ -48,11 +48,11 @@ def main(overrides: list[str]) -> int:
     peaks: dict[str, list[float]] = {name: [] for name in contenders}
     kernels: dict[str, list[str]] = {name: [] for name in contenders}
     asked = compose(both)
-    devices.set_up(asked["threads"], asked["tf32"])
+    devices.set_up_process(asked["threads"], asked["tf32"])
     for length in tracked(LENGTHS, "timing"):
         passes = {name: layer_pass(choice, length) for name, choice in contenders.items()}
         device = passes["full"][1]
-        times = alternate({name: work for name, (work, *_) in passes.items()}, device, ROUNDS)
+        times = interleave({name: work for name, (work, *_) in passes.items()}, device, ROUNDS)
         for name, (work, _, kernel) in passes.items():
             kernels[name].append(kernel)
             seconds[name].append(statistics.median(times[name]))
@@ -85,7 +85,7 @@ def main(overrides: list[str]) -> int:
 def layer_pass(overrides: list[str], length: int) -> tuple[Callable[[], None], Device, str]:
     """Forward and backward of the first attention layer of a model at this length, and its kernel."""
     config = compose([*overrides, f"model.max_len={length}"])
-    device = devices.pick(config["device"], config["dtype"], False)
+    device = devices.select_device(config["device"], config["dtype"], False)
     model = build_model(config, 65)
     init_model(model, config, 0)
     model.to(device.name)

@@ -15,7 +15,7 @@ from compare.cost.step_estimate import random_token_step
 from train.config.compose import compose
 from train.measure import device as devices
 from train.measure.device import Device
-from train.measure.timer import ROUNDS, alternate, matmul_flops
+from train.measure.timer import ROUNDS, interleave, matmul_flops_per_second
 from train.optim.optimizer import Optimizer
 from train.record.terminal import columns
 from train.step import TrainStep
@@ -90,10 +90,10 @@ def main(arguments: list[str]) -> int:
     config = compose(arguments)
     if config["compile"] is True:
         raise ValueError("compile=true leaves no operations to tell apart; compile=false does")
-    devices.set_up(config["threads"], config["tf32"])
+    devices.set_up_process(config["threads"], config["tf32"])
     step = random_token_step(config | {"compile": False}, VOCAB)
     whole, steps = measure(step)
-    print(columns(table(whole, steps, matmul_flops(step.device))))
+    print(columns(table(whole, steps, matmul_flops_per_second(step.device))))
     return 0
 
 
@@ -121,7 +121,7 @@ def measure(step: TrainStep) -> tuple[float, list[list[Operation]]]:
             watched_step()
         steps.append(watch.noted)
 
-    times = alternate({"alone": successive(step), "watched": watched}, step.device, ROUNDS)
+    times = interleave({"alone": successive(step), "watched": watched}, step.device, ROUNDS)
     return statistics.median(times["alone"]), steps[-ROUNDS:]
 
 

@@ -28,7 +28,7 @@ from train.config.schema import at_least, choose
 from train.measure import device as devices
 from train.measure.device import DTYPES, Device, describe
 from train.measure.memory import allocation_peak
-from train.measure.timer import ROUNDS, alternate, matmul_flops
+from train.measure.timer import ROUNDS, interleave, matmul_flops_per_second
 from train.optim.optimizer import Optimizer
 from train.record.terminal import columns, say, tracked
 from train.step import StepResult, TrainStep
@@ -119,10 +119,10 @@ def main(arguments: list[str]) -> int:
     overrides = [a for a in arguments if a not in own]
     asked = {o.key_or_group: o.value() for o in parse(list(map(as_text, own)))}
     options = Options(**checked("", DEFAULTS | asked, Options)[0])
-    devices.set_up(None, compose([*SAME, *overrides])["tf32"])
+    devices.set_up_process(None, compose([*SAME, *overrides])["tf32"])
     found = {work: measure([*SAME, *WORKS[work], *overrides], options) for work in options.works}
     INTO.mkdir(parents=True, exist_ok=True)
-    device = devices.pick("auto", "auto")
+    device = devices.select_device("auto", "auto")
     about = dict(describe(device), date=time.strftime("%Y-%m-%d"), rounds=options.rounds)
     write_json(INTO / "speed.json", {"about": about, "overrides": overrides, "works": found})
     tables = {work: table(rows) for work, rows in found.items()}
@@ -142,7 +142,7 @@ def as_text(override: str) -> str:
 def measure(overrides: list[str], options: Options) -> list[dict[str, Any]]:
     """A row for each contender at one shape, ours first."""
     kinds = ["float32"]
-    if devices.pick("auto", "auto").dtype == torch.bfloat16:
+    if devices.select_device("auto", "auto").dtype == torch.bfloat16:
         kinds.insert(0, "bfloat16")
     mine = {
         f"ours, {kind}": random_token_step(compose([*overrides, f"dtype={kind}"]), VOCAB)
@@ -160,11 +160,13 @@ def measure(overrides: list[str], options: Options) -> list[dict[str, Any]]:
             for mode in peers.best(kinds):
                 steps[mode] = partial(peers.ask, step_peer, mode)
                 peaks[mode] = partial(peers.ask, peak_of_peer, mode)
-        times = alternate(steps, baseline.device, options.rounds, settle=True)
+        times = interleave(steps, baseline.device, options.rounds, warm_caches=True)
         held = {name: peak() for name, peak in peaks.items()}
     length, tokens = baseline.model.shape.max_len, baseline.batches(0)[0].numel()
     flops = {name: step.model.flops_per_token(length) * tokens for name, step in mine.items()}
-    ceilings = {kind: matmul_flops(Device(baseline.device.name, DTYPES[kind])) for kind in kinds}
+    ceilings = {
+        kind: matmul_flops_per_second(Device(baseline.device.name, DTYPES[kind])) for kind in kinds
+    }
     rows = []
     for name, seconds in times.items():
         counted = flops.get(name, flops[f"ours, {kinds[0]}"])  # a peer's is that of ours
@@ -270,7 +272,7 @@ def try_peer(mode: str, name: str, kind: str, compiled: bool) -> float | str:
     try:
         build = installed(shape.dropout)[name]
         _made[mode] = peer(build(shape), _step, DTYPES[kind], compiled)
-        times = alternate({mode: _made[mode].step}, _step.device, TRIALS, settle=True)
+        times = interleave({mode: _made[mode].step}, _step.device, TRIALS, warm_caches=True)
         return statistics.median(times[mode])
     except Exception as error:  # noqa: BLE001  another package's fault ends no benchmark
         return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"

@@ -15,7 +15,7 @@ from compare.cost.step_estimate import random_token_step
 from compare.report.style import COLOURS, GREY, SETTINGS, Figure, canvas, legend, svg
 from train.config.schema import choose
 from train.measure import device as devices
-from train.measure.timer import alternate
+from train.measure.timer import interleave
 from train.record.run_folder import open_config, open_tokenizer
 from train.record.run_log import records
 from train.record.terminal import columns, duration, number
@@ -93,7 +93,7 @@ def open_racer(folder: Path) -> Racer:
 
 def retimed(racers: list[Racer]) -> list[Racer]:
     """The same curves, with the time that their steps take here when nothing else runs."""
-    devices.set_up(None)
+    devices.set_up_process(None)
     paces, jobs = [], {}
     for racer in racers:
         config = open_config(racer.folder)
@@ -103,7 +103,9 @@ def retimed(racers: list[Racer]) -> list[Racer]:
             jobs[paces[-1]] = random_token_step(config | {"init_from": None}, vocab_size)
     steps = {pace: successive(step) for pace, step in jobs.items()}
     medians = {}
-    for pace, times in alternate(steps, next(iter(jobs.values())).device, settle=True).items():
+    for pace, times in interleave(
+        steps, next(iter(jobs.values())).device, warm_caches=True
+    ).items():
         low, medians[pace], high = (1e3 * x for x in quantiles(times, n=4, method="inclusive"))
         names = ", ".join(r.folder.name for r, p in zip(racers, paces, strict=True) if p == pace)
         print(f"a step of {names}: {medians[pace]:,.0f} ms ({low:,.0f} to {high:,.0f})")

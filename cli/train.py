@@ -50,8 +50,8 @@ def train(arguments: list[str]) -> int:
         return sweep(cells, settings, launcher, forecast, report)
     if launcher:
         raise ValueError(f"{launcher[0]}: a launcher is for sweeps (-m)")
-    from train.run import launch
+    from train.run import run_training
     from train.sweep.processes import end_with_the_sweep
 
     end_with_the_sweep()
-    return launch(first)
+    return run_training(first)

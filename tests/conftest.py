@@ -18,7 +18,7 @@ from tiny import RUN
 
 from train.config.compose import compose
 from train.config.schema import Config
-from train.measure.timer import matmul_flops
+from train.measure.timer import matmul_flops_per_second
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -29,7 +29,7 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _small_product() -> Iterator[None]:
     """Runs in this process measure a small matrix product as their ceiling: a large one takes longer."""
-    with patch("train.summary.matmul_flops", partial(matmul_flops, size=64)):
+    with patch("train.summary.matmul_flops_per_second", partial(matmul_flops_per_second, size=64)):
         yield
 
 

@@ -13,7 +13,7 @@ from cli.sample import sample
 from compare.report.write import write
 from train.config.compose import compose
 from train.record.run_log import records
-from train.run import launch
+from train.run import run_training
 
 OLD = Path(__file__).parent / "old_runs"
 EXPECTED: dict[str, Any] = json.loads((OLD / "expected.json").read_text())
@@ -73,7 +73,7 @@ def test_it_is_resumed_and_goes_on_as_it_would_have(
     command = json.loads((folder / "environment.json").read_text())["command"][1:]
     kept = [o for o in command if not o.startswith(("out=", "steps=", "data.cache="))]
     more = [f"out={folder}", "steps=6", "resume=true", f"data.cache={tmp_path}/cache"]
-    assert launch(compose([*kept, *more])) == 0
+    assert run_training(compose([*kept, *more])) == 0
     losses = [r["loss"] for r in records(folder / "metrics.jsonl") if r["split"] == "train"]
     assert losses == pytest.approx(EXPECTED[name]["resumed"], rel=1e-4)
 
@@ -89,7 +89,9 @@ def test_it_writes_the_same_text(
 def test_it_gives_its_weights_to_new_runs(tmp_path: Path) -> None:
     command = json.loads((OLD / "gqa/environment.json").read_text())["command"][1:]
     kept = [o for o in command if not o.startswith(("out=", "data.cache="))]
-    assert launch(compose([*kept, f"out={tmp_path}/run", f"data.cache={tmp_path}/cache"])) == 0
+    assert (
+        run_training(compose([*kept, f"out={tmp_path}/run", f"data.cache={tmp_path}/cache"])) == 0
+    )
     losses = [r["loss"] for r in records(tmp_path / "run/metrics.jsonl") if r["split"] == "train"]
     assert losses == pytest.approx(EXPECTED["gqa"]["train"], rel=1e-4)
 

@@ -10,14 +10,14 @@ import torch
 from data.atomic import read_json, replace
 from train.config.schema import Config
 from train.measure.device import describe
-from train.record.checkpoint import find, sweep
-from train.record.run_folder import fresh_folder, open_config, state_of
+from train.record.checkpoint import find, remove_unfinished
+from train.record.run_folder import new_run_folder, open_config, state_of
 from train.record.run_log import Record, git_commit
 from train.record.terminal import printable, say, table
 from train.record.wandb_process import mirrored
 from train.setup.run_setup import Job, assemble, check
 from train.summary import measure, sample, summarise
-from train.trainer import Stopped, Trainer
+from train.trainer import Trainer, TrainingStopped
 
 #: What may change when a run is resumed: none of it touches what is learned at a step.
 FREE_ON_RESUME = frozenset(
@@ -27,12 +27,12 @@ FREE_ON_RESUME = frozenset(
 NO_MEMORY = "can't allocate memory"  # how torch says so of a CPU
 
 
-def launch(config: Config) -> int:
+def run_training(config: Config) -> int:
     """Train one config in its folder and print the answer; the exit code.
 
     Raises ValueError, before anything is written, for what cannot be run.
     """
-    begun = has_begun(config)
+    begun = has_checkpoint(config)
     plan = check(config, begun=begun)
     settings = plan.settings
     folder = Path(settings.out) if settings.out else None
@@ -46,14 +46,14 @@ def launch(config: Config) -> int:
             say(f"{folder} is done already")
             print_answer(folder, summary)
             return 0
-    record = Record(folder or fresh_folder(config))
+    record = Record(folder or new_run_folder(config))
     try:
-        return train(assemble(plan, begun=begun), record, resumed=state is not None)
+        return train_job(assemble(plan, begun=begun), record, resumed=state is not None)
     finally:
         record.close()
 
 
-def has_begun(config: Config) -> bool:
+def has_checkpoint(config: Config) -> bool:
     """Whether a config goes on with a run that has an intact checkpoint."""
     out = config["out"]
     return config["resume"] is True and isinstance(out, str) and find(Path(out))[0] is not None
@@ -61,7 +61,7 @@ def has_begun(config: Config) -> bool:
 
 def refuse_changes(before: Config, now: Config) -> None:
     """Raise ValueError if a resumed run would not be the same run."""
-    before, now = in_place(before), in_place(now)
+    before, now = without_paths(before), without_paths(now)
     for key in sorted(before.keys() | now.keys()):
         if key not in FREE_ON_RESUME and before.get(key) != now.get(key):
             old, new = before.get(key), now.get(key)
@@ -71,7 +71,7 @@ def refuse_changes(before: Config, now: Config) -> None:
             raise ValueError(f"resume: {key} was {old} and is now {new}; that would be another run")
 
 
-def in_place(config: Config) -> Config:
+def without_paths(config: Config) -> Config:
     """A config without where things lie: the token cache, and how the path of a parent is spelled."""
     data = {key: value for key, value in config["data"].items() if key != "cache"}
     parent = config["init_from"] and str(Path(config["init_from"]).resolve())
@@ -79,34 +79,34 @@ def in_place(config: Config) -> Config:
     return config | {"data": data, "init_from": parent, "choices": choices}
 
 
-def train(job: Job, record: Record, *, resumed: bool) -> int:
+def train_job(job: Job, record: Record, *, resumed: bool) -> int:
     """Train a job that is known to be sound, and leave the whole record."""
     trainer = Trainer(job, record)
     environment = dict(describe(job.device), git_commit=git_commit())
     if resumed:
-        restore(trainer, environment)
-    begin(record, job, environment)
+        resume(trainer, environment)
+    write_start(record, job, environment)
     if job.settings.steps == 0:
-        print_answer(record.folder, finish(record, trainer))
+        print_answer(record.folder, write_end(record, trainer))
         return 0
     record.status("running", trainer.step)
     with mirrored(record.folder, job.plan.tracking.mode):
         try:
             trainer.fit()
             (record.folder / "sample.txt").write_text(sample(job), encoding="utf-8")
-            summary = finish(record, trainer)
+            summary = write_end(record, trainer)
             summary |= measure(trainer, summary)
             record.write("summary.json", summary)
             print_answer(record.folder, summary)
             return 0
-        except Stopped as stop:
+        except TrainingStopped as stop:
             record.status(stop.state, trainer.step, str(stop))
             goes_on = stop.state == "interrupted"
             hint = f"; resume=true out={record.folder} goes on" if goes_on else ""
             say(f"{stop.state} after step {trainer.step}: {stop}{hint}")
             return stop.code
         except BaseException as error:
-            lack = lacking(error)
+            lack = out_of_resource_message(error)
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             with contextlib.suppress(OSError):
                 record.status(state, trainer.step, lack or f"{type(error).__name__}: {error}")
@@ -118,7 +118,7 @@ def train(job: Job, record: Record, *, resumed: bool) -> int:
             raise
 
 
-def lacking(error: BaseException) -> str | None:
+def out_of_resource_message(error: BaseException) -> str | None:
     """What the machine has too little of, disk or memory, if that is what an error says."""
     if isinstance(error, OSError):  # nothing but the run's folder is read or written in training
         return str(error)
@@ -129,7 +129,7 @@ def lacking(error: BaseException) -> str | None:
     return None
 
 
-def restore(trainer: Trainer, environment: dict[str, object]) -> None:
+def resume(trainer: Trainer, environment: dict[str, object]) -> None:
     """Bring a trainer to its run's newest intact checkpoint, and the records with it."""
     record = trainer.record
     before = read_json(record.folder / "environment.json")
@@ -141,7 +141,7 @@ def restore(trainer: Trainer, environment: dict[str, object]) -> None:
         was, now = before.get(key, environment[key]), environment[key]
         if was != now:
             say(f"resume: {key} was {was}, now {now}: no longer bit for bit")
-    sweep(record.folder)
+    remove_unfinished(record.folder)
     saved, problems = find(record.folder)
     for problem in problems:
         say(f"warning: {problem}; falling back to an earlier checkpoint")
@@ -156,7 +156,7 @@ def restore(trainer: Trainer, environment: dict[str, object]) -> None:
     say(f"resuming {record.folder} after step {trainer.step}")
 
 
-def begin(record: Record, job: Job, environment: dict[str, object]) -> None:
+def write_start(record: Record, job: Job, environment: dict[str, object]) -> None:
     """Write what is known before training, and say it."""
     record.write("environment.json", environment)
     replace(record.folder / "tokenizer.json", job.corpus.tokenizer_json)
@@ -179,7 +179,7 @@ def begin(record: Record, job: Job, environment: dict[str, object]) -> None:
         say(f"layers: {', '.join(type(m).__name__ for m in model.mechanisms)}")
 
 
-def finish(record: Record, trainer: Trainer) -> dict[str, Any]:
+def write_end(record: Record, trainer: Trainer) -> dict[str, Any]:
     """Write the summary, as far as it is known without measuring, and the status: done."""
     summary = summarise(trainer)
     record.write("summary.json", summary)

@@ -99,4 +99,4 @@ class TrainStep:
 
     def fetch(self, step: int) -> Batch:
         inputs, targets = self.batches(step)
-        return self.device.take(inputs), self.device.take(targets)
+        return self.device.move(inputs), self.device.move(targets)

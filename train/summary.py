@@ -12,20 +12,20 @@ from model.transformer import Transformer
 from train.measure.attention_time import attention_seconds
 from train.measure.device import Device
 from train.measure.memory import PEAK_METHODS, allocation_peak
-from train.measure.timer import matmul_flops
+from train.measure.timer import matmul_flops_per_second
 from train.record.terminal import say
 from train.setup.run_setup import Job
-from train.trainer import Stopped, Trainer
+from train.trainer import Trainer, TrainingStopped
 
 PROFILED_STEPS = 5
 
 
 def summarise(trainer: Trainer) -> dict[str, Any]:
     """All keys of a summary; null for what was not measured while training."""
-    job, clock = trainer.job, trainer.clock
+    job, timer = trainer.job, trainer.timer
     val = trainer.validation
     trained = trainer.step > 0
-    step_ms, step_ms_iqr = clock.step_ms()
+    step_ms, step_ms_iqr = timer.step_ms()
     return {
         "attn": job.plan.config["choices"]["attn"],
         "pos": job.plan.config["choices"]["pos"],
@@ -40,9 +40,9 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
         "val_bits_per_byte": val.get("bits_per_byte"),
         "val_tokens": val.get("val_tokens"),
         "start_val_loss": trainer.start_loss,
-        "train_seconds": clock.train_seconds if trained else None,
+        "train_seconds": timer.train_seconds if trained else None,
         "wall_seconds": trainer.wall_seconds if trained else None,
-        "warmup_seconds": clock.warmup_seconds if trained else None,
+        "warmup_seconds": timer.warmup_seconds if trained else None,
         "step_ms": step_ms,
         "step_ms_iqr": step_ms_iqr,
         "tokens_per_second": trainer.tokens_per_second or None,
@@ -93,7 +93,7 @@ def cache_bytes_per_token(model: Transformer, device: Device) -> int:
     n = model.shape.max_len
     cache = KVCache(model.shape.n_layers, n)
     model.eval()
-    with device.autocast(), device.as_written():
+    with device.autocast(), device.eager():
         model(torch.zeros(1, n, dtype=torch.int64, device=device.name), cache)
     model.train()
     return round(cache.nbytes / n)
@@ -103,14 +103,14 @@ def measure(trainer: Trainer, summary: dict[str, Any]) -> dict[str, Any]:
     """The keys of a summary that take passes of their own; those that fail are left out.
 
     The passes take further training steps: they change the weights in memory, which have been saved.
-    Raises Stopped on a signal.
+    Raises TrainingStopped on a signal.
     """
     job = trainer.job
     alive = summary["parameter_bytes"] + summary["optimizer_bytes"]
 
     def step() -> None:
         trainer.update(trainer.step)
-        trainer.heed_signal(save=False)
+        trainer.check_signal(save=False)
 
     def evaluate() -> None:
         text = job.corpus.val if job.corpus.val is not None else job.corpus.train
@@ -126,13 +126,13 @@ def measure(trainer: Trainer, summary: dict[str, Any]) -> dict[str, Any]:
             passes["peak_eval_bytes"] = lambda: alive + allocation_peak(evaluate)
     if not job.device.compiled:  # hooks would time another program than the compiled one
         passes["attention_ms"] = attention_ms
-    passes["matmul_flops"] = lambda: matmul_flops(job.device)
+    passes["matmul_flops"] = lambda: matmul_flops_per_second(job.device)
     measured: dict[str, Any] = {}
     with trainer.signals():
         for key, work in passes.items():
             try:
                 measured[key] = work()
-            except Stopped:
+            except TrainingStopped:
                 raise
             except Exception as error:  # noqa: BLE001  the run is complete without it
                 trainer.optimizer.zero_grad()
@@ -153,7 +153,7 @@ def sample(job: Job) -> str:
     wanted, codec = job.plan.sampling, job.corpus.tokenizer
     draw = Draw(temperature=wanted.temperature, top_k=wanted.top_k)
     job.model.eval()
-    with job.device.autocast(), job.device.as_written():
+    with job.device.autocast(), job.device.eager():
         drawn = generate(job.model, job.prompt, wanted.tokens, draw=draw, seed=job.settings.seed)
         ids = [token for (token,) in drawn if token is not None]
     job.model.train()

@@ -12,8 +12,8 @@ from typing import NoReturn
 from torch import Tensor
 
 from model.likelihood import bits_per_byte, perplexity, score
-from train.measure.memory import Peaks
-from train.measure.timer import Clock
+from train.measure.memory import PeakMemory
+from train.measure.timer import StepTimer
 from train.record import checkpoint
 from train.record.run_log import Record
 from train.record.terminal import Bar, say
@@ -25,7 +25,7 @@ WARMUP_STEPS = 5  # of each start, timed apart; at most a quarter of its steps
 LAST = 50  # steps whose mean is the training loss
 
 
-class Stopped(Exception):
+class TrainingStopped(Exception):
     """Training ended before its last step, in this state and with this exit code."""
 
     def __init__(self, state: str, reason: str, code: int) -> None:
@@ -44,15 +44,15 @@ class Trainer:
         self.losses: list[float] = []  # of the last steps
         self.validation: dict[str, float] = {}  # the last one
         self.start_loss: float | None = None  # validation before the first step, of given weights
-        self.clock = Clock()
-        self.peaks = Peaks()
+        self.timer = StepTimer()
+        self.peaks = PeakMemory()
         self.started = perf_counter()
-        self.caught: signal.Signals | None = None
+        self.received_signal: signal.Signals | None = None
 
     def fit(self) -> None:
         """Train to the last step, validating and saving on the way.
 
-        Raises Stopped on a signal (after saving) and on a loss that is not finite (before it does
+        Raises TrainingStopped on a signal (after saving) and on a loss that is not finite (before it does
         harm).
         """
         settings, first = self.job.settings, self.step
@@ -77,7 +77,7 @@ class Trainer:
                 if self.step - first == max(1, warmup):
                     self.peaks.reset(self.job.device)
                 bar.step(self.step, self.losses[-1], self.tokens_per_second)
-                self.heed_signal()
+                self.check_signal()
 
     def train_step(self, warm: bool) -> None:
         """One optimizer step, timed and recorded."""
@@ -88,21 +88,21 @@ class Trainer:
             self.diverged(error)
         self.job.device.synchronize()
         seconds = perf_counter() - start
-        self.clock.add(seconds, warm)
+        self.timer.add(seconds, warm)
         self.step += 1
         self.losses = [*self.losses, result.loss][-LAST:]
         if self.step % self.job.settings.log_every == 0 or self.step == self.job.settings.steps:
             self.log("train", **asdict(result), step_ms=1e3 * seconds)
 
     def diverged(self, error: NonFinite) -> NoReturn:
-        """Write diverged.json and raise Stopped."""
+        """Write diverged.json and raise TrainingStopped."""
         numbers = {"step": error.step + 1, **asdict(error.result)}
         # JSON has no nan:
         plain = {k: v if math.isfinite(v) else str(v) for k, v in numbers.items()}
         batch = {"losses_before": self.losses, "batch": error.inputs.tolist()}
         self.record.write("diverged.json", plain | batch)
         dump = self.record.folder / "diverged.json"
-        raise Stopped(
+        raise TrainingStopped(
             "failed",
             f"training diverged at {error}; {dump} has its batch; try a lower optim.lr",
             3,
@@ -117,7 +117,7 @@ class Trainer:
             return
         start = perf_counter()
         text, text_bytes = corpus.split("val")
-        nats, tokens = self.score(text, between=self.heed_signal)
+        nats, tokens = self.score(text, between=self.check_signal)
         if self.step:
             self.peaks.note_validation(self.job.device)
         loss = nats / tokens
@@ -156,7 +156,7 @@ class Trainer:
     @property
     def wall_seconds(self) -> float:
         """Time since the run began, all included; a pause before resuming is not."""
-        return self.clock.wall_seconds + perf_counter() - self.started
+        return self.timer.wall_seconds + perf_counter() - self.started
 
     @property
     def train_loss(self) -> float:
@@ -170,7 +170,7 @@ class Trainer:
     @property
     def tokens_per_second(self) -> float:
         """In training steps after warm-up; 0 before there are any."""
-        steps, seconds = len(self.clock.step_seconds), self.clock.train_seconds
+        steps, seconds = len(self.timer.step_seconds), self.timer.train_seconds
         return steps * self.tokens_per_step / seconds if seconds else 0.0
 
     def log(self, split: str, **values: float) -> None:
@@ -179,14 +179,14 @@ class Trainer:
             "step": self.step,
             "split": split,
             "tokens": self.step * self.tokens_per_step,
-            "seconds": self.clock.seconds,
+            "seconds": self.timer.seconds,
         }
         self.record.log(entry | values)
 
     def save(self) -> None:
-        """Write a checkpoint. Raises Stopped, the earlier ones intact, if the disk refuses."""
+        """Write a checkpoint. Raises TrainingStopped, the earlier ones intact, if the disk refuses."""
         self.record.sync()
-        self.clock.wall_seconds, self.started = self.wall_seconds, perf_counter()
+        self.timer.wall_seconds, self.started = self.wall_seconds, perf_counter()
         try:
             checkpoint.save(
                 self.record.folder,
@@ -196,7 +196,7 @@ class Trainer:
                 self.state(),
             )
         except OSError as error:
-            raise Stopped("failed", str(error), 3) from error
+            raise TrainingStopped("failed", str(error), 3) from error
         checkpoint.prune(self.record.folder, self.job.settings.keep)
         self.record.status("running", self.step)
 
@@ -208,7 +208,7 @@ class Trainer:
             "validation": self.validation,
             "start_loss": self.start_loss,
             "val_loss": self.validation["loss"] if validated else None,
-            "clock": asdict(self.clock),
+            "clock": asdict(self.timer),
             "peaks": asdict(self.peaks),
             "parent": self.job.parent,
             **self.job.corpus.identity,
@@ -224,7 +224,7 @@ class Trainer:
             self.step = saved.step
             self.losses, self.validation = state["losses"], state["validation"]
             self.start_loss = state.get("start_loss")
-            self.clock, self.peaks = Clock(**state["clock"]), Peaks(**state["peaks"])
+            self.timer, self.peaks = StepTimer(**state["clock"]), PeakMemory(**state["peaks"])
             self.job.parent = state["parent"]
         except (KeyError, TypeError) as error:
             raise ValueError(f"{saved.folder} is no checkpoint of ours: {error!r}") from error
@@ -234,7 +234,7 @@ class Trainer:
         """Let SIGINT and SIGTERM wait for the end of a step; a second SIGINT does not wait."""
 
         def catch(number: int, frame: FrameType | None) -> None:
-            self.caught = signal.Signals(number)
+            self.received_signal = signal.Signals(number)
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
         before = {s: signal.signal(s, catch) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -244,12 +244,14 @@ class Trainer:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def heed_signal(self, *, save: bool = True) -> None:
-        """If a signal came, save and raise Stopped."""
-        if self.caught is not None:
+    def check_signal(self, *, save: bool = True) -> None:
+        """If a signal came, save and raise TrainingStopped."""
+        if self.received_signal is not None:
             if save:
                 self.save()
-            raise Stopped("interrupted", f"{self.caught.name}; saved", 128 + self.caught)
+            raise TrainingStopped(
+                "interrupted", f"{self.received_signal.name}; saved", 128 + self.received_signal
+            )
 
 
 def due(step: int, every: int | None, last: bool) -> bool:

@@ -25,7 +25,9 @@ from train.setup.build import build_model
 def variant_of(cell: list[str]) -> TinyVariant:
     """The tiny variant that a command line describes. Raises ValueError if it makes no model."""
     config = compose([*TINY, *cell])
-    device = devices.pick(config["device"], config["dtype"], config["compile"], config["steps"])
+    device = devices.select_device(
+        config["device"], config["dtype"], config["compile"], config["steps"]
+    )
     with torch.device("meta"):
         build_model(config, VOCAB)
     choices = config["choices"]
@@ -37,7 +39,7 @@ def check_all(variants: list[TinyVariant]) -> Iterator[list[str]]:
     """The failures of each variant; on a CPU, with one process per core."""
     workers = min(os.cpu_count() or 1, len(variants)) if variants[0].device.name == "cpu" else 1
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, devices.set_up, (1,)) as pool:
+    with ProcessPoolExecutor(workers, spawn, devices.set_up_process, (1,)) as pool:
         results = pool.map(failures_of, variants)
         yield from tracked(results, "checking", len(variants))
 

@@ -17,7 +17,7 @@ def plan(runs: list[tuple[str, Config]]) -> int:
     from train.setup.run_setup import check
 
     runs = [(name, check(config | {"force": True}).config) for name, config in runs]
-    devices.set_up(runs[0][1]["threads"], runs[0][1]["tf32"])
+    devices.set_up_process(runs[0][1]["threads"], runs[0][1]["tf32"])
     known: dict[str, tuple[list[str], list[str], float | None]] = {}
     training, decoding, seconds = [], [], []
     say(f"counting {len(runs)} runs; a probe of {BUDGET:g} seconds for each that differs")
@@ -48,10 +48,10 @@ def rows_of(config: Config) -> tuple[list[str], list[str], float | None]:
     """The cells of a run in both tables, and its seconds of training."""
     from compare.cost.counts import cost, training_bytes
     from compare.cost.step_estimate import step_seconds
-    from train.measure.device import memory_bytes, pick
+    from train.measure.device import memory_bytes, select_device
     from train.record.terminal import duration, number
 
-    device = pick(config["device"], config["dtype"], config["compile"], config["steps"])
+    device = select_device(config["device"], config["dtype"], config["compile"], config["steps"])
     vocab_size = vocabulary(config)
     counted = cost(config, vocab_size, device)
     held = training_bytes(config, vocab_size, device)
@@ -106,7 +106,9 @@ def forecast(runs: list[tuple[str, Config]], jobs: int) -> None:
     rows = [["variant", "runs", "parameters", "step ms", "each"]]
     total = 0.0
     for ((name, config), *others), (vocab, tokens), step in zip(same, sizes, steps, strict=True):
-        device = devices.pick(config["device"], config["dtype"], config["compile"], config["steps"])
+        device = devices.select_device(
+            config["device"], config["dtype"], config["compile"], config["steps"]
+        )
         times = config["steps"] + validations(config, tokens)
         took = OVERHEAD + (0.0 if step is None else step * times)
         total += took * (1 + len(others))

@@ -24,7 +24,7 @@ ENOUGH = 25  # steps
 def begin(threads: int | None, tf32: bool, parent: int) -> None:
     """Set up a process for step estimates that ends with its parent."""
     end_with(parent)
-    devices.set_up(threads, tf32)
+    devices.set_up_process(threads, tf32)
 
 
 def random_token_step(config: Config, vocab_size: int) -> TrainStep:

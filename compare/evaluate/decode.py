@@ -18,7 +18,7 @@ from compare.report.runs import read
 from compare.report.variants import variants_of
 from model.cache import KVCache
 from train.config.schema import Config, at_least
-from train.measure.timer import alternate
+from train.measure.timer import interleave
 from train.record.terminal import tracked
 
 
@@ -88,15 +88,15 @@ def time_runs(
         caches = {run.folder: KVCache(run.model.shape.n_layers, context) for run in runs}
         cached = {run.folder: forward(run, texts[run.folder], cached=True) for run in runs}
         uncached = {run.folder: forward(run, texts[run.folder], cached=False) for run in runs}
-        first_s = alternate(cached, device, options.rounds, warm_up=1)
-        uncached_s = alternate(uncached, device, options.rounds, warm_up=1)
+        first_s = interleave(cached, device, options.rounds, warm_up=1)
+        uncached_s = interleave(uncached, device, options.rounds, warm_up=1)
         prefilled = context - options.tokens
         for run in runs:
             run.model(texts[run.folder][:, :prefilled], caches[run.folder], last=True)
         steps = {
             run.folder: decoding_step(run, texts[run.folder], caches[run.folder]) for run in runs
         }
-        step_s = alternate(steps, device, options.tokens - 1, warm_up=1)
+        step_s = interleave(steps, device, options.tokens - 1, warm_up=1)
     return {
         run.folder: {
             "batch_size": batch_size,

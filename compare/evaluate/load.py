@@ -147,8 +147,8 @@ class RunSelector:
             config["pos"] = self.pos | kept
             config["choices"] = config["choices"] | {"pos": self.pos_name}
         environment = read_json(folder / "environment.json")
-        device = devices.pick(self.device, self.dtype or str(environment.get("dtype")))
-        devices.set_up(self.threads, config["tf32"])
+        device = devices.select_device(self.device, self.dtype or str(environment.get("dtype")))
+        devices.set_up_process(self.threads, config["tf32"])
         tokenizer = open_tokenizer(folder)
         checkpoint = None
         if allow_untrained and not any(folder.glob("checkpoints/step_*")):

@@ -9,7 +9,7 @@ from typing import Any
 from data.atomic import read_json
 from train.config.old_spellings import modernise
 from train.config.schema import Config
-from train.record.run_folder import is_theirs
+from train.record.run_folder import is_hf_folder
 from train.record.run_log import records
 
 Curve = list[tuple[int, float]]  # (step, loss)
@@ -102,7 +102,7 @@ def cells_in(folder: Path) -> Iterator[tuple[Path, Config, Path | None]]:
         for cell in read_json(folder / "sweep.json")["cells"]:
             parent = cell["parent"] and folder / cell["parent"]
             yield folder / cell["name"], cell.get("config", {}), parent
-    elif is_theirs(folder):
+    elif is_hf_folder(folder):
         return
     elif any((folder / name).exists() for name in ("config.json", "summary.json", "status.json")):
         yield folder, {}, None

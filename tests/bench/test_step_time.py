@@ -46,7 +46,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list
     """The command at a tiny shape, into a folder of its own; the names of what took part."""
     monkeypatch.setattr(speed, "WORKS", {"tiny": [*TINY, *TEXT, "batch_size=2"]})
     monkeypatch.setattr(speed, "INTO", tmp_path / "bench")
-    monkeypatch.setattr(speed.devices, "set_up", lambda threads, tf32: None)
+    monkeypatch.setattr(speed.devices, "set_up_process", lambda threads, tf32: None)
     monkeypatch.setattr(speed, "elsewhere", Here)
 
     def run(*arguments: str) -> list[str]:
@@ -126,11 +126,11 @@ def test_without_peers_ours_are_timed_alone(
 def test_contenders_take_turns_and_settle() -> None:
     order: list[str] = []
     steps = {name: (lambda name=name: order.append(name)) for name in "ab"}
-    times = speed.alternate(steps, CPU, rounds=2, warm_up=1)
+    times = speed.interleave(steps, CPU, rounds=2, warm_up=1)
     assert order == list("ababab")
     assert {name: len(found) for name, found in times.items()} == {"a": 2, "b": 2}
     order.clear()
-    speed.alternate(steps, CPU, rounds=1, warm_up=0, settle=True)
+    speed.interleave(steps, CPU, rounds=1, warm_up=0, warm_caches=True)
     assert order == list("aabb")
 
 

@@ -9,7 +9,7 @@ import pytest
 from bench import time_to_loss as race
 from bench.time_to_loss import main
 from train.config.schema import Config
-from train.run import launch
+from train.run import run_training
 
 
 def made(folder: Path, name: str | None, *losses: float) -> str:
@@ -51,15 +51,17 @@ def test_a_race_can_time_the_steps_of_its_runs_anew(
 ) -> None:
     for seed, attn in enumerate(("mha", "gqa", "mha")):
         overrides = [f"attn={attn}", "steps=2", "eval_every=1", f"seed={seed}"]
-        assert launch(config(*overrides, f"out={tmp_path}/{seed}")) == 0
+        assert run_training(config(*overrides, f"out={tmp_path}/{seed}")) == 0
     monkeypatch.chdir(tmp_path)
     turns: list[object] = []
 
-    def alternate(steps: dict[str, object], device: object, settle: bool) -> dict[str, list[float]]:
+    def interleave(
+        steps: dict[str, object], device: object, warm_caches: bool
+    ) -> dict[str, list[float]]:
         turns.extend(steps)
         return {pace: [3.0, 4.0 if "MHA" in pace else 70.0, 500.0] for pace in steps}
 
-    monkeypatch.setattr(race, "alternate", alternate)
+    monkeypatch.setattr(race, "interleave", interleave)
     capsys.readouterr()
     assert main(["run=0,1,2", "loss=100", "retime=true"]) == 0
     said = capsys.readouterr().out.splitlines()

@@ -19,7 +19,7 @@ from train.config.compose import compose
 from train.config.schema import Config
 from train.measure import device as devices
 from train.measure import timer
-from train.run import launch
+from train.run import run_training
 from train.step import TrainStep
 from train.sweep.expand import cells_of
 
@@ -58,10 +58,10 @@ def test_the_expected_peak_is_the_measured_one(
     config: Callable[..., Config], attn: str, options: list[str], tmp_path: Path
 ) -> None:
     asked = config(f"attn={attn}", "pos=t5", "batch_size=32", *options)
-    assert launch(asked) == 0
+    assert run_training(asked) == 0
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     vocab = len(json.loads((tmp_path / "run/tokenizer.json").read_text())["model"]["vocab"])
-    device = devices.pick("cpu", summary["dtype"])
+    device = devices.select_device("cpu", summary["dtype"])
     expected = training_bytes(asked, vocab, device)
     generators = 6 * 5056 if asked["memory"] == "lean" else 0  # states kept to compute again
     measured = summary["peak_train_bytes"] - generators

@@ -28,7 +28,7 @@ from model.cache import KVCache
 from model.likelihood import token_nats
 from train.config.compose import compose
 from train.measure.device import Device
-from train.run import launch
+from train.run import run_training
 
 Answer = dict[str, Any]
 
@@ -44,7 +44,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
     for name, overrides in kinds.items():
         places = [f"data.path={rows}", f"data.cache={folder}/cache", f"out={folder}/{name}"]
         tokenizer = ["data.tokenizer=bpe", "data.vocab_size=300", "data.val_fraction=0.5"]
-        assert launch(compose([*RUN, *places, *tokenizer, "steps=4", *overrides.split()])) == 0
+        assert (
+            run_training(compose([*RUN, *places, *tokenizer, "steps=4", *overrides.split()])) == 0
+        )
     return folder
 
 

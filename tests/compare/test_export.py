@@ -26,7 +26,7 @@ from train.config.schema import Config
 from train.measure.device import Device
 from train.record.checkpoint import find
 from train.record.run_folder import open_config
-from train.run import launch
+from train.run import run_training
 from train.setup.build import build_model, init_model
 from train.setup.huggingface import FAMILIES, our_weights, overrides_of
 from train.setup.run_setup import assemble, check
@@ -457,7 +457,7 @@ def test_a_run_is_exported_and_goes_on_from_there(
     config: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gqa = ["attn=gqa", "pos=sinusoidal", "data.tokenizer=bpe", "data.vocab_size=300"]
-    assert launch(config(*gqa, "steps=6", "save_every=3")) == 0
+    assert run_training(config(*gqa, "steps=6", "save_every=3")) == 0
     hf = exported(tmp_path / "run", tmp_path / "hf")
     assert f"{hf}: GPT2LMHeadModel, checked with transformers" in capsys.readouterr().out
     job = assemble(check(config(*gqa, f"init_from={hf}", "seed=9")))
@@ -469,13 +469,13 @@ def test_a_run_is_exported_and_goes_on_from_there(
         capsys.readouterr().err
     )
     asked = [*gqa, f"init_from={hf}", "save_every=2"]
-    assert launch(config(*asked, "steps=4", f"out={tmp_path}/a")) == 0
+    assert run_training(config(*asked, "steps=4", f"out={tmp_path}/a")) == 0
     summary = json.loads((tmp_path / "a/summary.json").read_text())
     assert summary["parent"]["run"] == hf
     before = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["start_val_loss"] == pytest.approx(before["val_loss"], rel=1e-6)
-    assert launch(config(*asked, "steps=2", f"out={tmp_path}/b")) == 0
-    assert launch(config(*asked, "steps=4", f"out={tmp_path}/b", "resume=true")) == 0
+    assert run_training(config(*asked, "steps=2", f"out={tmp_path}/b")) == 0
+    assert run_training(config(*asked, "steps=4", f"out={tmp_path}/b", "resume=true")) == 0
     ends = [find(tmp_path / run)[0].model() for run in ("a", "b")]
     assert all(torch.equal(ends[0][name], weight) for name, weight in ends[1].items())
     report = json.loads((tmp_path / "b/summary.json").read_text())
@@ -519,7 +519,7 @@ def test_a_folder_of_theirs_is_no_run(config: Make, tmp_path: Path) -> None:
     (tmp_path / "run/summary.json").write_text("{}")
     assert [run.folder.name for run in read([tmp_path])] == ["run"]
     with pytest.raises(ValueError, match="hf holds other files"):
-        launch(config(f"out={tmp_path}/hf", "resume=true"))
+        run_training(config(f"out={tmp_path}/hf", "resume=true"))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from data.tokenizer import END_OF_TEXT, decode, encode, raw_bytes
 from model.generate import Draw, generate
 from model.likelihood import score
 from train.config.compose import compose
-from train.run import launch
+from train.run import run_training
 
 CONTEXT = 16
 WHY = "eval=harness is optional: pip install -e '.[harness]'"
@@ -67,7 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     places = [f"data.path={text}", f"data.cache={out}/../cache", f"out={out}"]
     kind = ["attn=gqa", "pos=learned", "data.tokenizer=bpe", "data.vocab_size=300"]
-    assert launch(compose([*RUN, *places, *kind, "steps=2", "dtype=float32"])) == 0
+    assert run_training(compose([*RUN, *places, *kind, "steps=2", "dtype=float32"])) == 0
     return out
 
 

@@ -14,7 +14,7 @@ from kills import STEPS, Scene, Tally, silent
 from cli.evaluate import evaluate
 from data.atomic import MANIFEST, sha256
 from train.config.compose import compose
-from train.run import launch
+from train.run import run_training
 from train.setup.run_setup import check
 
 GADGETS = (
@@ -99,7 +99,10 @@ def opening(
     more = [*scene.overrides, f"data.cache={folder}/cache", f"out={run}", "resume=true"]
     attempt(tally, f"{name}, evaluated", canary, lambda: evaluate([f"run={run}", "threads=1"]))
     attempt(
-        tally, f"{name}, resumed", canary, lambda: launch(compose([*more, f"steps={STEPS + 1}"]))
+        tally,
+        f"{name}, resumed",
+        canary,
+        lambda: run_training(compose([*more, f"steps={STEPS + 1}"])),
     )
 
 

@@ -24,10 +24,10 @@ from unittest.mock import patch
 from data.atomic import TEMPORARY, verify
 from train.config.compose import compose
 from train.config.schema import Config
-from train.measure.timer import matmul_flops
+from train.measure.timer import matmul_flops_per_second
 from train.record import checkpoint
 from train.record.run_log import records
-from train.run import launch
+from train.run import run_training
 from train.trainer import Trainer
 
 STEPS = 24
@@ -80,7 +80,9 @@ class Scene:
 @contextlib.contextmanager
 def scene() -> Iterator[Scene]:
     """A scene whose undisturbed run has been made, in this process: it warms what forks inherit."""
-    small = patch("train.summary.matmul_flops", partial(matmul_flops, size=64))  # faster
+    small = patch(
+        "train.summary.matmul_flops_per_second", partial(matmul_flops_per_second, size=64)
+    )  # faster
     with tempfile.TemporaryDirectory(prefix="faults-") as name, small:
         folder = Path(name)
         text = (ROOT / "README.md").read_text(encoding="utf-8")[:LETTERS]
@@ -89,7 +91,7 @@ def scene() -> Iterator[Scene]:
         for out in (folder / "warm", folder / "whole"):
             start = time.monotonic()
             with silent():
-                launch(compose([*overrides, f"out={out}"]))
+                run_training(compose([*overrides, f"out={out}"]))
         seconds = time.monotonic() - start
         yield Scene(folder, overrides, losses_of(folder / "whole"), seconds)
 
@@ -120,7 +122,7 @@ def forked(scene: Scene, out: Path, before: Callable[[], object] = lambda: None)
     try:
         with silent():
             before()
-            code = launch(config)
+            code = run_training(config)
     finally:
         os._exit(code)
 
@@ -276,7 +278,7 @@ def writes_of_a_save(scene: Scene) -> list[tuple[str, str]]:
     """Every call of a run's third save that changes the disk, in order, and the path it is about."""
     writes, out = Writes(), scene.folder / "traced"
     with third_save(writes), silent():
-        launch(scene.config(out))
+        run_training(scene.config(out))
     shutil.rmtree(out)
     return writes.trace
 

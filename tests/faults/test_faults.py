@@ -38,7 +38,7 @@ from data.atomic import read_json, verify
 from train.config.compose import compose
 from train.record import checkpoint
 from train.record.checkpoint import find
-from train.run import FREE_ON_RESUME, launch, refuse_changes
+from train.run import FREE_ON_RESUME, refuse_changes, run_training
 from train.setup.run_setup import check
 from train.trainer import Trainer
 
@@ -159,7 +159,7 @@ def test_resuming_falls_back_to_an_earlier_checkpoint_and_says_so(
     newest = max((out / "checkpoints").glob("step_*"))
     weights = newest / "model.safetensors"
     with altered(weights, weights.read_bytes()[:-1]):
-        assert launch(here.config(out)) == 0
+        assert run_training(here.config(out)) == 0
     said = capfd.readouterr().err
     assert f"{weights} is damaged" in said
     assert "falling back to an earlier checkpoint" in said
@@ -194,7 +194,7 @@ def test_of_four_that_build_one_cache_one_may_die(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_one_line(here: Scene, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises((ValueError, OSError), match="file/run") as error:
-        launch(here.config(tmp_path / "file" / "run"))
+        run_training(here.config(tmp_path / "file" / "run"))
     assert "\n" not in str(error.value)
 
 
@@ -275,7 +275,7 @@ def test_no_secret_of_the_environment_ends_in_a_run(
     for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY"):
         monkeypatch.setenv(name, secret)
     out = here.folder / "private"
-    assert launch(compose([*here.overrides, f"out={out}", "wandb.mode=offline"])) == 0
+    assert run_training(compose([*here.overrides, f"out={out}", "wandb.mode=offline"])) == 0
     assert eventually(lambda: list(out.rglob("*.wandb")))
     written = [path for path in out.rglob("*") if path.is_file()]
     assert not [path for path in written if secret.encode() in path.read_bytes()]

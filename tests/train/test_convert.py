@@ -14,7 +14,7 @@ from data.atomic import replace
 from train.config.options import HOW
 from train.config.schema import Config
 from train.record.run_log import records
-from train.run import launch
+from train.run import run_training
 from train.setup.convert import adapt
 from train.setup.run_setup import assemble, check
 
@@ -72,12 +72,12 @@ def test_heads_that_do_not_group_are_left_to_be_refused() -> None:
 
 def test_conversion_starts_from_the_parents_loss_and_recovers(config: Make, tmp_path: Path) -> None:
     parent = config("attn=mha", "pos=rope", "steps=60", f"out={tmp_path}/mha")
-    assert launch(parent) == 0
+    assert run_training(parent) == 0
     starts, ends = {}, {}
     for how in HOW:
         out = tmp_path / how
         asked = ["attn=gqa", "pos=rope", "steps=20", f"convert={how}", f"out={out}"]
-        assert launch(config(*asked, f"init_from={tmp_path}/mha")) == 0
+        assert run_training(config(*asked, f"init_from={tmp_path}/mha")) == 0
         summary = json.loads((out / "summary.json").read_text())
         lines = [r for r in records(out / "metrics.jsonl") if r["split"] == "val"]
         assert [r["step"] for r in lines] == [0, 5, 10, 15, 20]
@@ -86,7 +86,7 @@ def test_conversion_starts_from_the_parents_loss_and_recovers(config: Make, tmp_
     shutil.rmtree(tmp_path / "mean/checkpoints")  # as if killed before the first
     replace(tmp_path / "mean/status.json", '{"state": "interrupted"}')
     again = ["attn=gqa", "pos=rope", "steps=20", f"out={tmp_path}/mean", "resume=true"]
-    assert launch(config(*again, f"init_from={tmp_path}/mha")) == 0
+    assert run_training(config(*again, f"init_from={tmp_path}/mha")) == 0
     redone = [r["step"] for r in records(tmp_path / "mean/metrics.jsonl") if r["split"] == "val"]
     assert redone == [0, 5, 10, 15, 20]
     before = json.loads((tmp_path / "mha/summary.json").read_text())
@@ -107,6 +107,6 @@ def test_conversion_starts_from_the_parents_loss_and_recovers(config: Make, tmp_
 def test_what_cannot_be_converted_is_refused_in_one_line(
     config: Make, tmp_path: Path, overrides: list[str], message: str
 ) -> None:
-    assert launch(config("attn=mha", "pos=rope", "steps=1", f"out={tmp_path}/mha")) == 0
+    assert run_training(config("attn=mha", "pos=rope", "steps=1", f"out={tmp_path}/mha")) == 0
     with pytest.raises(ValueError, match=message):
         assemble(check(config(*overrides, f"init_from={tmp_path}/mha")))

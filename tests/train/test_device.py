@@ -12,7 +12,7 @@ from torch import nn
 from compare.check.properties import composed
 from train.config.old_spellings import MISSING
 from train.measure import device as devices
-from train.measure.device import Device, pick
+from train.measure.device import Device, select_device
 from train.record.run_folder import open_config
 from train.run import refuse_changes
 from train.setup.run_setup import check
@@ -28,9 +28,9 @@ def with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("device", "asked", "steps", "compiled"),
     [
-        ("cuda", "auto", devices.REPAID, True),
-        ("cuda", "auto", devices.REPAID - 1, False),
-        ("cpu", "auto", 10 * devices.REPAID, False),
+        ("cuda", "auto", devices.COMPILE_PAYS_AFTER, True),
+        ("cuda", "auto", devices.COMPILE_PAYS_AFTER - 1, False),
+        ("cpu", "auto", 10 * devices.COMPILE_PAYS_AFTER, False),
         ("cuda", True, 1, True),
         ("cuda", False, 10**6, False),
     ],
@@ -39,14 +39,14 @@ def with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_compiles_long_runs_on_cuda(
     device: str, asked: bool | str, steps: int, compiled: bool
 ) -> None:
-    found = pick(device, "auto", asked, steps)
+    found = select_device(device, "auto", asked, steps)
     assert (found.name, found.compiled) == (device, compiled)
 
 
 @pytest.mark.usefixtures("with_cuda")
 def test_auto_compiles_nothing_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert not pick("cuda", "auto", "auto", 10**6).compiled
+    assert not select_device("cuda", "auto", "auto", 10**6).compiled
 
 
 def test_a_wrong_compile_is_said() -> None:
@@ -59,7 +59,7 @@ def test_a_wrong_compile_is_said() -> None:
     [
         (Device("cuda", torch.float32, compiled=True), 2, 1, ["reduce-overhead"]),
         (Device("cuda", torch.float32, compiled=True), 2, 2, [None]),
-        (Device("cuda", torch.float32, compiled=True), devices.SMALL, 1, [None]),
+        (Device("cuda", torch.float32, compiled=True), devices.CUDA_GRAPH_BELOW, 1, [None]),
         (Device("cpu", torch.float32, compiled=True), 2, 1, [None]),
         (Device("cuda", torch.float32), 2, 1, []),
     ],
@@ -82,7 +82,7 @@ def test_tf32_is_allowed_only_where_asked() -> None:
     before = torch.backends.cuda.matmul.allow_tf32
     try:
         for asked in (True, False):
-            devices.set_up(None, tf32=asked)
+            devices.set_up_process(None, tf32=asked)
             assert torch.backends.cuda.matmul.allow_tf32 == asked
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before

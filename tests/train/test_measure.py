@@ -14,7 +14,7 @@ from train.measure import attention_time
 from train.measure.attention_time import attention_seconds
 from train.measure.device import Device
 from train.measure.memory import allocation_peak, process_peak, reset_process_peak
-from train.measure.timer import Clock, matmul_flops
+from train.measure.timer import StepTimer, matmul_flops_per_second
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = Device("cpu", torch.float32)
@@ -73,14 +73,14 @@ def test_more_kv_heads_take_more_memory_and_more_cache() -> None:
 
 
 def test_warm_up_is_counted_apart_and_the_middle_is_the_median() -> None:
-    clock = Clock()
-    clock.add(9.0, warm=False)
-    assert clock.step_ms() == (None, None)
+    timer = StepTimer()
+    timer.add(9.0, warm=False)
+    assert timer.step_ms() == (None, None)
     for seconds in (0.1, 0.2, 0.3, 0.4, 5.0):
-        clock.add(seconds, warm=True)
-    assert clock.warmup_seconds == 9.0
-    assert clock.train_seconds == pytest.approx(6.0)
-    assert clock.step_ms() == (pytest.approx(300.0), pytest.approx(200.0))
+        timer.add(seconds, warm=True)
+    assert timer.warmup_seconds == 9.0
+    assert timer.train_seconds == pytest.approx(6.0)
+    assert timer.step_ms() == (pytest.approx(300.0), pytest.approx(200.0))
 
 
 def test_attention_time_is_that_of_attention_forward_and_backward(
@@ -107,7 +107,7 @@ def test_attention_time_is_that_of_attention_forward_and_backward(
 
 
 def test_the_ceiling_is_a_rate() -> None:
-    assert 1e8 < matmul_flops(CPU, size=256) < 1e16
+    assert 1e8 < matmul_flops_per_second(CPU, size=256) < 1e16
 
 
 def test_the_profiler_writes_nothing_to_the_terminal() -> None:

@@ -17,7 +17,7 @@ from tiny import RUN
 from cli.train import train
 from train.config.compose import compose, parse, quoted
 from train.config.schema import Config
-from train.run import launch
+from train.run import run_training
 from train.setup.match import baseline_of, compose_matched
 from train.sweep.expand import cells_of
 from train.sweep.plan import Cell, plan_cells
@@ -177,7 +177,7 @@ def test_stages_go_on_from_each_other(project: Path, tiny: list[str], tmp_path: 
         assert Path(parent["run"]) == first.resolve()
         assert json.loads((second / "config.json").read_text())["model"]["max_len"] == 16
     by_hand = [*tiny, "steps=6", "attn=mqa", f"init_from={first}", f"out={tmp_path}/hand"]
-    assert launch(compose(by_hand)) == 0
+    assert run_training(compose(by_hand)) == 0
     assert losses(tmp_path / "hand") == losses(second) != losses(first)
     assert len(results(tmp_path / "sweep")) == 4
     page = (tmp_path / "sweep/report.md").read_text()

@@ -14,12 +14,12 @@ from safetensors import SafetensorError
 
 from train.config.schema import Config
 from train.record import checkpoint
-from train.record.run_folder import fresh_folder
+from train.record.run_folder import new_run_folder
 from train.record.run_log import Record, records
-from train.run import launch
+from train.run import run_training
 from train.setup.run_setup import assemble, check
 from train.step import StepResult, TrainStep
-from train.trainer import Stopped, Trainer
+from train.trainer import Trainer, TrainingStopped
 
 Make = Callable[..., Config]
 
@@ -31,7 +31,7 @@ def losses(folder: Path, split: str = "train") -> list[tuple[int, float]]:
 
 def run(config: Config, folder: Path, code: int = 0) -> dict[str, Any]:
     config["out"] = str(folder)
-    assert launch(config) == code
+    assert run_training(config) == code
     return json.loads((folder / "summary.json").read_text()) if code == 0 else {}
 
 
@@ -155,7 +155,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_does_harm(
     with torch.no_grad():
         job.model.embed.weight[:, 0] = math.nan
     before["embed.weight"] = job.model.embed.weight.clone()
-    with pytest.raises(Stopped, match="diverged at step 1: loss nan") as stop:
+    with pytest.raises(TrainingStopped, match="diverged at step 1: loss nan") as stop:
         trainer.train_step(warm=True)
     assert stop.value.code == 3
     for name, parameter in job.model.named_parameters():
@@ -306,7 +306,7 @@ def test_starts_in_the_same_second_have_folders_of_their_own(
     config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert len({fresh_folder(config()) for _ in range(4)}) == 4
+    assert len({new_run_folder(config()) for _ in range(4)}) == 4
 
 
 def test_bad_data_leaves_no_folder(config: Make, tmp_path: Path) -> None:
@@ -401,7 +401,7 @@ def test_what_cannot_be_measured_after_training_is_null(
         monkeypatch.setattr("train.summary.allocation_peak", fail)
         missing = {"peak_train_bytes", "peak_eval_bytes"}
     else:
-        monkeypatch.setattr("train.summary.matmul_flops", fail)
+        monkeypatch.setattr("train.summary.matmul_flops_per_second", fail)
         missing = {"matmul_flops", "mfu"}
     summary = run(config(), tmp_path / "a")
     assert {key for key in MEASURED if summary[key] is None} == missing

@@ -1,4 +1,4 @@
-"""Time that a step spends in attention, from a pass of its own."""
+"""Time that a training step spends in attention, from a separate pass."""
 
 import statistics
 from collections.abc import Callable, Iterable
@@ -13,10 +13,10 @@ from train.measure.device import Device
 def attention_seconds(
     mechanisms: Iterable[object], step: Callable[[], object], device: Device, repeats: int
 ) -> float:
-    """Time that one step spends in attention, forward and backward, projections included.
+    """Seconds that a step spends in attention layers, forward and backward, projections included.
 
-    The median over `repeats` steps, run with synchronised timers around every mechanism: apart from
-    the timed loop, which they would slow down.
+    The median over `repeats` steps with synchronised timers around every layer, which slow it down:
+    hence not in the timed loop.
     """
     total = started = 0.0
 

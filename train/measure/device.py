@@ -1,4 +1,4 @@
-"""What a run computes on: device, dtype, threads, and how they are set up."""
+"""The device, dtype and threads of a run, and how a process is set up for them."""
 
 import contextlib
 import ctypes
@@ -18,58 +18,58 @@ from torch import Tensor, nn
 
 from train.config.schema import choose
 
-JOBS = "HEAD_TO_HEAD_JOBS"  # how a sweep tells a run how many share the machine
-SMALL = 50_000_000  # parameters
-REPAID = 2000  # steps after which compiling is taken to have paid on CUDA; not measured
+JOBS_VARIABLE = "HEAD_TO_HEAD_JOBS"  # how a sweep tells a run how many share the machine
+CUDA_GRAPH_BELOW = 50_000_000  # parameters of a model
+COMPILE_PAYS_AFTER = 2000  # steps on CUDA: a guess, not measured
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Device:
-    """A torch device and the dtype of matrix products on it; parameters stay float32."""
+    """A torch device and the dtype of activations and matrix products; parameters stay float32."""
 
     name: str  # cpu, cuda or mps
     dtype: torch.dtype
-    compiled: bool = False  # whether torch.compile makes the model's program
+    compiled: bool = False  # by torch.compile
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Matrix products in the run's dtype."""
+        """Activations and matrix products in the run's dtype."""
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.name, self.dtype)
 
     def synchronize(self) -> None:
-        """Wait until everything asked of the device is done."""
+        """Wait for all work queued on the device."""
         if self.name != "cpu":
             torch.accelerator.synchronize()
 
     def seed(self, seed: int) -> None:
-        """Seed torch's generator on this device (`torch.manual_seed` does it on all: 0.4 ms)."""
+        """Seed torch's generator on this device (`torch.manual_seed` seeds all devices: 0.4 ms)."""
         if self.name == "cpu":
             torch.default_generator.manual_seed(seed)
         else:
             torch.manual_seed(seed)
 
-    def take(self, x: Tensor) -> Tensor:
-        """A tensor of the CPU on this device; CUDA copies it while the CPU goes on."""
+    def move(self, x: Tensor) -> Tensor:
+        """A CPU tensor on this device; on CUDA the copy is asynchronous."""
         if self.name == "cuda":
             return x.pin_memory().to(self.name, non_blocking=True)
         return x.to(self.name)
 
     def compile(self, model: nn.Module, accumulate: int) -> None:
-        """Have a model compiled when it is first called, if this device compiles.
+        """Have a model compiled at its first call, if `compiled`.
 
-        A small one's kernels end before the next is launched, so on CUDA they become one graph; not
-        with gradients that outlive a pass, which would lie in memory that the graph uses again.
+        A small model is bound by kernel launches, so on CUDA its kernels become one CUDA graph. Not
+        with gradient accumulation: a graph reuses its memory, and would overwrite the gradients.
         """
         if not self.compiled:
             return
-        small = sum(p.numel() for p in model.parameters()) < SMALL
+        small = sum(p.numel() for p in model.parameters()) < CUDA_GRAPH_BELOW
         graphs = self.name == "cuda" and small and accumulate == 1
         model.compile(mode="reduce-overhead" if graphs else None)
 
-    def as_written(self) -> AbstractContextManager[object]:
-        """Within it nothing is compiled: decoding has another shape at each token."""
+    def eager(self) -> AbstractContextManager[object]:
+        """Context without compilation, for decoding: its shapes change at each token."""
         if not self.compiled:
             return contextlib.nullcontext()
         return torch.compiler.set_stance("force_eager")
@@ -79,20 +79,20 @@ class Device:
         return str(self.dtype).removeprefix("torch.")
 
 
-def pick(device: str, dtype: str, compiled: bool | str = False, steps: int = 0) -> Device:
-    """The device and dtype of a run of so many steps; `auto` takes the fastest that there is.
+def select_device(device: str, dtype: str, compiled: bool | str = False, steps: int = 0) -> Device:
+    """The device and dtype of a run with this many steps; `auto` selects the fastest.
 
-    CUDA comes before Apple's MPS and the CPU; bfloat16 wherever the hardware multiplies it; compiled
-    on CUDA alone, where there are steps enough to repay it: on a CPU it does not pay.
+    CUDA before MPS before the CPU; bfloat16 where the hardware multiplies it; compiled on CUDA only,
+    for runs long enough to repay it (on a CPU compilation does not pay).
     Raises ValueError for what this machine does not have.
     """
-    here = {
+    available = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
     }
-    present = [name for name in ("cuda", "mps", "cpu") if here[name]]
-    choose("device", device, dict.fromkeys(["auto", *here]))
+    present = [name for name in ("cuda", "mps", "cpu") if available[name]]
+    choose("device", device, dict.fromkeys(["auto", *available]))
     choose("dtype", dtype, dict.fromkeys(["auto", *DTYPES]))
     name = present[0] if device == "auto" else device
     if name not in present:
@@ -100,16 +100,16 @@ def pick(device: str, dtype: str, compiled: bool | str = False, steps: int = 0) 
     if isinstance(compiled, str):
         choose("compile", compiled, dict.fromkeys(["auto"]))
         triton = importlib.util.find_spec("triton") is not None
-        compiled = name == "cuda" and triton and steps >= REPAID
+        compiled = name == "cuda" and triton and steps >= COMPILE_PAYS_AFTER
     if compiled and name == "cpu" and not (shutil.which("c++") or shutil.which("g++")):
         raise ValueError("compile=true needs a C++ compiler (g++) on a CPU; there is none")
     if dtype == "auto":
-        dtype = "bfloat16" if multiplies_bfloat16(name) else "float32"
+        dtype = "bfloat16" if has_bfloat16_units(name) else "float32"
     return Device(name, DTYPES[dtype], compiled)
 
 
-def multiplies_bfloat16(device: str) -> bool:
-    """Whether the hardware has bfloat16 matrix units: AMX or AVX512-BF16 on x86, Ampere on CUDA."""
+def has_bfloat16_units(device: str) -> bool:
+    """True if the hardware multiplies bfloat16: AMX or AVX512-BF16 on x86, Ampere or later on CUDA."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device == "cpu":
@@ -118,18 +118,18 @@ def multiplies_bfloat16(device: str) -> bool:
 
 
 def check_memory(least: int, device: Device) -> None:
-    """Raise ValueError if a run that needs at least so many bytes cannot fit in a device."""
-    there = memory_bytes(device)
-    if there is not None and least > there:
+    """Raise ValueError if a run that needs at least `least` bytes cannot fit in the device."""
+    available = memory_bytes(device)
+    if available is not None and least > available:
         raise ValueError(
             f"this needs at least {least / 2**30:,.1f} GiB of memory, and {device.name} has "
-            f"{there / 2**30:,.1f}: make the model, its context or the batch smaller (plan=true "
+            f"{available / 2**30:,.1f}: make the model, its context or the batch smaller (plan=true "
             "counts exactly), or set force=true to try"
         )
 
 
 def memory_bytes(device: Device) -> int | None:
-    """The memory of a device in bytes; None where the system does not say."""
+    """Memory of a device in bytes; None if unknown."""
     if device.name == "cuda":
         return torch.cuda.get_device_properties(0).total_memory
     with contextlib.suppress(AttributeError, ValueError, OSError):
@@ -137,10 +137,10 @@ def memory_bytes(device: Device) -> int | None:
     return None
 
 
-def set_up(threads: int | None, tf32: bool = False) -> None:
-    """Once per process, before any tensor: threads, and an allocator that keeps what it was given.
+def set_up_process(threads: int | None, tf32: bool = False) -> None:
+    """Set threads, TF32 and the allocator's options: once per process, before any tensor.
 
-    glibc hands large blocks back to the system at every free, and the page faults that follow cost
+    glibc returns large blocks to the system at every free, and the page faults that follow cost
     10 to 35 % of a small model's step on a CPU. `tf32` allows CUDA to multiply float32 with 10 bits
     of mantissa.
     """
@@ -170,13 +170,13 @@ def describe(device: Device) -> Mapping[str, object]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if device.name == "cuda" else None,
         "threads": torch.get_num_threads(),
-        "side_by_side": int(os.environ.get(JOBS, "1")),  # runs of a sweep; 0: not known
+        "side_by_side": int(os.environ.get(JOBS_VARIABLE, "1")),  # runs of a sweep; 0: not known
         "command": sys.argv,
     }
 
 
 def cpu_name() -> str:
-    """The processor's name, as the system tells it."""
+    """The processor's model name."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""Memory: the peaks of a run, in tensors and of the process."""
+"""Peak memory of a run: of tensors and of the process."""
 
 import ctypes
 import gc
@@ -18,12 +18,12 @@ from train.measure.device import Device
 
 
 @dataclass
-class Peaks:
-    """The most memory held while training and while validating, apart; in bytes, None if unknown.
+class PeakMemory:
+    """Peak memory of training, of validation and of the process, in bytes; None if unknown.
 
-    Noted at the run's own pace: reset after warm-up, read before the first validation and after it.
-    Later steps and validations are alike. On a CPU, which counts no tensor bytes by itself,
-    `allocation_peak` fills in `train` and `eval` after the run.
+    Reset after warm-up, read before the first validation and after it; later steps and validations
+    need as much. A CPU does not count tensor bytes: there `allocation_peak` measures `train` and
+    `eval` after the run.
     """
 
     train: int | None = None
@@ -31,7 +31,7 @@ class Peaks:
     process: int | None = None
 
     def reset(self, device: Device) -> None:
-        """Forget what came before: imports, data, warm-up."""
+        """Start again, without imports, data and warm-up."""
         if device.name == "cuda":
             torch.cuda.reset_peak_memory_stats()
         reset_process_peak()
@@ -57,8 +57,9 @@ PEAK_METHODS = {
 def allocation_peak(work: Callable[[], object]) -> int:
     """The highest sum of CPU tensor bytes allocated by `work` and not yet freed.
 
-    From the profiler's allocation records, which see inside opaque operators too. They know what
-    was allocated under an earlier measurement: garbage of it, freed in this one, would be taken off.
+    From the profiler's allocation records, which include those inside opaque operators. The
+    profiler remembers allocations of an earlier measurement, and would subtract those freed in this
+    one: hence the collection of garbage before.
     """
     gc.collect()
     # torch.profiler's would import the compiler. It writes to stderr when it starts, when it stops,
@@ -89,7 +90,7 @@ def quiet() -> Iterator[None]:
 
 
 def reset_process_peak() -> None:
-    """Make the process's high-water mark start again from now, where the system can (Linux)."""
+    """Reset the high-water mark of the process's memory, where the system can (Linux)."""
     if sys.platform == "linux":
         if platform.libc_ver()[0] == "glibc":
             ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -100,9 +101,9 @@ def reset_process_peak() -> None:
 
 
 def process_peak() -> int | None:
-    """The most memory that the process held since the last reset, libraries included, in bytes.
+    """Peak memory of the process since the last reset, libraries included, in bytes.
 
-    Where the mark cannot be reset (macOS) since the start; None where it cannot be read (Windows).
+    Since its start where the mark cannot be reset (macOS); None where it cannot be read (Windows).
     """
     try:
         for line in Path("/proc/self/status").read_text().splitlines():

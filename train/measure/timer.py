@@ -1,4 +1,4 @@
-"""Time: of optimizer steps, of several things in turn, of a large matrix product."""
+"""Timing: optimizer steps, alternatives in turn, a large matrix product."""
 
 import statistics
 from collections.abc import Callable, Mapping
@@ -16,10 +16,10 @@ K = TypeVar("K")
 
 
 @dataclass
-class Clock:
-    """Time spent on optimizer steps, warm-up apart. On resume it goes on from the checkpoint.
+class StepTimer:
+    """Seconds spent on optimizer steps, warm-up apart. On resume it continues from the checkpoint.
 
-    Every start of a process has warm-up steps of its own: caches are cold, and a model may compile.
+    Every process has warm-up steps of its own: caches are cold, and a model may compile.
     """
 
     warmup_seconds: float = 0.0
@@ -28,7 +28,7 @@ class Clock:
     step_seconds: list[float] = field(default_factory=list)  # of the steps after warm-up
 
     def add(self, seconds: float, warm: bool) -> None:
-        """Count one step of so many seconds."""
+        """Count one step."""
         if warm:
             self.train_seconds += seconds
             self.step_seconds.append(seconds)
@@ -49,8 +49,8 @@ class Clock:
         return middle, high - low
 
 
-def matmul_flops(device: Device, size: int = 2048, repeats: int = 5) -> float:
-    """The FLOP/s that this device reaches on a large square matrix product: the ceiling for MFU."""
+def matmul_flops_per_second(device: Device, size: int = 2048, repeats: int = 5) -> float:
+    """Highest FLOP/s that the device reaches in a large square matrix product: the ceiling for MFU."""
     if device.name != "cpu":
         size *= 4
     a = torch.randn(size, size, device=device.name, dtype=device.dtype)
@@ -65,23 +65,23 @@ def matmul_flops(device: Device, size: int = 2048, repeats: int = 5) -> float:
     return 2 * size**3 / best
 
 
-def alternate(
-    contenders: Mapping[K, Callable[[], object]],
+def interleave(
+    steps: Mapping[K, Callable[[], object]],
     device: Device,
     rounds: int = ROUNDS,
     warm_up: int = 2,
-    settle: bool = False,
+    warm_caches: bool = False,
 ) -> dict[K, list[float]]:
-    """Seconds of each contender's step, taken in turn after some rounds of warm-up.
+    """Seconds of each step, timed in turn, round after round, after `warm_up` untimed rounds.
 
-    To `settle`, a step of less than a second is taken twice in its turn, and the second one counts:
-    the first finds caches, and the threads of a compiled contender, as another left them.
+    With `warm_caches`, a step of less than a second runs twice in its turn, and the second run
+    counts: the first finds the caches, and a compiled program's threads, as another step left them.
     """
-    times: dict[K, list[float]] = {name: [] for name in contenders}
+    times: dict[K, list[float]] = {name: [] for name in steps}
     for turn in range(warm_up + rounds):
-        for name, step in contenders.items():
+        for name, step in steps.items():
             seconds = timed(step, device)
-            if settle and seconds < 1:
+            if warm_caches and seconds < 1:
                 seconds = timed(step, device)
             if turn >= warm_up:
                 times[name].append(seconds)

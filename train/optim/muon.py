@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from train.measure.device import multiplies_bfloat16
+from train.measure.device import has_bfloat16_units
 from train.optim.adamw import FusedAdamW
 from train.optim.optimizer import Groups, Optimizer, check, decay_groups
 
@@ -58,7 +58,7 @@ class StackedMuon:
     def orthogonal(self, x: Tensor) -> Tensor:
         """x (N, m, n), m <= n, with singular values all about 1: Newton-Schulz iterations."""
         a, b, c = self.COEFFICIENTS
-        x = x.to(torch.bfloat16 if multiplies_bfloat16(x.device.type) else torch.float32)
+        x = x.to(torch.bfloat16 if has_bfloat16_units(x.device.type) else torch.float32)
         x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
         for _ in range(self.ITERATIONS):
             gram = torch.bmm(x, x.mT)

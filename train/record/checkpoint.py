@@ -23,16 +23,16 @@ class Checkpoint:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What is not a tensor: step, clocks, losses."""
+        """Everything but tensors: step, timers, losses."""
         return read_json(self.folder / "state.json")
 
     def model(self) -> dict[str, Tensor]:
         """Parameters by name."""
-        return tensors_of(self.folder / "model.safetensors")
+        return load_tensors(self.folder / "model.safetensors")
 
     def optimizer(self) -> dict[str, Tensor]:
         """Optimizer state by parameter name and kind."""
-        return tensors_of(self.folder / "optimizer.safetensors")
+        return load_tensors(self.folder / "optimizer.safetensors")
 
 
 def save(
@@ -42,12 +42,16 @@ def save(
     optimizer: dict[str, Tensor],
     state: dict[str, Any],
 ) -> None:
-    """Write the checkpoint of a step. Raises OSError, leaving the earlier ones, if it cannot."""
+    """Write the checkpoint of a step: model by parameter name, optimizer by `name/kind`.
+
+    Raises OSError, leaving earlier checkpoints intact, if it cannot.
+    """
 
     def write(folder: Path) -> None:
         try:
-            save_file(own(model), folder / "model.safetensors")
-            save_file(own(optimizer), folder / "optimizer.safetensors")
+            for name, tensors in (("model", model), ("optimizer", optimizer)):
+                whole = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
+                save_file(whole, folder / f"{name}.safetensors")
         except SafetensorError as error:  # has no errno
             raise OSError(str(error)) from error
         (folder / "state.json").write_text(json.dumps(state | {"step": step}))
@@ -56,23 +60,19 @@ def save(
     publish(run / "checkpoints" / f"step_{step:06d}", write, needs)
 
 
-def tensors_of(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises ValueError if it is none: a manifest can be forged."""
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises ValueError if it is not one: manifests can be forged."""
     try:
         return dict(load_file(path))
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-
-
 def find(run: Path, which: str = "latest") -> tuple[Checkpoint | None, list[str]]:
     """The newest (`latest`) or best-validated (`best`) intact checkpoint, or that of a step number.
 
-    Also returns why others were passed over. None if there is none.
-    Raises ValueError if a step was named and its checkpoint is missing or damaged.
+    Returns None if there is none; also returns why damaged checkpoints were skipped.
+    Raises ValueError if the checkpoint of a named step is missing or damaged.
     """
     folders = sorted((run / "checkpoints").glob("step_*"), key=step_of, reverse=True)
     if which == "best":
@@ -93,14 +93,14 @@ def find(run: Path, which: str = "latest") -> tuple[Checkpoint | None, list[str]
     return None, problems
 
 
-def sweep(run: Path) -> None:
-    """Delete what a save left unfinished, or undeleted, when it was killed."""
+def remove_unfinished(run: Path) -> None:
+    """Delete the temporary folders of interrupted saves and deletions."""
     for folder in (run / "checkpoints").glob(f"{TEMPORARY}*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def prune(run: Path, keep: int) -> None:
-    """Delete all checkpoints but the newest `keep` and the best."""
+    """Delete all checkpoints except the newest `keep` and the best."""
     folders = sorted((run / "checkpoints").glob("step_*"), key=step_of, reverse=True)
     best = min(folders, key=best_first, default=None)
     for folder in folders[keep:]:
@@ -114,7 +114,7 @@ def step_of(folder: Path) -> int:
 
 
 def best_first(folder: Path) -> tuple[float, int]:
-    """Orders checkpoints by validation loss, the unvalidated last, then newest first."""
+    """Sort key: by validation loss, checkpoints without one last, then newest first."""
     try:
         loss = read_json(folder / "state.json").get("val_loss")
     except ValueError:

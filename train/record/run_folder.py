@@ -14,13 +14,13 @@ from train.config.schema import Config
 from train.record.checkpoint import Checkpoint, find
 
 
-def is_theirs(folder: Path) -> bool:
+def is_hf_folder(folder: Path) -> bool:
     """Whether a folder is of transformers: its config.json tells the type of its model."""
     path = folder / "config.json"
     return path.is_file() and "model_type" in read_json(path)
 
 
-def fresh_folder(config: Config) -> Path:
+def new_run_folder(config: Config) -> Path:
     """A run folder that nobody else has, made at once so that two starts cannot share it."""
     choices = config["choices"]
     words = [config["name"], choices["attn"], choices["pos"], f"seed{config['seed']}"]
@@ -45,7 +45,7 @@ def state_of(folder: Path) -> str | None:
         return None
     if not folder.is_dir():
         raise ValueError(f"out={folder} is a file, not a folder")
-    if (folder / "config.json").exists() and not is_theirs(folder):
+    if (folder / "config.json").exists() and not is_hf_folder(folder):
         status = folder / "status.json"
         return str(read_json(status).get("state")) if status.exists() else "interrupted"
     # What a start that was killed may leave before there is a config:
@@ -59,7 +59,7 @@ def open_config(folder: Path) -> Config:
     """The config of a run, complete whatever version wrote it. Raises ValueError if there is none."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not a run: it has no config.json")
-    if is_theirs(folder):
+    if is_hf_folder(folder):
         raise ValueError(f"{folder} is not a run but a folder of transformers; init_from takes it")
     config = modernise(read_json(folder / "config.json"))
     choices = config.get("choices")

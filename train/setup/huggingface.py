@@ -20,7 +20,7 @@ from model.position.rope import RoPE
 from model.position.rope_ntk import NTKRoPE
 from model.transformer import Transformer
 from train.config.schema import Config
-from train.record.checkpoint import tensors_of
+from train.record.checkpoint import load_tensors
 from train.setup.convert import table_of
 
 Keys = dict[str, Any]  # a config, flat: {"attn": "gqa", "attn.n_kv_heads": 2, "model.dim": 64, ...}
@@ -381,7 +381,7 @@ def tensors_in(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder, as they are. Raises ValueError for a damaged file."""
     tensors: dict[str, Tensor] = {}
     for file in files_of(folder):
-        tensors |= tensors_of(file)
+        tensors |= load_tensors(file)
     return tensors
 
 

@@ -19,7 +19,7 @@ from train.measure import device as devices
 from train.measure.device import Device
 from train.optim.optimizer import Optimizer
 from train.optim.schedule import Schedule
-from train.record.run_folder import is_theirs, open_checkpoint, open_config, open_tokenizer
+from train.record.run_folder import is_hf_folder, open_checkpoint, open_config, open_tokenizer
 from train.record.terminal import say
 from train.setup.build import (
     build_model,
@@ -82,7 +82,9 @@ def check(config: Config, *, begun: bool = False) -> Plan:
     sampling = Sampling(**arguments("sample", config["sample"], Sampling)[0])
     tracking = Tracking(**arguments("wandb", config["wandb"], Tracking)[0])
     Reporting(**arguments("report", config["report"], Reporting)[0])
-    device = devices.pick(settings.device, settings.dtype, settings.compile, settings.steps)
+    device = devices.select_device(
+        settings.device, settings.dtype, settings.compile, settings.steps
+    )
     with torch.device("meta"):
         model = build_model(config, vocab_size=1)
         build_optimizer(config, model, settings.steps)
@@ -132,7 +134,7 @@ def check_origin(origin: str, now: Config) -> None:
     Of the latter without its weights: whether biases and positions are needed is told by those.
     """
     folder = Path(origin)
-    if not is_theirs(folder):
+    if not is_hf_folder(folder):
         open_config(folder)
         return
     files_of(folder)
@@ -159,7 +161,7 @@ def assemble(plan: Plan, *, begun: bool = False) -> Job:
     The weights of a run that has `begun` are left to its checkpoint.
     """
     config, settings = plan.config, plan.settings
-    devices.set_up(settings.threads, settings.tf32)
+    devices.set_up_process(settings.threads, settings.tf32)
     corpus = prepare(plan.source, say=say, **plan.corpus)
     batches = Batches(
         corpus.train,
@@ -214,7 +216,7 @@ def start_from(
         raise ValueError(
             f"init_from={origin}: its tokenizer is another; data.tokenizer={origin}/tokenizer.json takes it over"
         )
-    if is_theirs(folder):
+    if is_hf_folder(folder):
         start_from_theirs(folder, how, now, model)
         return {"run": str(folder.resolve()), "step": None, "parent": None}
     checkpoint, before = open_checkpoint(folder), open_config(folder)

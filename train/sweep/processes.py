@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from data.atomic import read_json, write_json
 from train.config.compose import parse
-from train.measure.device import JOBS
+from train.measure.device import JOBS_VARIABLE
 from train.record.terminal import say
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +40,7 @@ class Child:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.before = stamp_of(self.folder)
         self.told = False  # to stop
-        environment = {**os.environ, SWEEP: str(os.getpid()), JOBS: str(jobs)}
+        environment = {**os.environ, SWEEP: str(os.getpid()), JOBS_VARIABLE: str(jobs)}
         if jobs > 1:  # two runs that both want all cores slow each other down many times over
             environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
         with self.log.open("ab") as log:
