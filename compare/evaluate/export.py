@@ -1,8 +1,7 @@
-"""A finished run as a folder of transformers: python -m cli.export."""
+"""A finished run as a Hugging Face model folder: python -m cli.export."""
 
 import importlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +10,17 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from compare.evaluate.load import LoadedRun
+from compare.evaluate.load import LoadedRun, environment_variables
 from data.atomic import TEMPORARY, sync
 from data.tokenizer import END_OF_TEXT, decode, encode
 from train.setup.huggingface import Family, home_of, their_config, their_weights
 
-LIMIT = 1e-4  # of a difference between logits whose spread is 1
+TOLERANCE = 1e-4  # between logits with a standard deviation of 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command takes."""
+    """The keys of the command."""
 
     run: str
     to: str
@@ -29,9 +28,9 @@ class Options:
 
 
 def export(run: LoadedRun, to: Path) -> str:
-    """Write a run's folder whole, or not at all; what it became, and how that was checked.
+    """Write a run as a model folder, completely or not at all; a line on the result and its check.
 
-    Raises ValueError if transformers has no model that computes the same.
+    Raises ValueError if transformers has no equivalent architecture.
     """
     family = home_of(run.config)
     temporary = to.parent / f"{TEMPORARY}{to.name}"
@@ -39,7 +38,8 @@ def export(run: LoadedRun, to: Path) -> str:
     try:
         temporary.mkdir(parents=True)
         fill(temporary, run, family)
-        checked = check(temporary, run)
+        with environment_variables(HF_HUB_OFFLINE="1"):
+            checked = check(temporary, run)
         for path in [*temporary.iterdir(), temporary]:
             sync(path)
         if to.exists():
@@ -52,7 +52,7 @@ def export(run: LoadedRun, to: Path) -> str:
 
 
 def fill(folder: Path, run: LoadedRun, family: Family) -> None:
-    """Write the files of a run, as transformers has them."""
+    """Write the files of a model folder."""
     end = run.tokenizer.token_to_id(END_OF_TEXT)
     ends = {"bos_token_id": end, "eos_token_id": end}
     tokenizer = {
@@ -75,15 +75,14 @@ def fill(folder: Path, run: LoadedRun, family: Family) -> None:
 
 
 def check(folder: Path, run: LoadedRun) -> str:
-    """Load a folder with transformers and compare; what came of it, or that it is not installed.
+    """Compare a folder, loaded by transformers, with its run; a line on the result.
 
-    Raises ValueError for other logits or other tokens.
+    Raises ValueError for different logits or tokens.
     """
-    os.environ["HF_HUB_OFFLINE"] = "1"
     try:
         transformers: Any = importlib.import_module("transformers")
     except ImportError:
-        return 'not checked, as transformers is not installed: pip install ".[peers]"'
+        return 'not checked: transformers is not installed (pip install ".[peers]")'
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     size, length = run.tokenizer.get_vocab_size(), run.model.shape.max_len
@@ -93,14 +92,16 @@ def check(folder: Path, run: LoadedRun) -> str:
     )
     with torch.no_grad():
         ours, theirs = run.model(tokens), model.eval()(tokens, use_cache=False).logits
-    apart = (ours - theirs).abs().max().item()
-    if not apart <= LIMIT * max(1.0, ours.std().item()):
-        raise ValueError(f"{run.folder}: transformers computes other logits, {apart:.2g} apart")
+    error = (ours - theirs).abs().max().item()
+    if not error <= TOLERANCE * max(1.0, ours.std().item()):
+        raise ValueError(f"{run.folder}: the exported model's logits differ by {error:.2g}")
     text = decode(run.tokenizer, [*range(size), *tokens.flatten().tolist()])
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if tokenizer.encode(text, add_special_tokens=False) != encode(run.tokenizer, text):
-        raise ValueError(f"{run.folder}: transformers makes other tokens of {text[:20]!r}...")
+        raise ValueError(
+            f"{run.folder}: the exported tokenizer encodes {text[:20]!r}... differently"
+        )
     return (
-        f"checked with transformers {transformers.__version__}: logits of {length} tokens at most "
-        f"{apart:.1e} apart, tokens of {len(text):,} characters the same"
+        f"checked with transformers {transformers.__version__}: logits of {length} tokens differ by at "
+        f"most {error:.1e}, tokens of {len(text):,} characters are equal"
     )

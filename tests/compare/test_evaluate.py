@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from tiny import RUN, build, tokens
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cli.entry import run_command
 from cli.evaluate import evaluate
 from cli.sample import sample
 from compare.evaluate import attention, decode
@@ -360,3 +362,14 @@ def test_a_run_whose_files_do_not_belong_together_is_refused(runs: Path, tmp_pat
     with pytest.raises(ValueError, match="is damaged"):
         evaluate([f"run={run}"])
     assert decode.Options(batch_sizes=[1], contexts=[9], tokens=4, rounds=2)
+
+
+def test_without_lm_eval_one_line_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "compare.evaluate.harness", raising=False)
+    for name in ["lm_eval", *(name for name in sys.modules if name.startswith("lm_eval."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    assert run_command(evaluate, ["run=none", "eval=harness", "tasks=any"]) == 2
+    needed = "error: eval=harness needs lm-eval: pip install -e '.[harness]'\n"
+    assert capsys.readouterr() == ("", needed)

@@ -170,7 +170,7 @@ def test_an_export_that_computes_something_else_leaves_nothing(
     run = opened(tmp_path / "run", "attn=gqa pos=rope")
     wrong = their_config_with(norm_epsilon=1e-3)
     monkeypatch.setattr("compare.evaluate.export.their_config", wrong)
-    with pytest.raises(ValueError, match="computes other logits"):
+    with pytest.raises(ValueError, match="exported model's logits differ"):
         export(run, tmp_path / "hf")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -526,7 +526,7 @@ def test_a_folder_of_theirs_is_no_run(config: Make, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["run={run}"], "to is missing"),
-        (["run={run}", "to={run}"], "exists already, and is not an empty folder"),
+        (["run={run}", "to={run}"], "exists and is not an empty folder"),
         (["run={run}", "to=x", "checkpoint=7", "chekpoint=1"], "did you mean checkpoint"),
         (["run={run}", "to=x", "dtype=bfloat16"], "dtype: no such key"),
         (["run={run}/no", "to=x"], "is not a run"),
