@@ -101,7 +101,7 @@ class WatchedOptimizer(Optimizer):
     """An optimizer that tells a stopwatch when it is stepping."""
 
     def __init__(self, step: TrainStep, watch: Stopwatch) -> None:
-        super().__init__(step.model, step.optimizer.parts)
+        super().__init__(step.model, step.optimizer.optimizers)
         self.watch = watch
 
     def step(self, lr: float) -> None:

@@ -1,4 +1,4 @@
-"""Start, resume or repeat one run: the folder, the training, the answer."""
+"""One run from its config to its summary: start or resume, train, measure."""
 
 import contextlib
 import re
@@ -14,23 +14,23 @@ from train.record.checkpoint import find, remove_unfinished
 from train.record.run_folder import new_run_folder, open_config, state_of
 from train.record.run_log import Record, git_commit
 from train.record.terminal import printable, say, table
-from train.record.wandb_process import mirrored
+from train.record.wandb_process import logged_to_wandb
 from train.setup.run_setup import Job, assemble, check
 from train.summary import measure, sample, summarise
 from train.trainer import Trainer, TrainingStopped
 
-#: What may change when a run is resumed: none of it touches what is learned at a step.
+#: Keys that may change when a run is resumed: none affects what a step learns.
 FREE_ON_RESUME = frozenset(
     "out name steps eval_every eval_batch_size save_every keep log_every resume device threads "
     "memory force sample wandb plan sweep stages jobs retry baseline report convert".split()
 )
-NO_MEMORY = "can't allocate memory"  # how torch says so of a CPU
+NO_MEMORY = "can't allocate memory"  # torch's message on a CPU
 
 
 def run_training(config: Config) -> int:
-    """Train one config in its folder and print the answer; the exit code.
+    """Start or resume the run of a config and print its results; returns the exit code.
 
-    Raises ValueError, before anything is written, for what cannot be run.
+    Raises ValueError for bad input, before anything is written.
     """
     begun = has_checkpoint(config)
     plan = check(config, begun=begun)
@@ -39,11 +39,11 @@ def run_training(config: Config) -> int:
     state = state_of(folder) if folder else None
     if folder and state:
         if not settings.resume:
-            raise ValueError(f"out={folder} holds a run ({state}); resume=true continues it")
+            raise ValueError(f"out={folder} holds a run ({state}); set resume=true to continue it")
         refuse_changes(open_config(folder), config)
         summary = load_summary(folder)
         if state == "done" and summary and summary["steps"] == settings.steps:
-            say(f"{folder} is done already")
+            say(f"{folder} is already done")
             print_answer(folder, summary)
             return 0
     record = Record(folder or new_run_folder(config))
@@ -54,13 +54,13 @@ def run_training(config: Config) -> int:
 
 
 def has_checkpoint(config: Config) -> bool:
-    """Whether a config goes on with a run that has an intact checkpoint."""
+    """True if a config resumes a run that has an intact checkpoint."""
     out = config["out"]
     return config["resume"] is True and isinstance(out, str) and find(Path(out))[0] is not None
 
 
 def refuse_changes(before: Config, now: Config) -> None:
-    """Raise ValueError if a resumed run would not be the same run."""
+    """Raise ValueError if a key that affects training differs on resume."""
     before, now = without_paths(before), without_paths(now)
     for key in sorted(before.keys() | now.keys()):
         if key not in FREE_ON_RESUME and before.get(key) != now.get(key):
@@ -68,11 +68,11 @@ def refuse_changes(before: Config, now: Config) -> None:
             if isinstance(old, dict) and isinstance(new, dict):
                 name = next(k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k))
                 key, old, new = f"{key}.{name}", old.get(name), new.get(name)
-            raise ValueError(f"resume: {key} was {old} and is now {new}; that would be another run")
+            raise ValueError(f"cannot resume: {key} changed from {old} to {new}")
 
 
 def without_paths(config: Config) -> Config:
-    """A config without where things lie: the token cache, and how the path of a parent is spelled."""
+    """A config without the token cache, the experiment's name and the spelling of init_from."""
     data = {key: value for key, value in config["data"].items() if key != "cache"}
     parent = config["init_from"] and str(Path(config["init_from"]).resolve())
     choices = {key: value for key, value in config["choices"].items() if key != "experiment"}
@@ -80,7 +80,7 @@ def without_paths(config: Config) -> Config:
 
 
 def train_job(job: Job, record: Record, *, resumed: bool) -> int:
-    """Train a job that is known to be sound, and leave the whole record."""
+    """Train a job, write all files of its run and print its results; returns the exit code."""
     trainer = Trainer(job, record)
     environment = dict(describe(job.device), git_commit=git_commit())
     if resumed:
@@ -90,7 +90,7 @@ def train_job(job: Job, record: Record, *, resumed: bool) -> int:
         print_answer(record.folder, write_end(record, trainer))
         return 0
     record.status("running", trainer.step)
-    with mirrored(record.folder, job.plan.tracking.mode):
+    with logged_to_wandb(record.folder, job.plan.tracking.mode):
         try:
             trainer.fit()
             (record.folder / "sample.txt").write_text(sample(job), encoding="utf-8")
@@ -101,46 +101,46 @@ def train_job(job: Job, record: Record, *, resumed: bool) -> int:
             return 0
         except TrainingStopped as stop:
             record.status(stop.state, trainer.step, str(stop))
-            goes_on = stop.state == "interrupted"
-            hint = f"; resume=true out={record.folder} goes on" if goes_on else ""
+            resumable = stop.state == "interrupted"
+            hint = f"; continue with resume=true out={record.folder}" if resumable else ""
             say(f"{stop.state} after step {trainer.step}: {stop}{hint}")
             return stop.code
         except BaseException as error:
-            lack = out_of_resource_message(error)
+            message = out_of_resource_message(error)
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             with contextlib.suppress(OSError):
-                record.status(state, trainer.step, lack or f"{type(error).__name__}: {error}")
-            if lack:
-                say(f"failed after step {trainer.step}: {lack}")
+                record.status(state, trainer.step, message or f"{type(error).__name__}: {error}")
+            if message:
+                say(f"failed after step {trainer.step}: {message}")
                 return 3
-            if isinstance(error, ValueError):  # not bad input any more, but a fault of ours
+            if isinstance(error, ValueError):  # a bug, not bad input: no exit code 2
                 raise RuntimeError(f"training failed after step {trainer.step}") from error
             raise
 
 
 def out_of_resource_message(error: BaseException) -> str | None:
-    """What the machine has too little of, disk or memory, if that is what an error says."""
-    if isinstance(error, OSError):  # nothing but the run's folder is read or written in training
+    """The message for an error that means too little disk or memory; None for other errors."""
+    if isinstance(error, OSError):  # training reads and writes the run's folder only
         return str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY in str(error):
         asked = re.search(r"allocate ([\d.]+ \w+)", str(error))
-        what = f"out of memory, asking for {asked[1]}" if asked else "out of memory"
-        return f"{what}: a smaller batch_size, more accumulate or memory=lean needs less"
+        size = f" (allocating {asked[1]})" if asked else ""
+        return f"out of memory{size}: reduce batch_size, raise accumulate or set memory=lean"
     return None
 
 
 def resume(trainer: Trainer, environment: dict[str, object]) -> None:
-    """Bring a trainer to its run's newest intact checkpoint, and the records with it."""
+    """Restore a trainer, and the records, from the newest intact checkpoint of its run."""
     record = trainer.record
     before = read_json(record.folder / "environment.json")
     if before.get("dtype") != environment["dtype"]:
         raise ValueError(
-            f"resume: dtype was {before.get('dtype')} and is now {environment['dtype']}"
+            f"cannot resume: dtype changed from {before.get('dtype')} to {environment['dtype']}"
         )
     for key in ("device", "cpu", "cpu_capability", "gpu", "threads", "torch", "numpy", "compiled"):
         was, now = before.get(key, environment[key]), environment[key]
         if was != now:
-            say(f"resume: {key} was {was}, now {now}: no longer bit for bit")
+            say(f"resume: {key} changed from {was} to {now}: not bit-for-bit reproducible")
     remove_unfinished(record.folder)
     saved, problems = find(record.folder)
     for problem in problems:
@@ -149,15 +149,15 @@ def resume(trainer: Trainer, environment: dict[str, object]) -> None:
         trainer.restore(saved)
     steps, planned = trainer.job.settings.steps, open_config(record.folder)["steps"]
     if trainer.step > steps:
-        raise ValueError(f"steps={steps}, but the run is at step {trainer.step} already")
+        raise ValueError(f"steps={steps}, but the run is already at step {trainer.step}")
     if steps != planned:
-        say(f"resume: steps was {planned}, now {steps}: the learning rate follows the new length")
+        say(f"resume: steps changed from {planned} to {steps}: the learning-rate schedule follows")
     record.cut(trainer.step if saved else -1)
     say(f"resuming {record.folder} after step {trainer.step}")
 
 
 def write_start(record: Record, job: Job, environment: dict[str, object]) -> None:
-    """Write what is known before training, and say it."""
+    """Write and print what is known before training."""
     record.write("environment.json", environment)
     replace(record.folder / "tokenizer.json", job.corpus.tokenizer_json)
     record.metrics.touch()
@@ -173,14 +173,14 @@ def write_start(record: Record, job: Job, environment: dict[str, object]) -> Non
         say(
             f"match={matched['budget']}: model.ff_dim={job.plan.config['model']['ff_dim']} reaches "
             f"{matched['reached']:,.0f} of {matched['target']:,.0f} ({matched['leftover']:+.2%}), "
-            "embeddings of tokens left out"
+            "token embeddings not counted"
         )
     if "order" in job.plan.config["attn"]:
         say(f"layers: {', '.join(type(m).__name__ for m in model.mechanisms)}")
 
 
 def write_end(record: Record, trainer: Trainer) -> dict[str, Any]:
-    """Write the summary, as far as it is known without measuring, and the status: done."""
+    """Write the summary, without measurements, and the status `done`; returns the summary."""
     summary = summarise(trainer)
     record.write("summary.json", summary)
     record.status("done", trainer.step)
@@ -188,7 +188,7 @@ def write_end(record: Record, trainer: Trainer) -> dict[str, Any]:
 
 
 def print_answer(folder: Path, summary: dict[str, Any]) -> None:
-    """The table, a few lines of sampled text and the folder."""
+    """Print the summary as a table, a few lines of the sample and the folder."""
     print(table(summary))
     if (folder / "sample.txt").exists():
         text = printable((folder / "sample.txt").read_text(encoding="utf-8"))

@@ -21,12 +21,12 @@ from train.setup.run_setup import Job
 from train.setup.weights import load
 from train.step import NonFinite, TrainStep
 
-WARMUP_STEPS = 5  # of each start, timed apart; at most a quarter of its steps
-LAST = 50  # steps whose mean is the training loss
+WARMUP_STEPS = 5  # of each process, timed apart; at most a quarter of its steps
+AVERAGED_STEPS = 50  # last steps, whose mean is the training loss
 
 
 class TrainingStopped(Exception):
-    """Training ended before its last step, in this state and with this exit code."""
+    """Training ended before its last step: the run's state and exit code."""
 
     def __init__(self, state: str, reason: str, code: int) -> None:
         super().__init__(reason)
@@ -34,7 +34,7 @@ class TrainingStopped(Exception):
 
 
 class Trainer:
-    """Trains a job, keeping record. All that it must remember is in `state`."""
+    """Trains a job and records it. `state` is all that a resumed run needs besides tensors."""
 
     def __init__(self, job: Job, record: Record) -> None:
         self.job, self.record = job, record
@@ -43,17 +43,17 @@ class Trainer:
         self.step = 0  # optimizer steps done
         self.losses: list[float] = []  # of the last steps
         self.validation: dict[str, float] = {}  # the last one
-        self.start_loss: float | None = None  # validation before the first step, of given weights
+        self.start_loss: float | None = None  # validation before the first step, with init_from
         self.timer = StepTimer()
         self.peaks = PeakMemory()
         self.started = perf_counter()
         self.received_signal: signal.Signals | None = None
 
     def fit(self) -> None:
-        """Train to the last step, validating and saving on the way.
+        """Train to the last step, with validation and checkpoints.
 
-        Raises TrainingStopped on a signal (after saving) and on a loss that is not finite (before it does
-        harm).
+        Raises TrainingStopped on a signal (after saving) and on a loss that is not finite (before
+        the update).
         """
         settings, first = self.job.settings, self.step
         warmup = min(WARMUP_STEPS, (settings.steps - first) // 4)
@@ -90,7 +90,7 @@ class Trainer:
         seconds = perf_counter() - start
         self.timer.add(seconds, warm)
         self.step += 1
-        self.losses = [*self.losses, result.loss][-LAST:]
+        self.losses = [*self.losses, result.loss][-AVERAGED_STEPS:]
         if self.step % self.job.settings.log_every == 0 or self.step == self.job.settings.steps:
             self.log("train", **asdict(result), step_ms=1e3 * seconds)
 
@@ -109,7 +109,7 @@ class Trainer:
         ) from error
 
     def validate(self) -> None:
-        """Score the whole validation split, if there is one, unless this step has been."""
+        """Score the whole validation split, if there is one, once a step."""
         if self.step:
             self.peaks.note_training(self.job.device)
         corpus = self.job.corpus
@@ -138,7 +138,7 @@ class Trainer:
     def score(
         self, text: Tensor, between: Callable[[], object] = lambda: None
     ) -> tuple[float, int]:
-        """Nats and tokens of a text (N,) under the model as it stands."""
+        """Negative log-likelihood in nats of a text (N,) under the current weights, and its tokens."""
         self.model.eval()
         try:
             with self.job.device.autocast():
@@ -155,7 +155,7 @@ class Trainer:
 
     @property
     def wall_seconds(self) -> float:
-        """Time since the run began, all included; a pause before resuming is not."""
+        """Seconds since the run began, without pauses before resuming."""
         return self.timer.wall_seconds + perf_counter() - self.started
 
     @property
@@ -169,7 +169,7 @@ class Trainer:
 
     @property
     def tokens_per_second(self) -> float:
-        """In training steps after warm-up; 0 before there are any."""
+        """Throughput of training steps after warm-up; 0 before the first."""
         steps, seconds = len(self.timer.step_seconds), self.timer.train_seconds
         return steps * self.tokens_per_step / seconds if seconds else 0.0
 
@@ -184,7 +184,7 @@ class Trainer:
         self.record.log(entry | values)
 
     def save(self) -> None:
-        """Write a checkpoint. Raises TrainingStopped, the earlier ones intact, if the disk refuses."""
+        """Write a checkpoint. Raises TrainingStopped, with earlier ones intact, if the disk is full."""
         self.record.sync()
         self.timer.wall_seconds, self.started = self.wall_seconds, perf_counter()
         try:
@@ -201,7 +201,7 @@ class Trainer:
         self.record.status("running", self.step)
 
     def state(self) -> dict[str, object]:
-        """All that a checkpoint keeps beside tensors."""
+        """Everything in a checkpoint besides tensors."""
         validated = self.validation.get("step") == self.step
         return {
             "losses": self.losses,
@@ -215,7 +215,7 @@ class Trainer:
         }
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
-        """Go on from a checkpoint. Raises ValueError if it is of other data, or of something else."""
+        """Continue from a checkpoint. Raises ValueError if it is of other data or malformed."""
         state = saved.state
         try:
             self.job.corpus.check_identity(state, "resume")
@@ -227,11 +227,13 @@ class Trainer:
             self.timer, self.peaks = StepTimer(**state["clock"]), PeakMemory(**state["peaks"])
             self.job.parent = state["parent"]
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{saved.folder} is no checkpoint of ours: {error!r}") from error
+            raise ValueError(
+                f"{saved.folder} is not a checkpoint of this program: {error!r}"
+            ) from error
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Let SIGINT and SIGTERM wait for the end of a step; a second SIGINT does not wait."""
+        """Context that defers SIGINT and SIGTERM to `check_signal`; a second SIGINT is immediate."""
 
         def catch(number: int, frame: FrameType | None) -> None:
             self.received_signal = signal.Signals(number)
@@ -245,7 +247,7 @@ class Trainer:
                 signal.signal(number, handler)
 
     def check_signal(self, *, save: bool = True) -> None:
-        """If a signal came, save and raise TrainingStopped."""
+        """Raise TrainingStopped if a signal was received; saves first unless told not to."""
         if self.received_signal is not None:
             if save:
                 self.save()
@@ -255,5 +257,5 @@ class Trainer:
 
 
 def due(step: int, every: int | None, last: bool) -> bool:
-    """Whether something happens after this step: at its multiples, and after the last."""
+    """True at multiples of `every` and after the last step."""
     return last or (every is not None and step > 0 and step % every == 0)

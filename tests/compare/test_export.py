@@ -514,7 +514,9 @@ def test_what_does_not_fit_is_told_what_would(config: Make, tmp_path: Path) -> N
 
 def test_a_folder_of_theirs_is_no_run(config: Make, tmp_path: Path) -> None:
     export(opened(tmp_path / "run", "attn=mha pos=rope"), tmp_path / "hf")
-    with pytest.raises(ValueError, match="is not a run but a folder of transformers; init_from"):
+    with pytest.raises(
+        ValueError, match="is not a run but a folder of transformers; pass it as init_from"
+    ):
         open_config(tmp_path / "hf")
     (tmp_path / "run/summary.json").write_text("{}")
     assert [run.folder.name for run in read([tmp_path])] == ["run"]

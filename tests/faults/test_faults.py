@@ -318,5 +318,7 @@ def test_whatever_shapes_what_is_learned_cannot_change_on_resume(here: Scene) ->
             if free:
                 refuse_changes(before, now)
             else:
-                with pytest.raises(ValueError, match=rf"resume: {key}.* was .* and is now .*"):
+                with pytest.raises(
+                    ValueError, match=rf"cannot resume: {key}.* changed from .* to .*"
+                ):
                     refuse_changes(before, now)

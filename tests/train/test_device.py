@@ -94,7 +94,7 @@ def test_a_run_from_before_a_key_existed_can_be_resumed(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(old))
     before = open_config(tmp_path)
     refuse_changes(before, now)
-    with pytest.raises(ValueError, match="tf32 was False and is now True"):
+    with pytest.raises(ValueError, match="tf32 changed from False to True"):
         refuse_changes(before, now | {"tf32": True})
-    with pytest.raises(ValueError, match="tf32 was False and is now True"):
+    with pytest.raises(ValueError, match="tf32 changed from False to True"):
         refuse_changes(now, now | {"tf32": True})

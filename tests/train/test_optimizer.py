@@ -97,11 +97,11 @@ def test_a_restored_optimizer_goes_on_as_if_nothing_happened(kind: str) -> None:
 def test_adamw_is_that_of_torch() -> None:
     model, made = optimizer("optim.weight_decay=0.2", "optim.beta2=0.9")
     other, _ = optimizer()
-    (part,) = made.parts
+    (adamw,) = made.optimizers
     name_of = {p: name for name, p in made.parameters.items()}
     theirs = [
         {**group, "params": [other.get_parameter(name_of[p]) for p in group["params"]]}
-        for group in part.param_groups
+        for group in adamw.param_groups
     ]
     reference = torch.optim.AdamW(theirs, betas=(0.9, 0.9), eps=1e-8, fused=True)
     for step in range(3):
@@ -140,7 +140,7 @@ def test_muon_is_that_of_torch() -> None:
 
 def decayed(made: Optimizer) -> set[str]:
     names = {p: name for name, p in made.parameters.items()}
-    groups = [g for part in made.parts for g in part.param_groups if g["weight_decay"] > 0]
+    groups = [g for o in made.optimizers for g in o.param_groups if g["weight_decay"] > 0]
     return {names[p] for g in groups for p in g["params"]}
 
 
@@ -154,7 +154,7 @@ def test_weight_decay_pulls_matrices_or_linear_weights_alone() -> None:
 
 def test_muon_takes_the_hidden_matrices_and_adamw_the_rest() -> None:
     model, made = optimizer("optim=muon")
-    muon, adamw = made.parts
+    muon, adamw = made.optimizers
     hidden = {p for g in muon.param_groups for p in g["params"]}
     rest = {p for g in adamw.param_groups for p in g["params"]}
     assert hidden == {p for n, p in model.named_parameters() if "blocks" in n and p.dim() == 2}

@@ -22,7 +22,7 @@ from cli.sample import sample
 from cli.train import train
 from data.atomic import verify
 from train.record.run_log import Record, records
-from train.record.wandb_process import Mirror
+from train.record.wandb_process import WandbProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -262,7 +262,7 @@ def test_a_signal_saves_and_says_so(
     assert f"step_{status['last_step']:06d}" in {
         p.name for p in (tmp_path / "run/checkpoints").iterdir()
     }
-    assert "goes on" in errors
+    assert "continue with resume=true" in errors
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_questions_beyond_a_run_are_refused(
     unknown = ask("sample.py", f"run={finished}", "prompt=\u6f22")
     assert (unknown.returncode, "outside the vocabulary" in unknown.stderr) == (2, True)
     again = ask("train.py", *places, f"out={learned}")
-    assert (again.returncode, "resume=true continues it" in again.stderr) == (2, True)
+    assert (again.returncode, "set resume=true to continue it" in again.stderr) == (2, True)
     for which, message in (("7", "not complete"), ("newest", "not latest, best or a step")):
         missing = ask("eval.py", f"run={finished}", f"checkpoint={which}")
         assert (missing.returncode, message in missing.stderr) == (2, True)
@@ -347,7 +347,7 @@ def test_whatever_happens_to_wandb_the_run_is_the_same(
 ) -> None:
     """One warning at most, and the losses of a run without it."""
     server = silent_server()
-    real = Mirror.__init__
+    real = WandbProcess.__init__
     out = tmp_path / "gqa"
     mode = "offline" if trouble in ("killed", "no wandb folder") else "online"
     monkeypatch.setenv("WANDB_MODE", mode)
@@ -358,16 +358,16 @@ def test_whatever_happens_to_wandb_the_run_is_the_same(
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
 
     if trouble != "no answer":  # which costs all of it
-        monkeypatch.setattr("train.record.wandb_process.PATIENCE", 60.0)
+        monkeypatch.setattr("train.record.wandb_process.WAIT_TIMEOUT", 60.0)
 
-    def disturbed(mirror: Mirror, folder: Path) -> None:
+    def disturbed(process: WandbProcess, folder: Path) -> None:
         if trouble == "no wandb folder":
             (folder / "wandb").write_text("in the way")
-        real(mirror, folder)
+        real(process, folder)
         if trouble == "killed":
-            os.killpg(mirror.process.pid, signal.SIGKILL)
+            os.killpg(process.process.pid, signal.SIGKILL)
 
-    monkeypatch.setattr(Mirror, "__init__", disturbed)
+    monkeypatch.setattr(WandbProcess, "__init__", disturbed)
     done = ask(
         "train.py", *places, "attn=gqa", "pos=rope", "steps=20", f"wandb.mode={mode}", f"out={out}"
     )
@@ -375,6 +375,6 @@ def test_whatever_happens_to_wandb_the_run_is_the_same(
     assert done.returncode == 0, done.stderr
     warned = [line for line in done.stderr.splitlines() if "wandb" in line]
     assert len(warned) == 1
-    assert ("by itself" if trouble == "no answer" else "warning: wandb failed") in warned[0]
+    assert ("in the background" if trouble == "no answer" else "warning: wandb failed") in warned[0]
     assert steps_and_losses(out) == steps_and_losses(finished)
     assert json.loads((out / "status.json").read_text())["state"] == "done"

@@ -125,7 +125,7 @@ def test_failed_runs_are_rows_and_the_rest_goes_on(
     }
     assert why["kill"].startswith("killed by SIGKILL")
     assert why["segfault"] == "killed by SIGSEGV"
-    assert why["memory"].startswith("out of memory, asking for 144115188075855872 bytes")
+    assert why["memory"].startswith("out of memory (allocating 144115188075855872 bytes)")
     assert "training diverged at step 34" in why["nan"]
     assert "5 runs, 4 failed" in out
     page = (tmp_path / "whole/report.html").read_text()

@@ -230,8 +230,8 @@ def test_a_finished_run_is_left_alone_and_may_be_extended(
     before = (tmp_path / "a/metrics.jsonl").read_bytes()
     assert run(config("optim.schedule=constant", "resume=true"), tmp_path / "a") == first
     assert (tmp_path / "a/metrics.jsonl").read_bytes() == before
-    assert "done already" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"holds a run \(done\); resume=true continues it"):
+    assert "already done" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"holds a run \(done\); set resume=true to continue it"):
         run(config(), tmp_path / "a")
     longer = run(config("optim.schedule=constant", "resume=true", "steps=16"), tmp_path / "a")
     assert longer["steps"] == 16
@@ -245,11 +245,11 @@ def test_a_finished_run_is_left_alone_and_may_be_extended(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("optim.lr=0.1", "optim.lr was 0.003 and is now 0.1"),
-        ("seed=1", "seed was 0 and is now 1"),
-        ("pos=rope", "choices.pos was learned and is now rope"),
-        ("model.dropout=0.1", "model.dropout was 0.0 and is now 0.1"),
-        ("batch_size=8", "batch_size was 4 and is now 8"),
+        ("optim.lr=0.1", "optim.lr changed from 0.003 to 0.1"),
+        ("seed=1", "seed changed from 0 to 1"),
+        ("pos=rope", "choices.pos changed from learned to rope"),
+        ("model.dropout=0.1", "model.dropout changed from 0.0 to 0.1"),
+        ("batch_size=8", "batch_size changed from 4 to 8"),
     ],
 )
 def test_another_config_cannot_be_resumed(
@@ -286,7 +286,7 @@ def test_an_unfinished_save_is_swept_away(config: Make, tmp_path: Path) -> None:
 
 def test_a_run_cannot_be_resumed_to_a_step_that_is_past(config: Make, tmp_path: Path) -> None:
     run(config(), tmp_path / "a")
-    with pytest.raises(ValueError, match="steps=8, but the run is at step 12 already"):
+    with pytest.raises(ValueError, match="steps=8, but the run is already at step 12"):
         run(config("steps=8", "resume=true"), tmp_path / "a")
 
 

@@ -5,15 +5,14 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
-from train.optim.optimizer import Groups, Optimizer, check, decay_groups
+from train.optim.optimizer import Groups, Optimizer, check_hyperparameters, decay_groups
 
 
 class FusedAdamW:
-    """torch.optim.AdamW(fused=True), bit for bit: its kernel without the module around it.
+    """torch.optim.AdamW(fused=True), bit for bit."""
 
-    That module imports torch's compiler when it is first used, which takes a second, more than a
-    small run's training.
-    """
+    # torch's own class imports torch's compiler at its first step: a second, which is more than
+    # a small run's training takes. This one calls the same kernel without it.
 
     def __init__(self, groups: Groups, *, beta1: float, beta2: float, eps: float) -> None:
         self.param_groups = groups
@@ -27,7 +26,7 @@ class FusedAdamW:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
-            states = [self.state_of(p) for p in params]
+            states = [self.state_for(p) for p in params]
             keys = ("exp_avg", "exp_avg_sq", "step")
             averages, squares, steps = ([state[key] for state in states] for key in keys)
             torch._foreach_add_(steps, 1)
@@ -47,8 +46,8 @@ class FusedAdamW:
                 maximize=False,
             )
 
-    def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """Means of the gradient and its square, and the steps done; zeros before the first."""
+    def state_for(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """The state of a parameter: zeros before its first step."""
         if not self.state[parameter]:
             self.state[parameter] = {
                 "exp_avg": torch.zeros_like(parameter),
@@ -61,8 +60,8 @@ class FusedAdamW:
 class AdamW(Optimizer):
     """AdamW (Loshchilov & Hutter 2019).
 
-    `decayed` says what weight decay pulls: all `matrices`, embeddings included (GPT-2, nanoGPT), or
-    the weights of `linear` layers alone.
+    Weight decay applies to all `matrices`, embeddings included (GPT-2, nanoGPT), or only to the
+    weights of `linear` layers.
     """
 
     def __init__(
@@ -76,6 +75,8 @@ class AdamW(Optimizer):
         beta2: float,
         eps: float,
     ) -> None:
-        check(weight_decay=weight_decay, decayed=decayed, beta1=beta1, beta2=beta2, eps=eps)
+        check_hyperparameters(
+            weight_decay=weight_decay, decayed=decayed, beta1=beta1, beta2=beta2, eps=eps
+        )
         groups = decay_groups(model, model.parameters(), weight_decay, decayed)
         super().__init__(model, [FusedAdamW(groups, beta1=beta1, beta2=beta2, eps=eps)])

@@ -9,17 +9,17 @@ from torch import Tensor, nn
 
 from train.measure.device import has_bfloat16_units
 from train.optim.adamw import FusedAdamW
-from train.optim.optimizer import Groups, Optimizer, check, decay_groups
+from train.optim.optimizer import Groups, Optimizer, check_hyperparameters, decay_groups
 
 
 class StackedMuon:
-    """torch.optim.Muon(adjust_lr_fn="match_rms_adamw"), all matrices of one shape at a time.
+    """torch.optim.Muon(adjust_lr_fn="match_rms_adamw"), batched over matrices of equal shape.
 
-    A small matrix does not fill a processor; a batched product of all that share a shape does. They
-    are made orthogonal in bfloat16 where the hardware multiplies it, elsewhere in float32.
+    A small matrix does not fill a processor; a batched product of all matrices of its shape does.
+    Orthogonalises in bfloat16 where the hardware multiplies it, elsewhere in float32.
     """
 
-    #: Of the quintic whose iteration sends singular values near 1, and how often (Jordan et al. 2024).
+    #: Of the quintic Newton-Schulz iteration (Jordan et al. 2024).
     COEFFICIENTS = (3.4445, -4.7750, 2.0315)
     ITERATIONS = 5
 
@@ -34,29 +34,30 @@ class StackedMuon:
     def step(self) -> None:
         """Update every parameter that has a gradient."""
         (group,) = self.param_groups
-        alike = defaultdict(list)
+        by_shape = defaultdict(list)
         for p in group["params"]:
             if p.grad is not None:
-                alike[tuple(sorted(p.shape))].append(p)
-        for (_, longer), params in alike.items():
+                by_shape[tuple(sorted(p.shape))].append(p)
+        for (_, longer), params in by_shape.items():
             grads = [p.grad for p in params]
             averages = [self.average_of(p) for p in params]
             torch._foreach_lerp_(averages, grads, 1 - self.momentum)
-            ahead = torch._foreach_lerp(grads, averages, self.momentum)  # Nesterov's
-            updates = self.orthogonal(torch.stack([wide(x) for x in ahead]))
+            nesterov = torch._foreach_lerp(grads, averages, self.momentum)
+            wide = [x if x.size(0) <= x.size(1) else x.mT for x in nesterov]
+            updates = self.orthogonalise(torch.stack(wide))
             torch._foreach_mul_(params, 1 - group["lr"] * self.weight_decay)
-            rate = group["lr"] * 0.2 * math.sqrt(longer)  # as large as AdamW's updates
+            rate = group["lr"] * 0.2 * math.sqrt(longer)  # matches the RMS of AdamW's updates
             for p, update in zip(params, updates, strict=True):
                 p.add_(update if p.shape == update.shape else update.mT, alpha=-rate)
 
     def average_of(self, parameter: nn.Parameter) -> Tensor:
-        """Mean of the gradient over past steps, zero before the first."""
+        """Running mean of the gradient, zero before the first step."""
         if not self.state[parameter]:
             self.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
         return self.state[parameter]["momentum_buffer"]
 
-    def orthogonal(self, x: Tensor) -> Tensor:
-        """x (N, m, n), m <= n, with singular values all about 1: Newton-Schulz iterations."""
+    def orthogonalise(self, x: Tensor) -> Tensor:
+        """x (N, m, n), m <= n, with all singular values near 1, by Newton-Schulz iterations."""
         a, b, c = self.COEFFICIENTS
         x = x.to(torch.bfloat16 if has_bfloat16_units(x.device.type) else torch.float32)
         x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
@@ -67,9 +68,9 @@ class StackedMuon:
 
 
 class Muon(Optimizer):
-    """Muon (Jordan et al. 2024) for the matrices inside blocks; AdamW for tables, head and vectors.
+    """Muon (Jordan et al. 2024) for the matrices of blocks; AdamW for embeddings, head and vectors.
 
-    Muon's updates are scaled to the size of AdamW's (Liu et al. 2025), so both share lr and decay.
+    Muon's updates are scaled to the RMS of AdamW's (Liu et al. 2025): both share lr and decay.
     """
 
     def __init__(
@@ -84,7 +85,9 @@ class Muon(Optimizer):
         beta2: float,
         eps: float,
     ) -> None:
-        check(weight_decay=weight_decay, decayed=decayed, beta1=beta1, beta2=beta2, eps=eps)
+        check_hyperparameters(
+            weight_decay=weight_decay, decayed=decayed, beta1=beta1, beta2=beta2, eps=eps
+        )
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum={momentum} must be at least 0 and below 1")
         hidden = [
@@ -95,8 +98,3 @@ class Muon(Optimizer):
         muon = StackedMuon(hidden, momentum=momentum, weight_decay=weight_decay)
         groups = decay_groups(model, others, weight_decay, decayed)
         super().__init__(model, [muon, FusedAdamW(groups, beta1=beta1, beta2=beta2, eps=eps)])
-
-
-def wide(x: Tensor) -> Tensor:
-    """A matrix with no more rows than columns: x or its transpose."""
-    return x if x.size(0) <= x.size(1) else x.mT

@@ -1,15 +1,15 @@
-"""Torch optimizers over the named parameters of a model, as one."""
+"""An optimizer with one learning rate and a state keyed by parameter name."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-Groups = list[dict[str, Any]]  # torch's: parameters, and how they are stepped
+Groups = list[dict[str, Any]]  # torch's parameter groups
 
 
-class Part(Protocol):
-    """What an optimizer is here: a torch.optim.Optimizer, or as much of one as we need."""
+class TorchOptimizer(Protocol):
+    """The part of torch.optim.Optimizer that is used here."""
 
     param_groups: Groups
     state: Any
@@ -18,21 +18,21 @@ class Part(Protocol):
 
 
 class Optimizer:
-    """One or more torch optimizers over the named parameters of a model, as one.
+    """One or more torch optimizers over the named parameters of a model.
 
-    Its state is keyed by parameter name: `embed.weight/exp_avg`, and so on.
+    The state is keyed by parameter name and kind: `embed.weight/exp_avg`.
     """
 
-    def __init__(self, model: nn.Module, parts: Sequence[Part]) -> None:
+    def __init__(self, model: nn.Module, optimizers: Sequence[TorchOptimizer]) -> None:
         self.parameters = dict(model.named_parameters())
-        self.parts = parts
+        self.optimizers = optimizers
 
     def step(self, lr: float) -> None:
         """Update the parameters from their gradients at this learning rate."""
-        for part in self.parts:
-            for group in part.param_groups:
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
                 group["lr"] = lr
-            part.step()
+            optimizer.step()
 
     def zero_grad(self) -> None:
         """Free the gradients."""
@@ -40,17 +40,17 @@ class Optimizer:
             parameter.grad = None
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor of the state, by parameter name and kind."""
+        """All tensors of the state, by parameter name and kind."""
         return {
             f"{name}/{kind}": value
             for name, parameter in self.parameters.items()
-            for part in self.parts
-            for kind, value in part.state.get(parameter, {}).items()
+            for optimizer in self.optimizers
+            for kind, value in optimizer.state.get(parameter, {}).items()
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state` returned. Raises KeyError for a parameter that does not exist."""
-        owner = {p: part for part in self.parts for g in part.param_groups for p in g["params"]}
+        """Restore what `state` returned. Raises KeyError for an unknown parameter."""
+        owner = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
         for key, value in state.items():
             name, kind = key.rsplit("/", 1)
             parameter = self.parameters[name]
@@ -64,20 +64,22 @@ class Optimizer:
 def decay_groups(
     model: nn.Module, parameters: Iterable[nn.Parameter], weight_decay: float, decayed: str
 ) -> Groups:
-    """The parameters in two groups: pulled by weight decay, and not."""
+    """The parameters in two groups: with weight decay and without."""
     if decayed == "linear":
-        pulled = {m.weight for m in model.modules() if isinstance(m, nn.Linear)}
+        with_decay = {m.weight for m in model.modules() if isinstance(m, nn.Linear)}
     else:
-        pulled = {p for p in model.parameters() if p.dim() >= 2}
+        with_decay = {p for p in model.parameters() if p.dim() >= 2}
     parameters = list(parameters)
     return [
-        {"params": [p for p in parameters if p in pulled], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p not in pulled], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p in with_decay], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p not in with_decay], "weight_decay": 0.0},
     ]
 
 
-def check(*, weight_decay: float, decayed: str, beta1: float, beta2: float, eps: float) -> None:
-    """Raise ValueError for values that make no optimizer."""
+def check_hyperparameters(
+    *, weight_decay: float, decayed: str, beta1: float, beta2: float, eps: float
+) -> None:
+    """Raise ValueError for values out of range."""
     if weight_decay < 0:
         raise ValueError(f"weight_decay={weight_decay} must be at least 0")
     if decayed not in ("matrices", "linear"):

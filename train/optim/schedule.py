@@ -1,14 +1,14 @@
-"""Learning rates as pure functions of the step, so that resuming needs no state."""
+"""Learning-rate schedules: pure functions of the step, so resuming needs no state."""
 
 import math
 
 
 class Schedule:
-    """The learning rate of each step: a linear warm-up, then one of four shapes.
+    """The learning rate of each step: linear warm-up, then constant, cosine, linear or WSD.
 
-    `constant` stays; `cosine` and `linear` fall to `final_lr * lr` at the last step; `wsd` stays
-    and falls linearly over the last `cooldown` of all steps (warm-up, stable, decay).
-    Raises ValueError for values that make no schedule.
+    `cosine` and `linear` decay to `final_lr * lr` at the last step; `wsd` (warm-up, stable, decay)
+    decays linearly to it over the last `cooldown` of the steps after warm-up.
+    Raises ValueError for values out of range.
     """
 
     def __init__(
@@ -19,16 +19,16 @@ class Schedule:
         if warmup < 0:
             raise ValueError(f"warmup={warmup} must be at least 0")
         if not 0 <= final_lr <= 1:
-            raise ValueError(f"final_lr={final_lr} must lie in 0 to 1, a fraction of lr")
+            raise ValueError(f"final_lr={final_lr} must be from 0 to 1: it is a fraction of lr")
         if not 0 < cooldown <= 1:
             raise ValueError(
-                f"cooldown={cooldown} must be above 0 and at most 1, a fraction of steps"
+                f"cooldown={cooldown} must be above 0 and at most 1: it is a fraction of the steps"
             )
         shapes = {
             "constant": constant,
             "cosine": cosine,
             "linear": linear,
-            "wsd": stable_then_linear,
+            "wsd": wsd,
         }
         if schedule not in shapes:
             raise ValueError(f"schedule={schedule} is not one of {', '.join(shapes)}")
@@ -36,7 +36,7 @@ class Schedule:
         self.shape, self.cooldown = shapes[schedule], cooldown
 
     def __call__(self, step: int) -> float:
-        """The rate of step 0, 1, ... steps - 1."""
+        """The learning rate of step 0, 1, ..., steps - 1."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         progress = (step - self.warmup + 1) / max(1, self.steps - self.warmup)
@@ -45,7 +45,7 @@ class Schedule:
 
 
 def constant(progress: float, cooldown: float) -> float:
-    """The height of the curve, 1 to 0, after this fraction of the steps past warm-up."""
+    """Height of the curve, 1 to 0, after this fraction of the steps that follow warm-up."""
     return 1.0
 
 
@@ -57,5 +57,5 @@ def linear(progress: float, cooldown: float) -> float:
     return 1 - progress
 
 
-def stable_then_linear(progress: float, cooldown: float) -> float:
+def wsd(progress: float, cooldown: float) -> float:
     return min(1.0, (1 - progress) / cooldown)

@@ -1,4 +1,4 @@
-"""A run on disk: where new ones go, and how finished ones are opened again."""
+"""Folders of runs: making new ones and opening existing ones."""
 
 import itertools
 import re
@@ -15,13 +15,13 @@ from train.record.checkpoint import Checkpoint, find
 
 
 def is_hf_folder(folder: Path) -> bool:
-    """Whether a folder is of transformers: its config.json tells the type of its model."""
+    """True for a folder of Hugging Face transformers: its config.json has a `model_type`."""
     path = folder / "config.json"
     return path.is_file() and "model_type" in read_json(path)
 
 
 def new_run_folder(config: Config) -> Path:
-    """A run folder that nobody else has, made at once so that two starts cannot share it."""
+    """A new folder under outputs/runs; created here, so that two processes cannot share it."""
     choices = config["choices"]
     words = [config["name"], choices["attn"], choices["pos"], f"seed{config['seed']}"]
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{'-'.join(filter(None, words))}"
@@ -37,7 +37,7 @@ def new_run_folder(config: Config) -> Path:
 
 
 def state_of(folder: Path) -> str | None:
-    """The state of the run in a folder; None if there is no run.
+    """State of the run in a folder; None if there is no run.
 
     Raises ValueError if the folder holds something else.
     """
@@ -48,26 +48,32 @@ def state_of(folder: Path) -> str | None:
     if (folder / "config.json").exists() and not is_hf_folder(folder):
         status = folder / "status.json"
         return str(read_json(status).get("state")) if status.exists() else "interrupted"
-    # What a start that was killed may leave before there is a config:
-    beginning = {"environment.json", "tokenizer.json", "metrics.jsonl", "status.json"}
-    if any(p.name not in beginning and not p.name.startswith(".") for p in folder.iterdir()):
-        raise ValueError(f"out={folder} holds other files; choose a new or empty folder")
+    # Files that a run may leave if it is killed before it has written its config:
+    first_files = {"environment.json", "tokenizer.json", "metrics.jsonl", "status.json"}
+    if any(p.name not in first_files and not p.name.startswith(".") for p in folder.iterdir()):
+        raise ValueError(f"out={folder} holds other files; choose a new or an empty folder")
     return None
 
 
 def open_config(folder: Path) -> Config:
-    """The config of a run, complete whatever version wrote it. Raises ValueError if there is none."""
+    """The config of a run, with keys that its version lacked. Raises ValueError if there is none."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not a run: it has no config.json")
     if is_hf_folder(folder):
-        raise ValueError(f"{folder} is not a run but a folder of transformers; init_from takes it")
+        raise ValueError(
+            f"{folder} is not a run but a folder of transformers; pass it as init_from"
+        )
     config = modernise(read_json(folder / "config.json"))
     choices = config.get("choices")
     if not isinstance(choices, dict) or not {"attn", "pos", "model"} <= choices.keys():
-        raise ValueError(f"{folder / 'config.json'} is not the config of a run: it has no choices")
+        raise ValueError(
+            f"{folder / 'config.json'} is not the config of a run: it lacks attn, pos and model under choices"
+        )
     for group, name in choices.items():
         if not re.fullmatch(r"[\w./-]+", str(name)):
-            raise ValueError(f"{folder / 'config.json'}: choices.{group}={name!r} is no name")
+            raise ValueError(
+                f"{folder / 'config.json'}: choices.{group}={name!r} is not a valid name"
+            )
     return config
 
 
@@ -76,7 +82,7 @@ def open_tokenizer(folder: Path) -> Tokenizer:
 
 
 def open_checkpoint(folder: Path, which: str = "latest") -> Checkpoint:
-    """A checkpoint of a run. Raises ValueError if no intact one is there."""
+    """A checkpoint of a run. Raises ValueError if there is no intact one."""
     checkpoint, problems = find(folder, which)
     if checkpoint is None:
         raise ValueError("; ".join(problems) or f"{folder} has no checkpoint")

@@ -1,4 +1,4 @@
-"""The record of a run: the files in its folder."""
+"""The files that a run writes into its folder."""
 
 import contextlib
 import json
@@ -14,9 +14,9 @@ from data.atomic import replace, write_json
 
 
 class Record:
-    """The files of one run. `lock` keeps a second process out until this one ends.
+    """The files of one run. A lock keeps other processes out until it is closed.
 
-    Raises ValueError if another process holds the folder, or it cannot be written.
+    Raises ValueError if another process holds the lock, or the folder cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -32,7 +32,7 @@ class Record:
             raise ValueError(f"out={folder} cannot be written: {error.strerror}") from error
 
     def close(self) -> None:
-        """Let other processes in; leave no folder behind if nothing was recorded in it."""
+        """Release the lock; delete the folder if nothing was recorded in it."""
         self.lock.release()
         if not (self.folder / "config.json").exists():
             (self.folder / ".lock").unlink(missing_ok=True)
@@ -40,11 +40,11 @@ class Record:
                 self.folder.rmdir()
 
     def write(self, name: str, content: Mapping[str, object]) -> None:
-        """Write a JSON file whole: readers see the old one or the new one."""
+        """Write a JSON file atomically."""
         write_json(self.folder / name, content)
 
     def status(self, state: str, step: int, reason: str | None = None) -> None:
-        """Say how the run stands: running, done, failed or interrupted."""
+        """Write the run's status: running, done, failed or interrupted."""
         self.write("status.json", {"state": state, "reason": reason, "last_step": step})
 
     def log(self, record: Mapping[str, object]) -> None:
@@ -53,20 +53,20 @@ class Record:
             file.write(json.dumps(record) + "\n")
 
     def sync(self) -> None:
-        """Force the records so far to disk, so that no checkpoint is ahead of them."""
+        """Flush the records to disk, so that no checkpoint is ahead of them."""
         with self.metrics.open("a") as file:
             os.fsync(file.fileno())
 
     def cut(self, step: int) -> None:
-        """Drop the records after a step: they will be written again."""
+        """Drop the records after a step: they are written again on resume."""
         kept = (line for line in records(self.metrics) if line["step"] <= step)
         replace(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line that was cut off by a kill is left out.
+    """The records of a metrics.jsonl, without a last line cut off by a kill.
 
-    Raises ValueError for lines that are something else.
+    Raises ValueError for a line that is not a record.
     """
     if path.exists():
         for line in path.read_text().splitlines():
@@ -75,21 +75,19 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
             except (json.JSONDecodeError, RecursionError):
                 return
             if not isinstance(record, dict) or not {"step", "split"} <= record.keys():
-                raise ValueError(f"{path}: {line[:40]!r} is no record")
+                raise ValueError(f"{path}: {line[:40]!r} is not a record")
             yield record
 
 
 def git_commit() -> str | None:
-    """The commit of this code, with '+changes' if the tree differs from it; None outside git."""
+    """Commit of this code, with '+changes' if the working tree differs; None outside git."""
     root = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        ask = ("git", "-C", str(root))
-        commit = subprocess.run(
-            [*ask, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
-        changes = subprocess.run(
-            [*ask, "status", "--porcelain"], capture_output=True, text=True, check=True
-        )
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

@@ -1,6 +1,6 @@
-"""A run mirrored to Weights & Biases by a process of its own, which can neither stop it nor change it.
+"""Logging to Weights & Biases from a separate process, which can neither stop nor change the run.
 
-What that process knows is in the run's folder: python -m train.record.wandb_process FOLDER OFFSET
+The process reads the run's folder: python -m train.record.wandb_process FOLDER OFFSET
 """
 
 import contextlib
@@ -17,36 +17,36 @@ from typing import Any, BinaryIO
 
 from train.record.terminal import say
 
-PATIENCE = 2.0  # seconds that a run waits for its mirror in all, once that has been loaded
-LOADING = 20.0  # seconds that it may take to load
-LOOK = 1.0  # seconds between looks at the records
-LEAVE = 600.0  # seconds after the run until a mirror that is still uploading gives up
-LOADED, READY = "loaded", "ready"  # what a mirror says of itself; anything else is why it failed
+IMPORT_TIMEOUT = 20.0  # seconds to import wandb
+WAIT_TIMEOUT = 2.0  # seconds that a run waits for wandb, at its start and its end together
+POLL_INTERVAL = 1.0  # seconds between reads of metrics.jsonl
+UPLOAD_TIMEOUT = 600.0  # seconds to finish uploading after the run has ended
+IMPORTED, READY = "imported", "ready"  # messages to the run; any other is the reason of a failure
 
 
 @contextlib.contextmanager
-def mirrored(folder: Path, mode: str) -> Iterator[None]:
-    """Within it, what is added to a run is mirrored, unless the mode is `disabled`."""
+def logged_to_wandb(folder: Path, mode: str) -> Iterator[None]:
+    """Context in which new records of a run are logged to wandb, unless the mode is `disabled`."""
     if mode == "disabled":
         yield
         return
     try:
-        mirror = Mirror(folder)
+        process = WandbProcess(folder)
     except OSError as error:
-        say(f"warning: wandb failed, going on without it: {error}")
+        say(f"warning: wandb failed, continuing without it: {error}")
         yield
         return
     try:
         yield
     finally:
-        mirror.close()
+        process.close()
 
 
-class Mirror:
-    """The mirror of a run, seen from the run. Whatever fails there becomes one warning here."""
+class WandbProcess:
+    """The logging process, as seen from the run. Any failure there is one warning here."""
 
     def __init__(self, folder: Path) -> None:
-        """Start it, and wait a moment until it stands: its start would slow the first steps."""
+        """Start it and wait until it is ready, or a moment: starting up would slow the first steps."""
         offset = (folder / "metrics.jsonl").stat().st_size
         self.process = subprocess.Popen(
             [
@@ -62,45 +62,47 @@ class Mirror:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the run
         )
-        self.told: list[str] = []
-        self.loaded, self.ready = threading.Event(), threading.Event()
+        self.messages: list[str] = []
+        self.imported, self.ready = threading.Event(), threading.Event()
         threading.Thread(target=self.listen, daemon=True).start()
-        self.loaded.wait(LOADING)
+        self.imported.wait(IMPORT_TIMEOUT)
         start = time.monotonic()
-        self.ready.wait(PATIENCE)
-        self.patience = PATIENCE - (time.monotonic() - start)  # that is left for the end
+        self.ready.wait(WAIT_TIMEOUT)
+        self.remaining = WAIT_TIMEOUT - (time.monotonic() - start)  # seconds, for the end
 
     def listen(self) -> None:
-        """Take in what the mirror says: that it is loaded, that it is ready, why it failed."""
+        """Receive the messages of the process."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.told.append(line.decode().strip())
-            self.loaded.set()
-            if self.told[-1] != LOADED:
+            self.messages.append(line.decode().strip())
+            self.imported.set()
+            if self.messages[-1] != IMPORTED:
                 self.ready.set()
-        self.loaded.set()  # or it never will be
+        self.imported.set()  # the process has ended: nothing to wait for
         self.ready.set()
 
     def close(self) -> None:
-        """The run has ended: let the mirror end too, and say if it could not."""
+        """End the process with the run, and warn if it failed."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         try:
-            code = self.process.wait(max(0.1, self.patience))
+            code = self.process.wait(max(0.1, self.remaining))
         except subprocess.TimeoutExpired:
-            say("wandb has not finished; it goes on by itself, and the run is complete without it")
+            say(
+                "wandb has not finished: it continues in the background; the run itself is complete"
+            )
             return
         if code:
-            said = [line for line in self.told if line not in (LOADED, READY)]
-            why = said[-1] if said else f"exit code {code}"
-            say(f"warning: wandb failed, the run is complete without it: {why}")
+            reasons = [line for line in self.messages if line not in (IMPORTED, READY)]
+            reason = reasons[-1] if reasons else f"exit code {code}"
+            say(f"warning: wandb failed, the run is complete without it: {reason}")
 
 
-def mirror(folder: Path, offset: int) -> None:
-    """Mirror the records of a run, those after the first `offset` bytes, until standard input ends."""
+def log_records(folder: Path, offset: int) -> None:
+    """Log a run's records after the first `offset` bytes to wandb, until standard input ends."""
     import wandb
 
-    tell(LOADED)
+    send(IMPORTED)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     options, choices = config["wandb"], config["choices"]
     run = wandb.init(
@@ -115,33 +117,33 @@ def mirror(folder: Path, offset: int) -> None:
         resume="allow",
         settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
     )
-    tell(READY)
-    over = threading.Event()
-    threading.Thread(target=listen_for_end, args=[over], daemon=True).start()
+    send(READY)
+    ended = threading.Event()
+    threading.Thread(target=wait_for_end, args=[ended], daemon=True).start()
     with (folder / "metrics.jsonl").open("rb") as file:
         file.seek(offset)
         while True:
-            last = over.wait(LOOK)
+            last = ended.wait(POLL_INTERVAL)
             for record in new_records(file):
                 step, split = record.pop("step"), record.pop("split")
                 run.log({f"{split}/{key}": value for key, value in record.items()}, step=step)
             if last:
                 break
-    threading.Thread(target=leave, daemon=True).start()
+    threading.Thread(target=exit_after_timeout, daemon=True).start()
     summary = folder / "summary.json"
     if summary.exists():
         run.summary.update(json.loads(summary.read_text(encoding="utf-8")))
     run.finish(exit_code=0 if summary.exists() else 1)
 
 
-def listen_for_end(over: threading.Event) -> None:
-    """Set an event when the run has closed our standard input, or is no more."""
+def wait_for_end(ended: threading.Event) -> None:
+    """Set an event when the run closes our standard input, or dies."""
     sys.stdin.read()
-    over.set()
+    ended.set()
 
 
 def new_records(file: BinaryIO) -> Iterator[dict[str, Any]]:
-    """The records that were added to an open metrics.jsonl; a line still being written stays."""
+    """New records of an open metrics.jsonl; a line still being written is left for later."""
     while line := file.readline():
         if not line.endswith(b"\n"):
             file.seek(-len(line), 1)
@@ -149,24 +151,24 @@ def new_records(file: BinaryIO) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-def tell(line: str) -> None:
-    """Say something to the run, if it is still there."""
+def send(line: str) -> None:
+    """Send a message to the run, if it is still alive."""
     with contextlib.suppress(OSError):
         print(line, flush=True)
 
 
-def leave() -> None:
-    """End this process, whatever it is still waiting for."""
-    time.sleep(LEAVE)
+def exit_after_timeout() -> None:
+    """End this process even if an upload hangs."""
+    time.sleep(UPLOAD_TIMEOUT)
     os._exit(1)
 
 
 def main(folder: str, offset: str) -> None:
     try:
-        mirror(Path(folder), int(offset))
-    except Exception as error:  # noqa: BLE001  whatever wandb does, the run hears of it in one line
-        tell(f"{type(error).__name__}: {' '.join(str(error).split())}")
-        os._exit(1)  # without the minutes that wandb may take to give up
+        log_records(Path(folder), int(offset))
+    except Exception as error:  # noqa: BLE001  any failure of wandb is one message
+        send(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        os._exit(1)  # at once: wandb may take minutes to give up
 
 
 if __name__ == "__main__":
