@@ -8,7 +8,7 @@ import matplotlib
 
 from compare.evaluate.load import RunSelector
 from compare.report.analysis import examine
-from compare.report.evaluations import FIGURES, TABLES, markdown
+from compare.report.evaluations import figure, markdown, table
 from compare.report.runs import read
 from compare.report.style import SETTINGS, styles_of
 from compare.report.write import report
@@ -26,16 +26,16 @@ def publish(kind: str, selector: RunSelector, answers: Iterable[tuple[Path, Conf
         (folder / "eval").mkdir(exist_ok=True)
         write_json(folder / "eval" / f"{kind}.json", answer)
     study = examine(read(selector.folders))
-    rows = TABLES[kind](study)
+    rows = table(kind, study)
     print(columns(rows))
     into = Path(os.path.commonpath(selector.folders)) / "eval"
     into.mkdir(exist_ok=True)
     replace(into / f"{kind}.md", markdown(rows))
     with matplotlib.rc_context(SETTINGS):
-        figure = FIGURES[kind](kind, study, styles_of(study))
-    if figure:
-        replace(into / f"{kind}.svg", figure.file)
-    print(f"\nwritten: {into / kind}.md" + (" and .svg" if figure else ""))
+        drawn = figure(kind, study, styles_of(study))
+    if drawn:
+        replace(into / f"{kind}.svg", drawn.file)
+    print(f"\nwritten: {into / kind}.md" + (" and .svg" if drawn else ""))
     for sweep in (f for f in selector.folders if (f / "sweep.json").exists()):
         report(sweep)
         print(f"report:  {sweep / 'report.html'}")

@@ -7,8 +7,9 @@ from typing import Any
 
 from compare.report.analysis import Study
 from compare.report.statistics import mean_interval
-from compare.report.style import INK, Figure, Style, canvas, svg
+from compare.report.style import INK, Figure, Style, canvas, legend, svg
 from compare.report.variants import Variant
+from train.config.compose import choices_of
 from train.config.schema import Config
 
 Rows = list[list[str]]
@@ -281,12 +282,6 @@ HEADINGS = {
 }
 
 
-def tables(found: Study) -> list[tuple[str, Rows]]:
-    """A heading and a table for each kind of answer that these runs have."""
-    made = ((HEADINGS[kind], table(found)) for kind, table in TABLES.items())
-    return [(heading, rows) for heading, rows in made if len(rows) > 1]
-
-
 TABLES: dict[str, Callable[[Study], Rows]] = {
     "length": length_table,
     "decode": decode_table,
@@ -297,3 +292,85 @@ FIGURES: dict[str, Callable[[str, Study, dict[int, Style]], Figure | None]] = {
     "decode": decode_figure,
     "attention": attention_figure,
 }
+
+
+def kinds() -> list[str]:
+    """All kinds of evaluation: those with a table of their own in this module come first."""
+    return list(dict.fromkeys((*TABLES, *choices_of("eval"))))
+
+
+def table(kind: str, study: Study) -> Rows:
+    """The table of a kind of evaluation; a header alone if these runs have no answers of it."""
+    return TABLES[kind](study) if kind in TABLES else generic_table(kind, study)
+
+
+def figure(kind: str, study: Study, styles: dict[int, Style]) -> Figure | None:
+    """The figure of a kind of evaluation; None if it has none, or these runs have no answers of it."""
+    return FIGURES.get(kind, generic_figure)(kind, study, styles)
+
+
+def tables(study: Study) -> list[tuple[str, Rows]]:
+    """A heading and a table for each kind of evaluation that these runs have answers of."""
+    made = ((kind, table(kind, study)) for kind in kinds())
+    return [(heading(kind, study), rows) for kind, rows in made if len(rows) > 1]
+
+
+def heading(kind: str, study: Study) -> str:
+    """The heading of a kind of evaluation that these runs have answers of."""
+    return HEADINGS.get(kind) or generic_answers(kind, *study.variants)[0].get("title", kind)
+
+
+# Other kinds of evaluation: their answers bring rows, a title and perhaps the axes of a figure, as the
+# docstring of compare/evaluate describes.
+
+
+def generic_answers(kind: str, *variants: Variant) -> list[Config]:
+    """The answers of variants that hold rows."""
+    return [answer for v in variants for answer in answers_of(v, kind) if "rows" in answer]
+
+
+def generic_rows(kind: str, v: Variant) -> list[Config]:
+    """The rows of a variant's answers; rows that differ in floats alone are one, with their lists."""
+    rows: dict[str, Config] = {}
+    for row in (row for answer in generic_answers(kind, v) for row in answer["rows"]):
+        key = {name: x for name, x in row.items() if not isinstance(x, float | None)}
+        merged = rows.setdefault(str(key), {name: key.get(name, []) for name in row})
+        for name, x in row.items():
+            if isinstance(x, float):
+                merged[name].append(x)
+    return list(rows.values())
+
+
+def generic_table(kind: str, study: Study) -> Rows:
+    """A line for each variant and row, its floats as means over runs with their interval."""
+    lines = [(v.label, row) for v in study.variants for row in generic_rows(kind, v)]
+    names = list(dict.fromkeys(name for _, row in lines for name in row))
+    cells = ([label, *(generic_cell(row.get(name, "")) for name in names)] for label, row in lines)
+    return [["variant", *names], *cells]
+
+
+def generic_cell(value: Any) -> str:
+    """'0.513 (0.497 to 0.529)' for a list of floats, one a run; other values as they are."""
+    if not isinstance(value, list):
+        return str(value)
+    if not value:
+        return "not defined"
+    mean, low, high = mean_interval(value)
+    return f"{mean:.4g}" + ("" if low is None or high is None else f" ({low:.4g} to {high:.4g})")
+
+
+def generic_figure(kind: str, study: Study, styles: dict[int, Style]) -> Figure | None:
+    """A curve for each variant, means over runs, if the answers name the columns of its axes."""
+    answers = generic_answers(kind, *study.variants)
+    if not answers or "figure" not in answers[0]:
+        return None
+    x, y = answers[0]["figure"]["x"], answers[0]["figure"]["y"]
+    drawing, axes = canvas(1, height=4.2)
+    for v in study.variants:
+        points = {row[x]: statistics.fmean(row[y]) for row in generic_rows(kind, v) if row[y]}
+        style = styles[id(v)]
+        axes.plot(list(points), list(points.values()), label=v.label, color=style.colour,
+                  linestyle=style.line, marker=style.marker, markersize=4)  # fmt: skip
+    axes.set(xlabel=x, ylabel=y)
+    legend(axes, len(study.variants))
+    return Figure(kind, f"{heading(kind, study)}: {y} by {x}.", svg(drawing, kind))

@@ -34,6 +34,8 @@ def figures(found: Study) -> list[Figure]:
     styles = styles_of(found)
     with matplotlib.rc_context(SETTINGS):
         drawn = [figure for name, draw in FIGURES.items() if (figure := draw(name, found, styles))]
+        others = (readouts.figure(k, found, styles) for k in readouts.kinds() if k not in FIGURES)
+        drawn += filter(None, others)
     drawn.sort(key=lambda figure: figure.name != found.figure)
     asked = re.match(r"(question)s? (\d+)", found.title, re.IGNORECASE)
     if drawn and asked and drawn[0].name == found.figure:  # it answers one: it is called by it

@@ -2,11 +2,14 @@
 
 import json
 import math
+import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,16 +22,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cli.entry import run_command
 from cli.evaluate import evaluate
 from cli.sample import sample
+from compare import evaluate as package
 from compare.evaluate import attention, decode
 from compare.evaluate.dataset import open_text
 from compare.evaluate.load import LoadedRun, RunSelector
+from compare.report import evaluations
 from compare.report.statistics import ratio_interval
 from compare.report.write import write
 from data.tokenizer import END_OF_TEXT, encode
 from model.attention.attend import watched
 from model.cache import KVCache
 from model.likelihood import token_nats
-from train.config.compose import compose
+from train.config.compose import CONFIGS, compose
 from train.measure.device import Device
 from train.run import run_training
 
@@ -373,3 +378,42 @@ def test_without_lm_eval_one_line_says_what_to_install(
     assert run_command(evaluate, ["run=none", "eval=harness", "tasks=any"]) == 2
     needed = "error: eval=harness needs lm-eval: pip install -e '.[harness]'\n"
     assert capsys.readouterr() == ("", needed)
+
+
+def test_two_files_are_a_new_evaluation_with_its_table_and_figure(
+    runs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The example of the package's docstring; no other file knows of it."""
+    example = r"top_k\.(?:py|yaml):\n\n((?:(?: {4}.*)?\n)+)"
+    module, yaml = map(textwrap.dedent, re.findall(example, package.__doc__ or ""))
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    (tmp_path / "configs/eval/top_k.yaml").write_text(yaml)
+    (tmp_path / "top_k.py").write_text(module)
+    monkeypatch.setattr("train.config.compose.CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    two = f"{runs}/rope,{runs}/learned"
+    assert evaluate([f"run={two}", "eval=top_k", "ks=[1,300]", "dtype=float32", "threads=1"]) == 0
+    rows = json.loads((runs / "rope/eval/top_k.json").read_text())["rows"]
+    assert rows[0]["accuracy"] < rows[1]["accuracy"] == 1
+    assert capsys.readouterr().out.split()[:3] == ["variant", "k", "accuracy"]
+    assert "| learned | 300 | 1 |" in (runs / "eval/top_k.md").read_text()
+    assert (runs / "eval/top_k.svg").exists()
+    write([runs / "rope", runs / "learned"])
+    report = (runs / "rope/report.md").read_text()
+    assert "### Top-k accuracy\n\n| variant | k | accuracy |" in report
+    assert "Top-k accuracy: accuracy by k." in report
+    assert (runs / "rope/figures/top_k.svg").exists()
+    with pytest.raises(ValueError, match="ks=x is not a list"):
+        evaluate([f"run={two}", "eval=top_k", "ks=x"])
+
+
+def test_a_new_evaluation_shows_means_over_seeds() -> None:
+    rows: list[Answer] = [{"k": 1, "x": 0.5, "y": None}, {"k": 1, "x": 1.5, "y": None}]
+    done = [SimpleNamespace(answer=lambda kind, row=row: {"rows": [row]}) for row in rows]
+    study: Any = SimpleNamespace(variants=[SimpleNamespace(label="rope", done=done)])
+    header, line = evaluations.table("new", study)
+    assert header == ["variant", "k", "x", "y"]
+    assert line == ["rope", "1", "1 (-5.353 to 7.353)", "not defined"]
