@@ -2,7 +2,7 @@
 
 import importlib
 
-from cli.entry import compose_command
+from cli.entry import compose_command, renamed
 from train.config.compose import quoted
 
 USAGE = """\
@@ -16,7 +16,7 @@ Examples
   python eval.py run=outputs/runs/mine                          perplexity on the validation split
   python eval.py run=outputs/runs/mine context=128 stride=32    at least 96 tokens of context for each token
   python eval.py run=outputs/runs/mine data.path="my/*.txt"     on any other text
-  python eval.py run=outputs/runs/mine against=outputs/runs/other
+  python eval.py run=outputs/runs/mine reference=outputs/runs/other
   python eval.py run=outputs/runs/mine context=512 pos=rope_yarn pos.factor=4
   python eval.py run=outputs/sweeps/grid eval=length            beyond the training context
   python eval.py run=outputs/runs/a,outputs/runs/b eval=decode  decoding speed and KV cache size
@@ -27,7 +27,7 @@ Examples
 
 def evaluate(overrides: list[str]) -> int:
     """`python eval.py`: the exit code. Raises ValueError for invalid input."""
-    overrides = [with_commas(text) for text in overrides]
+    overrides = [with_commas(text) for text in renamed(overrides, "eval")]
     composed = compose_command(overrides, "eval", USAGE)
     if composed is None:
         return 0

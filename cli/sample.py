@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 from tokenizers.decoders import DecodeStream
 
-from cli.entry import compose_command
+from cli.entry import compose_command, renamed
 from compare.evaluate.load import LoadedRun, parse_options
 from data.tokenizer import END_OF_TEXT, decode, encode
 from model.generate import Draw, generate
@@ -20,9 +20,9 @@ when all are complete.
 
 Examples
   python sample.py run=outputs/runs/mine
-  python sample.py run=outputs/runs/mine prompt="def main(" tokens=100
+  python sample.py run=outputs/runs/mine prompt="def main(" max_new_tokens=100
   python sample.py run=outputs/runs/mine temperature=0 repetition_penalty=1.2
-  python sample.py run=outputs/runs/mine count=3 temperature=1 top_k=null top_p=0.9 seed=7
+  python sample.py run=outputs/runs/mine num_samples=3 temperature=1 top_k=null top_p=0.9 seed=7
 """
 
 
@@ -31,21 +31,21 @@ class Options:
     """The keys of sample.yaml. Raises ValueError for invalid values."""
 
     prompt: str | None
-    tokens: int
-    count: int
+    max_new_tokens: int
+    num_samples: int
     temperature: float
     top_k: int | None
     top_p: float | None
     repetition_penalty: float
     seed: int
     context: int | None
-    overflow: str
+    context_overflow: str
     cache: bool
 
     def __post_init__(self) -> None:
-        at_least(1, self, "tokens", "count", "context")
+        at_least(1, self, "max_new_tokens", "num_samples", "context")
         at_least(0, self, "seed")
-        choose("overflow", self.overflow, dict.fromkeys(("slide", "refuse")))
+        choose("context_overflow", self.context_overflow, dict.fromkeys(("slide", "refuse")))
 
     @property
     def draw(self) -> Draw:
@@ -54,6 +54,7 @@ class Options:
 
 def sample(overrides: list[str]) -> int:
     """`python sample.py`."""
+    overrides = renamed(overrides, "sample")
     composed = compose_command(overrides, "sample", USAGE)
     if composed is None:
         return 0
@@ -63,27 +64,27 @@ def sample(overrides: list[str]) -> int:
     prompt = encode(run.tokenizer, "\n" if options.prompt is None else options.prompt)
     context = options.context or run.model.shape.max_len
     run.check_context(context)
-    if options.overflow == "refuse" and len(prompt) + options.tokens > context:
+    if options.context_overflow == "refuse" and len(prompt) + options.max_new_tokens > context:
         raise ValueError(
-            f"overflow=refuse: a prompt of {len(prompt)} tokens and tokens={options.tokens} do not "
-            f"fit context={context}"
+            f"context_overflow=refuse: a prompt of {len(prompt)} tokens and max_new_tokens="
+            f"{options.max_new_tokens} do not fit context={context}"
         )
     with run.device.autocast():
         rows = generate(
             run.model,
             prompt,
-            options.tokens,
+            options.max_new_tokens,
             draw=draw,
             seed=options.seed,
-            rows=options.count,
+            rows=options.num_samples,
             context=context,
             cached=options.cache,
             end=run.tokenizer.token_to_id(END_OF_TEXT),
         )
-        if options.count == 1:
+        if options.num_samples == 1:
             stream(run, prompt, (token for (token,) in rows if token is not None))
             return 0
-        columns = list(tracked(rows, "generating", options.tokens))
+        columns = list(tracked(rows, "generating", options.max_new_tokens))
     for number, tokens in enumerate(zip(*columns, strict=True)):
         if number:
             print("-" * 40)

@@ -82,7 +82,7 @@ def test_it_is_resumed_and_goes_on_as_it_would_have(
 def test_it_writes_the_same_text(
     name: str, run: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sample([f"run={run(name)}", "tokens=12", "seed=3", "threads=1"]) == 0
+    assert sample([f"run={run(name)}", "max_new_tokens=12", "seed=3", "threads=1"]) == 0
     assert capsys.readouterr().out == EXPECTED[name]["sample"]
 
 

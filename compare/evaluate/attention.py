@@ -24,10 +24,10 @@ class Options:
     """The keys of eval/attention.yaml. Raises ValueError for invalid values."""
 
     split: str | None
-    rows: int
+    num_windows: int
 
     def __post_init__(self) -> None:
-        at_least(1, self, "rows")
+        at_least(1, self, "num_windows")
         check_split(self.split)
 
 
@@ -42,9 +42,9 @@ def measure(selector: RunSelector, folder: Path, options: Options) -> tuple[Path
     run = selector.load(folder)
     text = open_text(run, options.split, selector.data, selector.data_name)
     length = min(run.model.shape.max_len, len(text.tokens))
-    starts = torch.linspace(0, len(text.tokens) - length, options.rows).long()
+    starts = torch.linspace(0, len(text.tokens) - length, options.num_windows).long()
     windows = text.tokens[starts[:, None] + torch.arange(length)].long()  # (B, T)
-    repeated = random_repeats(run, options.rows)
+    repeated = random_repeats(run, options.num_windows)
     layers = head_readouts(run, windows)
     for layer, on_repeats in zip(layers, head_readouts(run, repeated), strict=True):
         layer["induction"] = on_repeats["induction"]
@@ -52,7 +52,7 @@ def measure(selector: RunSelector, folder: Path, options: Options) -> tuple[Path
     return folder, {
         "step": run.step,
         "split": text.name,
-        "rows": options.rows,
+        "num_windows": options.num_windows,
         "context": length,
         "layers": layers,
         "even": uniform_readouts(length),

@@ -29,10 +29,10 @@ class Options:
     batch_sizes: list[int]
     contexts: list[int]
     tokens: int
-    rounds: int
+    repeats: int
 
     def __post_init__(self) -> None:
-        at_least(2, self, "tokens", "rounds")
+        at_least(2, self, "tokens", "repeats")
         if min(self.batch_sizes, default=0) < 1:
             raise ValueError(f"batch_sizes={self.batch_sizes} must be at least 1")
         if min(self.contexts, default=0) <= self.tokens:
@@ -88,8 +88,8 @@ def time_runs(
         caches = {run.folder: KVCache(run.model.shape.n_layers, context) for run in runs}
         cached = {run.folder: forward(run, texts[run.folder], cached=True) for run in runs}
         uncached = {run.folder: forward(run, texts[run.folder], cached=False) for run in runs}
-        first_s = interleave(cached, device, options.rounds, warm_up=1)
-        uncached_s = interleave(uncached, device, options.rounds, warm_up=1)
+        first_s = interleave(cached, device, options.repeats, warm_up=1)
+        uncached_s = interleave(uncached, device, options.repeats, warm_up=1)
         prefilled = context - options.tokens
         for run in runs:
             run.model(texts[run.folder][:, :prefilled], caches[run.folder], last=True)

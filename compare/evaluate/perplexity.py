@@ -27,7 +27,7 @@ class Options:
     context: int | None
     stride: int | None
     batch_size: int | None
-    against: str | None
+    reference: str | None
     bigram: bool
 
     def __post_init__(self) -> None:
@@ -76,10 +76,10 @@ def evaluate(selector: RunSelector, options: Options) -> int:
         training = open_text(run, "train", None, None).tokens
         nats = bigram_nats(training, text.tokens, run.model.shape.vocab_size)
         answer["bigram_perplexity"] = perplexity(nats / len(scored.nats))
-    if options.against is not None:
-        other = replace(selector, pos=None).load(Path(options.against))
+    if options.reference is not None:
+        other = replace(selector, pos=None).load(Path(options.reference))
         reference = score_text(other, text.in_tokens_of(other), options)
-        answer["against"] = describe(reference) | comparison(scored, reference)
+        answer["reference"] = describe(reference) | comparison(scored, reference)
     return run.write_answer(file_name(scored, selector), answer, to_text(answer))
 
 
@@ -188,8 +188,8 @@ def to_text(answer: dict[str, Any]) -> str:
         rows["bigram model"] = f"{answer['bigram_perplexity']:.3f}"
     lines = [f"  {name:<14} {value}" for name, value in rows.items()]
     lines.append(f"  95 % intervals from {answer['resampled']}, resampled")
-    if other := answer.get("against"):
-        lines += ["", f"against {other['run']} (step {other['step']})", *comparison_lines(other)]
+    if other := answer.get("reference"):
+        lines += ["", f"reference {other['run']} (step {other['step']})", *comparison_lines(other)]
     return "\n".join(lines)
 
 

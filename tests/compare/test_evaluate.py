@@ -130,11 +130,11 @@ def test_an_interval_of_a_ratio_covers_as_often_as_it_says() -> None:
 def test_a_run_against_itself_does_not_differ(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = answer(capsys, f"run={runs}/rope", f"against={runs}/rope", "stride=4")
+    found = answer(capsys, f"run={runs}/rope", f"reference={runs}/rope", "stride=4")
     low, high = found["perplexity_interval"]
     assert low < found["perplexity"] < high
     assert found["stride"] == 4
-    other = found["against"]
+    other = found["reference"]
     assert other["perplexity_ratio"] == 1
     assert other["perplexity_ratio_interval"] == [1, 1]
     assert other["bits_per_byte_difference_interval"] == [0, 0]
@@ -143,8 +143,8 @@ def test_a_run_against_itself_does_not_differ(
 def test_a_pair_differs_by_less_noise_than_each_has(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = answer(capsys, f"run={runs}/rope", f"against={runs}/learned")
-    other = found["against"]
+    found = answer(capsys, f"run={runs}/rope", f"reference={runs}/learned")
+    other = found["reference"]
     assert other["loss_difference"] == pytest.approx(found["loss"] - other["loss"])
     low, high = other["loss_difference_interval"]
     assert low <= other["loss_difference"] <= high
@@ -155,11 +155,11 @@ def test_a_pair_differs_by_less_noise_than_each_has(
 def test_perplexity_is_not_compared_across_tokenizers_but_bits_are(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate([f"run={runs}/rope", f"against={runs}/bytes", "threads=1"]) == 0
+    assert evaluate([f"run={runs}/rope", f"reference={runs}/bytes", "threads=1"]) == 0
     said = capsys.readouterr().out
     assert "not compared: the tokenizers differ" in said
     found = json.loads(Path(said.split("written: ")[1].strip()).read_text())
-    other = found["against"]
+    other = found["reference"]
     assert other["perplexity_ratio"] is other["loss_difference"] is None
     assert other["bits_per_byte_difference"] == pytest.approx(
         found["bits_per_byte"] - other["bits_per_byte"]
@@ -209,9 +209,9 @@ def test_decoding_is_timed_and_its_cache_counted_and_the_report_shows_it(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     both = f"run={runs}/rope,{runs}/learned"
-    sizes = ["batch_sizes=[1,3]", "contexts=[8,16,32]", "tokens=4", "rounds=2"]
+    sizes = ["batch_sizes=[1,3]", "contexts=[8,16,32]", "tokens=4", "repeats=2"]
     assert evaluate([both, "eval=decode", *sizes, "dtype=float32", "threads=1"]) == 0
-    assert evaluate([both, "eval=attention", "rows=2", "dtype=float32", "threads=1"]) == 0
+    assert evaluate([both, "eval=attention", "num_windows=2", "dtype=float32", "threads=1"]) == 0
     rows = json.loads((runs / "rope/eval/decode.json").read_text())["rows"]
     assert len(rows) == 6
     assert len(json.loads((runs / "learned/eval/decode.json").read_text())["rows"]) == 4
@@ -284,10 +284,10 @@ def test_watching_attention_changes_nothing_and_sees_weights(runs: Path) -> None
 def test_a_sample_streams_what_it_prints_whole(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = [f"run={runs}/bytes", "prompt=é", "tokens=40", "temperature=3", "threads=1"]
+    asked = [f"run={runs}/bytes", "prompt=é", "max_new_tokens=40", "temperature=3", "threads=1"]
     assert sample(asked) == 0
     alone = capsys.readouterr().out
-    assert sample([*asked, "count=2", "cache=false"]) == 0
+    assert sample([*asked, "num_samples=2", "cache=false"]) == 0
     assert capsys.readouterr().out.split("-" * 40)[0] == alone
     assert alone.startswith("é")
     assert sample([*asked, "temperature=0", "repetition_penalty=5"]) == 0
@@ -297,10 +297,10 @@ def test_a_sample_streams_what_it_prints_whole(
 def test_a_prompt_that_does_not_fit_slides_or_is_refused(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    long = [f"run={runs}/learned", f"prompt={'def f(x): ' * 12}", "tokens=5", "threads=1"]
+    long = [f"run={runs}/learned", f"prompt={'def f(x): ' * 12}", "max_new_tokens=5", "threads=1"]
     assert sample(long) == 0
-    with pytest.raises(ValueError, match="overflow=refuse: a prompt of"):
-        sample([*long, "overflow=refuse"])
+    with pytest.raises(ValueError, match="context_overflow=refuse: a prompt of"):
+        sample([*long, "context_overflow=refuse"])
     with pytest.raises(ValueError, match="context=99 exceeds the limit of pos=learned: 16"):
         sample([*long, "context=99"])
 
@@ -315,7 +315,7 @@ def test_decoding_ends_with_the_end_of_a_text(
         run.model.head.weight[end] = 1
     monkeypatch.setattr(RunSelector, "load", lambda *_: run)
     monkeypatch.setattr("model.transformer.Transformer.forward", always(end))
-    assert sample([f"run={runs}/rope", "prompt=x", "tokens=50", "temperature=0"]) == 0
+    assert sample([f"run={runs}/rope", "prompt=x", "max_new_tokens=50", "temperature=0"]) == 0
     assert capsys.readouterr().out == f"x{END_OF_TEXT}\n"
 
 
@@ -346,7 +346,7 @@ def always(token: int) -> Callable[..., Tensor]:
         (["run={runs}/rope", "eval=length", "scalings=[rope_x]"], "scalings=rope_x"),
         (["run={runs}/rope", "eval=decode", "contexts=[8]"], r"contexts=\[8\] must be above"),
         (["run={runs}/rope", "eval=decode", "batch_sizes=[0]"], "batch_sizes="),
-        (["run={runs}/rope", "against={runs}/cache"], "is not a run"),
+        (["run={runs}/rope", "reference={runs}/cache"], "is not a run"),
         (["run={runs}/rope", "data.path={runs}/nothing.txt"], "no such file"),
     ],
 )
@@ -366,7 +366,7 @@ def test_a_run_whose_files_do_not_belong_together_is_refused(runs: Path, tmp_pat
         weights.write_bytes(b"\x80\x04K\x01.")  # a pickle of 1
     with pytest.raises(ValueError, match="is damaged"):
         evaluate([f"run={run}"])
-    assert decode.Options(batch_sizes=[1], contexts=[9], tokens=4, rounds=2)
+    assert decode.Options(batch_sizes=[1], contexts=[9], tokens=4, repeats=2)
 
 
 def test_without_lm_eval_one_line_says_what_to_install(
@@ -417,3 +417,18 @@ def test_a_new_evaluation_shows_means_over_seeds() -> None:
     header, line = evaluations.table("new", study)
     assert header == ["variant", "k", "x", "y"]
     assert line == ["rope", "1", "1 (-5.353 to 7.353)", "not defined"]
+
+
+def test_old_keys_are_understood_with_a_line_of_notice(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [f"run={runs}/rope", "threads=1"]
+    assert evaluate([*asked, f"against={runs}/rope"]) == 0
+    found = capsys.readouterr()
+    assert found.err == "note: against=... is now reference=...\n"
+    assert "reference" in json.loads(Path(found.out.split("written: ")[1].strip()).read_text())
+    assert evaluate([*asked, "eval=attention", "rows=1"]) == 0
+    assert sample([*asked, "tokens=2", "count=2", "overflow=slide"]) == 0
+    keys = ["rows", "num_windows", "tokens", "max_new_tokens", "count", "num_samples"]
+    said = re.findall(r"(\w+)=\.\.\.", capsys.readouterr().err)
+    assert said == [*keys, "overflow", "context_overflow"]

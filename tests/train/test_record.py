@@ -189,12 +189,12 @@ def test_another_scheme_at_evaluation_keeps_what_the_run_had(
 
 
 def test_a_run_writes_from_a_prompt(finished: Path) -> None:
-    wanted = [f"run={finished}", "prompt=import", "tokens=20", "threads=1"]
+    wanted = [f"run={finished}", "prompt=import", "max_new_tokens=20", "threads=1"]
     once, again = command("sample.py", *wanted), ask("sample.py", *wanted)
     assert once.returncode == 0, once.stderr
     assert once.stdout.startswith("import")
     assert once.stdout == again.stdout
-    two = ask("sample.py", *wanted, "seed=1", "count=2")
+    two = ask("sample.py", *wanted, "seed=1", "num_samples=2")
     assert two.stdout.count("import") >= 2
 
 
