@@ -49,6 +49,8 @@ def attend(
     if masked:
         mask = causal_mask(q_pos, k_pos, q.dtype)
         mask = mask if added is None else mask + added.to(q.dtype)
+        # One dimension less than q, and torch leaves its fused kernels for the slow one.
+        mask = mask[None] if mask.dim() == 3 else mask
     shared = kernel == "flash"  # other fused kernels take no grouped heads
     if not shared and k.size(1) != q.size(1):
         group = q.size(1) // k.size(1)

@@ -111,12 +111,17 @@ def test_the_kernel_does_not_depend_on_the_variant(
     assert kernels == {choose_kernel(device, dtype, length, biased=False, p=0.0)}
 
 
-def test_the_fused_kernel_is_the_one_that_is_named() -> None:
-    long = random(1, 2, 600, 8)
-    pos = torch.arange(600)
-    assert choose_kernel("cpu", torch.float32, 600, biased=False, p=0.0) == "flash"
+@pytest.mark.parametrize("pos", ["none", "alibi", "t5"])
+@pytest.mark.parametrize("queries", [600, 8])
+@torch.no_grad()
+def test_the_fused_kernel_is_the_one_that_is_named(pos: str, queries: int) -> None:
+    """Biases too, one for each head, are masks that it takes."""
+    q, k, k_pos = random(1, 4, queries, 8), random(1, 4, 600, 8), torch.arange(600)
+    bias = build("mha", pos).position.bias
+    biased = bias(k_pos, k_pos) is not None
+    assert choose_kernel("cpu", q.dtype, 600, biased=biased, p=0.0, trained=False) == "flash"
     with torch.profiler.profile() as recorded:
-        attend(long, long, long, pos, pos, no_bias)
+        attend(q, k, k, k_pos[-queries:], k_pos, bias)
     names = {event.key for event in recorded.key_averages()}
     assert "aten::_scaled_dot_product_flash_attention_for_cpu" in names
 
