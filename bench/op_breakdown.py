@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, and how near its products are to the device's limit."""
+"""Time of a training step by kind of operation, and how near its products are to the device's limit."""
 
 import statistics
 import sys
@@ -21,18 +21,18 @@ from train.record.terminal import columns
 from train.step import TrainStep
 
 USAGE = """\
-Where the time of a training step goes: medians of 7 steps on random tokens, each operation timed by
-itself, and the share of one large product's FLOPs a second that a part's products reach. Between
-operations lies the rest of a step that nobody watched: on a busy machine it may come out negative.
+The time of a training step by kind of operation: medians of 7 steps on random tokens, with every
+operation timed, and the FLOP/s of matrix products as a share of those of one large product.
+"between operations" is the rest of an unprofiled step; on a busy machine it can be negative.
 
   python -m bench.op_breakdown [KEY=VALUE ...]
 
-KEY=VALUE are keys of train.py, as in model=shakespeare attn=gqa batch_size=64.
+KEY=VALUE are keys of train.py, for example model=shakespeare attn=gqa batch_size=64.
 """
 OPTIMIZER, OTHER, BETWEEN = "optimizer, clipping", "other operations", "between operations"
 
-#: What torch's operations do in a step, by how their names begin; the first that fits counts.
-PARTS = {
+#: Kinds of torch's operations, by the beginnings of their names; the first match counts.
+KINDS = {
     "products with weights": ("mm", "addmm"),
     "attention's products": ("bmm", "baddbmm", "_scaled_dot_product"),
     "softmax": ("_softmax", "_log_softmax"),
@@ -41,7 +41,7 @@ PARTS = {
     "copies and casts": ("_to_copy", "clone", "copy", "cat", "repeat"),
     "sums and factors": ("add", "sub", "mul", "div", "neg", "sum"),
     "random numbers": ("random", "bernoulli", "native_dropout"),
-    OPTIMIZER: ("_foreach",),  # and all that the optimizer's step does
+    OPTIMIZER: ("_foreach",),  # and all operations of the optimizer's step
 }
 
 
@@ -49,19 +49,19 @@ PARTS = {
 class Operation:
     """One call of one of torch's operations."""
 
-    part: str
+    kind: str
     seconds: float
     flops: int
 
 
-class Stopwatch(TorchDispatchMode):
-    """Within it, every operation is waited for and noted."""
+class OperationTimer(TorchDispatchMode):
+    """Context that synchronises after every operation and records it."""
 
     def __init__(self, device: Device) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.device = device
-        self.noted: list[Operation] = []
-        self.stepping = False  # whether the optimizer is at work
+        self.operations: list[Operation] = []
+        self.stepping = False  # the optimizer is running
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -72,14 +72,14 @@ class Stopwatch(TorchDispatchMode):
         self.device.synchronize()
         seconds = perf_counter() - start
         operation = func.overloadpacket
-        part = OPTIMIZER if self.stepping else part_of(operation.__name__)
+        kind = OPTIMIZER if self.stepping else kind_of(operation.__name__)
         count = flop_registry.get(operation, lambda *_, **__: 0)
-        self.noted.append(Operation(part, seconds, count(*args, **kwargs, out_val=out)))
+        self.operations.append(Operation(kind, seconds, count(*args, **kwargs, out_val=out)))
         return out
 
 
-def part_of(operation: str) -> str:
-    return next((part for part, names in PARTS.items() if operation.startswith(names)), OTHER)
+def kind_of(operation: str) -> str:
+    return next((kind for kind, names in KINDS.items() if operation.startswith(names)), OTHER)
 
 
 def main(arguments: list[str]) -> int:
@@ -89,7 +89,7 @@ def main(arguments: list[str]) -> int:
         return 0
     config = compose(arguments)
     if config["compile"] is True:
-        raise ValueError("compile=true leaves no operations to tell apart; compile=false does")
+        raise ValueError("compile=true fuses operations; set compile=false")
     devices.set_up_process(config["threads"], config["tf32"])
     step = random_token_step(config | {"compile": False}, VOCAB)
     whole, steps = measure(step)
@@ -97,57 +97,57 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-class WatchedOptimizer(Optimizer):
-    """An optimizer that tells a stopwatch when it is stepping."""
+class TimedOptimizer(Optimizer):
+    """An optimizer that tells a timer when it is running."""
 
-    def __init__(self, step: TrainStep, watch: Stopwatch) -> None:
+    def __init__(self, step: TrainStep, timer: OperationTimer) -> None:
         super().__init__(step.model, step.optimizer.optimizers)
-        self.watch = watch
+        self.timer = timer
 
     def step(self, lr: float) -> None:
-        self.watch.stepping = True
+        self.timer.stepping = True
         super().step(lr)
-        self.watch.stepping = False
+        self.timer.stepping = False
 
 
 def measure(step: TrainStep) -> tuple[float, list[list[Operation]]]:
-    """Seconds of an unwatched step, and the operations of watched ones, taken in turns."""
-    watch, steps = Stopwatch(step.device), list[list[Operation]]()
-    watched_step = successive(replace(step, optimizer=WatchedOptimizer(step, watch)))
+    """Seconds of an unprofiled step, and the operations of profiled ones, interleaved."""
+    timer, steps = OperationTimer(step.device), list[list[Operation]]()
+    inner = successive(replace(step, optimizer=TimedOptimizer(step, timer)))
 
-    def watched() -> None:
-        watch.noted = []
-        with watch:
-            watched_step()
-        steps.append(watch.noted)
+    def profiled() -> None:
+        timer.operations = []
+        with timer:
+            inner()
+        steps.append(timer.operations)
 
-    times = interleave({"alone": successive(step), "watched": watched}, step.device, ROUNDS)
-    return statistics.median(times["alone"]), steps[-ROUNDS:]
+    times = interleave({"plain": successive(step), "profiled": profiled}, step.device, ROUNDS)
+    return statistics.median(times["plain"]), steps[-ROUNDS:]
 
 
 def table(whole: float, steps: list[list[Operation]], ceiling: float) -> list[list[str]]:
-    """A row for each part, the longest first; what is left of the whole step lies between them."""
+    """A row for each kind of operation, the longest first, then the rest of the whole step."""
     seconds = {
-        part: statistics.median(sum(o.seconds for o in step if o.part == part) for step in steps)
-        for part in {o.part for o in steps[-1]}
+        kind: statistics.median(sum(o.seconds for o in step if o.kind == kind) for step in steps)
+        for kind in {o.kind for o in steps[-1]}
     }
-    lines = [["part", "calls", "ms", "of the step", "GFLOP", "of matmul's ceiling"]]
+    lines = [["operations", "calls", "ms", "of the step", "GFLOP", "of matmul's ceiling"]]
 
-    def line(name: str, took: float, operations: list[Operation]) -> None:
+    def line(name: str, spent: float, operations: list[Operation]) -> None:
         flops = sum(o.flops for o in operations)
         lines.append(
             [
                 name,
                 f"{len(operations):,}" if operations else "-",
-                f"{1e3 * took:,.1f}",
-                f"{took / whole:.0%}",
+                f"{1e3 * spent:,.1f}",
+                f"{spent / whole:.0%}",
                 f"{flops / 1e9:,.1f}" if flops else "-",
-                f"{flops / took / ceiling:.0%}" if flops else "-",
+                f"{flops / spent / ceiling:.0%}" if flops else "-",
             ]
         )
 
-    for part in sorted(seconds, key=seconds.__getitem__, reverse=True):
-        line(part, seconds[part], [o for o in steps[-1] if o.part == part])
+    for kind in sorted(seconds, key=seconds.__getitem__, reverse=True):
+        line(kind, seconds[kind], [o for o in steps[-1] if o.kind == kind])
     line(BETWEEN, whole - sum(seconds.values()), [])
     line("step", whole, steps[-1])
     return lines

@@ -1,4 +1,4 @@
-"""Models of other packages at the shape of one of ours: what compare.speed compares with."""
+"""Models of other packages at the shape of one of ours, for bench.step_time."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -10,7 +10,7 @@ from model.shape import Shape
 
 
 class Peer(nn.Module):
-    """A model of another package, asked for logits alone: (B, T) -> (B, T, V)."""
+    """A model of another package that returns logits: (B, T) -> (B, T, V)."""
 
     def __init__(self, model: nn.Module, logits: Callable[[Any], Tensor]) -> None:
         super().__init__()
@@ -20,12 +20,12 @@ class Peer(nn.Module):
         return self.logits(self.model(tokens))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile what is theirs: this class is one for all, and torch counts its programs."""
+        """Compile the inner model: torch limits the programs of one class, and all peers share this one."""
         self.model.compile(*args, **kwargs)
 
 
 def common(shape: Shape) -> dict[str, Any]:
-    """What every config of transformers takes by one name."""
+    """Options that all configs of transformers share."""
     return {
         "vocab_size": shape.vocab_size,
         "tie_word_embeddings": shape.tie_embeddings,
@@ -36,7 +36,7 @@ def common(shape: Shape) -> dict[str, Any]:
 
 
 def gpt2(shape: Shape) -> Peer:
-    """transformers' GPT-2, with the exact GELU; its layers have biases whether asked or not."""
+    """transformers' GPT-2 with the exact GELU; its layers always have biases."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
@@ -50,11 +50,11 @@ def gpt2(shape: Shape) -> Peer:
         embd_pdrop=shape.dropout,
         attn_pdrop=shape.dropout,
     )
-    return Peer(GPT2LMHeadModel(config), lambda found: found.logits)
+    return Peer(GPT2LMHeadModel(config), lambda output: output.logits)
 
 
 def llama(shape: Shape) -> Peer:
-    """transformers' Llama, with as many weights in its feed-forward; it has RoPE and RMSNorm."""
+    """transformers' Llama (RoPE, RMSNorm, SwiGLU) with as many feed-forward weights as ours."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -65,11 +65,11 @@ def llama(shape: Shape) -> Peer:
         num_attention_heads=shape.n_heads,
         max_position_embeddings=shape.max_len,
     )
-    return Peer(LlamaForCausalLM(config), lambda found: found.logits)
+    return Peer(LlamaForCausalLM(config), lambda output: output.logits)
 
 
 def litgpt(shape: Shape) -> Peer:
-    """litgpt's GPT as GPT-NeoX: LayerNorm and GELU; no positions at all, which saves it a little."""
+    """litgpt's GPT as GPT-NeoX (LayerNorm, GELU), without positions, which saves it a little time."""
     from litgpt.config import Config
     from litgpt.model import GPT
 
@@ -84,7 +84,7 @@ def litgpt(shape: Shape) -> Peer:
         parallel_residual=False,
         bias=shape.bias,
     )
-    return Peer(GPT(config), lambda found: found)
+    return Peer(GPT(config), lambda output: output)
 
 
 def x_transformers(shape: Shape) -> Peer:
@@ -108,7 +108,7 @@ def x_transformers(shape: Shape) -> Peer:
         emb_dropout=shape.dropout,
         tie_embedding=shape.tie_embeddings,
     )
-    return Peer(model, lambda found: found)
+    return Peer(model, lambda output: output)
 
 
 PEERS: dict[str, Callable[[Shape], Peer]] = {
@@ -117,14 +117,13 @@ PEERS: dict[str, Callable[[Shape], Peer]] = {
     "litgpt": litgpt,
     "x-transformers": x_transformers,
 }
-WITH_DROPOUT = ("transformers GPT-2", "x-transformers")  # where GPT-2 has it
+WITH_DROPOUT = ("transformers GPT-2", "x-transformers")  # in the same places as GPT-2
 
 
 def installed(dropout: float) -> dict[str, Callable[[Shape], Peer]]:
-    """The peers that this Python has, by name; with dropout those that have it in the same places."""
-    here = {
+    """The installed peers by name; with dropout, only those that have it in the same places."""
+    return {
         name: build
         for name, build in PEERS.items()
-        if find_spec(name.split()[0].replace("-", "_")) is not None
+        if find_spec(name.split()[0].replace("-", "_")) and (not dropout or name in WITH_DROPOUT)
     }
-    return {n: build for n, build in here.items() if not dropout or n in WITH_DROPOUT}

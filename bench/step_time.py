@@ -1,4 +1,4 @@
-"""How fast a training step is, beside other packages' models of the same shape."""
+"""Time of a training step, next to other packages' models of the same shape."""
 
 import contextlib
 import itertools
@@ -12,7 +12,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from bench.peers import installed
 from cli.entry import run_command
 from compare.cost.step_estimate import random_token_step
+from compare.report.evaluations import markdown
 from data.atomic import replace, write_json
 from train.config.compose import compose, parse, quoted
 from train.config.schema import arguments as checked
@@ -36,7 +37,7 @@ from train.sweep.processes import end_with
 
 USAGE = """\
 Time the training step of our models and, where they are installed (pip install -e ".[peers]"), of
-other packages' at the same shape and batch: in alternation, as medians and ratios.
+other packages' models at the same shape and batch size: interleaved, as medians and ratios.
 
   python -m bench.step_time [work=NAME,...] [rounds=7] [peers=false] [variants=false] [KEY=VALUE ...]
 
@@ -45,11 +46,15 @@ other packages' at the same shape and batch: in alternation, as medians and rati
   work=shakespeare16  the same, batch 16
   work=gpt2           12 layers, 12 heads, dim 768, context 1024, batch 1 on a CPU
 
-The first three unless asked. All with LayerNorm, GELU, learned positions, a tied head and no dropout;
-KEY=VALUE are keys of train.py that change it for ours, and model.* for the peers, too. Our variants
-each change one thing. Peers run as their users run them, in a process with nothing of ours; each is
-tried in float32 and in bfloat16 under autocast, as it is and compiled, and its best mode takes part.
+The default is the first three. All have LayerNorm, GELU, learned positions, a tied head and no dropout;
+KEY=VALUE are keys of train.py that change this for our models, and model.* for the peers, too. Each of
+our variants changes one thing. Peers run in a process without any of our settings; each is tried in
+float32 and in bfloat16 under autocast, eager and compiled, and timed in its fastest mode.
 Writes speed.json and speed.md into outputs/bench.
+"""
+NOTE = """\
+Under bfloat16 autocast our residual stream is bfloat16; transformers, litgpt and x-transformers keep
+theirs in float32. Part of our speed in bfloat16 is therefore bought with precision.
 """
 SAME = ["attn=mha", "pos=learned", "model.dropout=0", "model.feedforward=gelu", "model.bias=false"]
 WORKS = {
@@ -63,15 +68,20 @@ VARIANTS = (
     "|compile=true"
 ).split("|")
 VOCAB = 65
-TRIALS = 3  # steps of each peer's mode, to find its fastest
+TRIALS = 3  # steps of each mode of a peer, to find its fastest
 REFERENCES = ("transformers GPT-2, float32", "transformers GPT-2, float32, compiled")
-INTO = Path("outputs/bench")
-T = TypeVar("T")
+OUTPUT = Path("outputs/bench")
+DEFAULTS = {
+    "work": "coursework,shakespeare16,shakespeare",
+    "rounds": ROUNDS,
+    "peers": True,
+    "variants": True,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command takes beside keys of train.py. Raises ValueError for what cannot be asked."""
+    """Options of the command. Raises ValueError for values that do not exist."""
 
     work: str
     rounds: int
@@ -88,26 +98,18 @@ class Options:
         return self.work.split(",")
 
 
-DEFAULTS = {
-    "work": "coursework,shakespeare16,shakespeare",
-    "rounds": ROUNDS,
-    "peers": True,
-    "variants": True,
-}
-
-
 @dataclass(frozen=True)
-class Contender:
-    """A training step, and what holds memory between steps."""
+class Benchmark:
+    """A training step, with the model and the optimizer that hold memory between steps."""
 
     step: Callable[[], object]
     model: nn.Module
     optimizer: Optimizer
 
     def peak_bytes(self) -> int:
-        """The most bytes of tensors at once: parameters, optimizer, and what a step adds."""
-        held = sum(p.nbytes for p in self.model.parameters()) + self.optimizer.nbytes
-        return held + allocation_peak(self.step)
+        """Peak tensor bytes: parameters, optimizer state and what a step allocates."""
+        alive = sum(p.nbytes for p in self.model.parameters()) + self.optimizer.nbytes
+        return alive + allocation_peak(self.step)
 
 
 def main(arguments: list[str]) -> int:
@@ -117,99 +119,89 @@ def main(arguments: list[str]) -> int:
         return 0
     own = [a for a in arguments if a.partition("=")[0] in DEFAULTS]
     overrides = [a for a in arguments if a not in own]
-    asked = {o.key_or_group: o.value() for o in parse(list(map(as_text, own)))}
-    options = Options(**checked("", DEFAULTS | asked, Options)[0])
+    given = {o.key_or_group: o.value() for o in parse(list(map(quote_works, own)))}
+    options = Options(**checked("", DEFAULTS | given, Options)[0])
     devices.set_up_process(None, compose([*SAME, *overrides])["tf32"])
-    found = {work: measure([*SAME, *WORKS[work], *overrides], options) for work in options.works}
-    INTO.mkdir(parents=True, exist_ok=True)
+    rows = {work: measure([*SAME, *WORKS[work], *overrides], options) for work in options.works}
+    OUTPUT.mkdir(parents=True, exist_ok=True)
     device = devices.select_device("auto", "auto")
-    about = dict(describe(device), date=time.strftime("%Y-%m-%d"), rounds=options.rounds)
-    write_json(INTO / "speed.json", {"about": about, "overrides": overrides, "works": found})
-    tables = {work: table(rows) for work, rows in found.items()}
-    replace(INTO / "speed.md", "".join(f"### {w}\n\n{markdown(t)}\n" for w, t in tables.items()))
-    for work, rows in tables.items():
-        print(f"\n{work}\n{columns(rows)}")
-    print(f"\nwritten: {INTO}/speed.json and .md")
+    about = dict(describe(device), date=time.strftime("%Y-%m-%d"), rounds=options.rounds, note=NOTE)
+    write_json(OUTPUT / "speed.json", {"about": about, "overrides": overrides, "works": rows})
+    tables = {work: table(rows[work]) for work in rows}
+    text = "".join(f"\n### {work}\n\n{markdown(table)}" for work, table in tables.items())
+    replace(OUTPUT / "speed.md", NOTE + text)
+    print(f"\n{NOTE}", *(f"{work}\n{columns(t)}\n" for work, t in tables.items()), sep="\n")
+    print(f"written: {OUTPUT}/speed.json and .md")
     return 0
 
 
-def as_text(override: str) -> str:
-    """work=A,B as one text: a list, not a sweep."""
+def quote_works(override: str) -> str:
+    """work=A,B as one string, not as a sweep."""
     key, _, value = override.partition("=")
     return f"{key}={quoted(value)}" if key == "work" else override
 
 
 def measure(overrides: list[str], options: Options) -> list[dict[str, Any]]:
-    """A row for each contender at one shape, ours first."""
-    kinds = ["float32"]
+    """A row for each benchmark at one shape, ours first."""
+    dtypes = ["float32"]
     if devices.select_device("auto", "auto").dtype == torch.bfloat16:
-        kinds.insert(0, "bfloat16")
-    mine = {
-        f"ours, {kind}": random_token_step(compose([*overrides, f"dtype={kind}"]), VOCAB)
-        for kind in kinds
+        dtypes.insert(0, "bfloat16")
+    ours = {
+        f"ours, {dtype}": random_token_step(compose([*overrides, f"dtype={dtype}"]), VOCAB)
+        for dtype in dtypes
     }
-    baseline = mine[f"ours, {kinds[0]}"]
+    baseline = ours[f"ours, {dtypes[0]}"]
+    length, tokens = baseline.model.shape.max_len, baseline.batches(0)[0].numel()
     if options.variants:
-        mine |= variants_of(overrides, baseline.model.shape.max_len, kinds[0])
-    contenders = {name: ours(step) for name, step in mine.items()}
-    steps = {name: contender.step for name, contender in contenders.items()}
-    peaks = {name: contender.peak_bytes for name, contender in contenders.items()}
+        ours |= variant_steps(overrides, length, dtypes[0])
+    benchmarks = {n: Benchmark(successive(s), s.model, s.optimizer) for n, s in ours.items()}
+    steps = {name: benchmark.step for name, benchmark in benchmarks.items()}
+    peaks = {name: benchmark.peak_bytes for name, benchmark in benchmarks.items()}
     with contextlib.ExitStack() as stack:
         if options.peers:
-            peers = Peers(stack.enter_context(elsewhere()), overrides)
-            for mode in peers.best(kinds):
-                steps[mode] = partial(peers.ask, step_peer, mode)
-                peaks[mode] = partial(peers.ask, peak_of_peer, mode)
+            pool = stack.enter_context(peer_process(overrides))
+            for mode in fastest_modes(pool, dtypes):
+                steps[mode] = partial(ask_peers, pool, "step", mode)
+                peaks[mode] = partial(ask_peers, pool, "peak_bytes", mode)
         times = interleave(steps, baseline.device, options.rounds, warm_caches=True)
-        held = {name: peak() for name, peak in peaks.items()}
-    length, tokens = baseline.model.shape.max_len, baseline.batches(0)[0].numel()
-    flops = {name: step.model.flops_per_token(length) * tokens for name, step in mine.items()}
-    ceilings = {
-        kind: matmul_flops_per_second(Device(baseline.device.name, DTYPES[kind])) for kind in kinds
-    }
+        peak_bytes = {name: peak() for name, peak in peaks.items()}
+    flops = {name: step.model.flops_per_token(length) * tokens for name, step in ours.items()}
+    devices_of = {dtype: Device(baseline.device.name, DTYPES[dtype]) for dtype in dtypes}
+    ceilings = {dtype: matmul_flops_per_second(devices_of[dtype]) for dtype in dtypes}
     rows = []
     for name, seconds in times.items():
-        counted = flops.get(name, flops[f"ours, {kinds[0]}"])  # a peer's is that of ours
-        low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
-        kind = name.split(", ")[1]
+        low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
+        dtype = name.split(", ")[1]
+        step_flops = flops.get(name, flops[f"ours, {dtypes[0]}"])  # a peer's are those of ours
         rows.append(
             {
-                "contender": name,
-                "dtype": kind,
-                "step_ms": 1e3 * middle,
+                "name": name,
+                "dtype": dtype,
+                "step_ms": 1e3 * median,
                 "step_ms_iqr": 1e3 * (high - low),
-                "tokens_per_second": tokens / middle,
-                "peak_bytes": held[name],
-                "share_of_ceiling": counted / middle / ceilings[kind],
-                "ceiling_flops": ceilings[kind],
-                "times_ours": {k: paired(seconds, times[f"ours, {k}"]) for k in kinds},
+                "tokens_per_second": tokens / median,
+                "peak_bytes": peak_bytes[name],
+                "share_of_ceiling": step_flops / median / ceilings[dtype],
+                "ceiling_flops": ceilings[dtype],
+                "times_ours": {d: ratio_quartiles(seconds, times[f"ours, {d}"]) for d in dtypes},
             }
         )
     return rows
 
 
-def variants_of(overrides: list[str], length: int, kind: str) -> dict[str, TrainStep]:
-    """Ours with one thing changed."""
-    found = {}
+def variant_steps(overrides: list[str], length: int, dtype: str) -> dict[str, TrainStep]:
+    """The training steps of our variants, each with one change."""
+    steps = {}
     for variant in VARIANTS:
         changes = variant.format(quarter=length // 4).split()
-        name = f"ours, {kind}, {' '.join(changes)}"
+        name = f"ours, {dtype}, {' '.join(changes)}"
         try:
-            found[name] = random_token_step(compose([*overrides, f"dtype={kind}", *changes]), VOCAB)
+            steps[name] = random_token_step(
+                compose([*overrides, f"dtype={dtype}", *changes]), VOCAB
+            )
         except ValueError as error:  # there may be no compiler
             say(f"{name}: {error}")
-    return found
-
-
-def paired(times: list[float], ours: list[float]) -> list[float]:
-    """Quartiles of a contender's time as multiples of ours in the same round."""
-    ratios = [a / b for a, b in zip(times, ours, strict=True)]
-    return statistics.quantiles(ratios, n=4, method="inclusive")
-
-
-def ours(step: TrainStep) -> Contender:
-    """The trainer's own step, with nothing recorded."""
-    return Contender(successive(step), step.model, step.optimizer)
+    return steps
 
 
 def successive(step: TrainStep) -> Callable[[], StepResult]:
@@ -218,82 +210,93 @@ def successive(step: TrainStep) -> Callable[[], StepResult]:
     return lambda: step(next(steps))
 
 
-@dataclass
-class Peers:
-    """The other packages' models, in a process of their own that has none of our settings."""
-
-    pool: Executor
-    overrides: list[str]
-
-    def best(self, kinds: list[str]) -> list[str]:
-        """Names of each peer in its fastest mode, and of the references in theirs."""
-        chosen: list[str] = []
-        modes = [(kind, compiled) for compiled in (False, True) for kind in kinds]
-        for name in self.ask(begin_peers, self.overrides):
-            tried: dict[str, float] = {}
-            for kind, compiled in tracked(modes, name):
-                mode = f"{name}, {kind}" + (", compiled" if compiled else "")
-                found = self.ask(try_peer, mode, name, kind, compiled)
-                if isinstance(found, str):
-                    say(f"{mode}: {found}")
-                else:
-                    tried[mode] = found
-            if tried:
-                kept = {min(tried, key=tried.__getitem__), *(m for m in REFERENCES if m in tried)}
-                chosen += [mode for mode in tried if mode in kept]
-        self.ask(keep_peers, chosen)
-        return chosen
-
-    def ask(self, act: Callable[..., T], *arguments: Any) -> T:
-        return self.pool.submit(act, *arguments).result()
+def ratio_quartiles(seconds: list[float], baseline: list[float]) -> list[float]:
+    """Quartiles of the ratio to the baseline's time in the same round."""
+    ratios = [a / b for a, b in zip(seconds, baseline, strict=True)]
+    return statistics.quantiles(ratios, n=4, method="inclusive")
 
 
-def elsewhere() -> Executor:
-    """A process that ends with this one."""
+def fastest_modes(pool: Executor, dtypes: list[str]) -> list[str]:
+    """Names of each peer in its fastest mode, and of the references."""
+    chosen: list[str] = []
+    modes = [(dtype, compiled) for compiled in (False, True) for dtype in dtypes]
+    for name in ask_peers(pool, "names"):
+        seconds: dict[str, float] = {}
+        for dtype, compiled in tracked(modes, name):
+            mode = f"{name}, {dtype}" + (", compiled" if compiled else "")
+            try:
+                seconds[mode] = ask_peers(pool, "try_mode", mode, name, dtype, compiled)
+            except RuntimeError as error:
+                say(f"{mode}: {error}")
+        fastest = min(seconds, key=seconds.__getitem__, default=None)
+        chosen += [mode for mode in seconds if mode == fastest or mode in REFERENCES]
+    ask_peers(pool, "keep", chosen)
+    return chosen
+
+
+class PeerBenchmarks:
+    """Benchmarks of other packages' models; each mode is a peer in a dtype, eager or compiled."""
+
+    def __init__(self, overrides: list[str]) -> None:
+        self.ours = random_token_step(compose(overrides), VOCAB)
+        self.installed = installed(self.ours.model.shape.dropout)
+        self.modes: dict[str, Benchmark] = {}
+
+    def names(self) -> list[str]:
+        return list(self.installed)
+
+    def try_mode(self, mode: str, name: str, dtype: str, compiled: bool) -> float:
+        """Seconds of a step, the median of a few. Raises RuntimeError if it fails."""
+        try:
+            model = self.installed[name](self.ours.model.shape)
+            self.modes[mode] = peer_benchmark(model, self.ours, DTYPES[dtype], compiled)
+            step = {mode: self.modes[mode].step}
+            return statistics.median(
+                interleave(step, self.ours.device, TRIALS, warm_caches=True)[mode]
+            )
+        except Exception as error:  # noqa: BLE001  another package may raise anything
+            reason = " ".join(str(error).split())[:100]
+            raise RuntimeError(f"{type(error).__name__}: {reason}") from None
+
+    def keep(self, modes: list[str]) -> None:
+        """Free all other modes."""
+        self.modes = {mode: self.modes[mode] for mode in modes}
+
+    def step(self, mode: str) -> None:
+        self.modes[mode].step()
+
+    def peak_bytes(self, mode: str) -> int:
+        return self.modes[mode].peak_bytes()
+
+
+_peers: PeerBenchmarks  # of the peers' process: the tasks of a pool share state by globals alone
+
+
+def peer_process(overrides: list[str]) -> Executor:
+    """A process for the peers, without our settings, that ends with this one."""
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, context, end_with, (os.getpid(),))
+    return ProcessPoolExecutor(1, context, begin_peers, (os.getpid(), overrides))
 
 
-_step: TrainStep  # in the peers' process: the shape and the batches of ours,
-_made: dict[str, Contender] = {}  # and each mode of theirs
+def begin_peers(parent: int, overrides: list[str]) -> None:
+    global _peers
+    end_with(parent)
+    _peers = PeerBenchmarks(overrides)
 
 
-def begin_peers(overrides: list[str]) -> list[str]:
-    """The names of the peers that are installed."""
-    global _step
-    _step = random_token_step(compose(overrides), VOCAB)
-    _made.clear()
-    return list(installed(_step.model.shape.dropout))
+def ask_peers(pool: Executor, method: str, *arguments: Any) -> Any:
+    """The result of a method of PeerBenchmarks, in the peers' process."""
+    return pool.submit(call_peers, method, arguments).result()
 
 
-def try_peer(mode: str, name: str, kind: str, compiled: bool) -> float | str:
-    """Seconds of a peer's step, the median of a few; in words why there is none."""
-    shape = _step.model.shape
-    try:
-        build = installed(shape.dropout)[name]
-        _made[mode] = peer(build(shape), _step, DTYPES[kind], compiled)
-        times = interleave({mode: _made[mode].step}, _step.device, TRIALS, warm_caches=True)
-        return statistics.median(times[mode])
-    except Exception as error:  # noqa: BLE001  another package's fault ends no benchmark
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+def call_peers(method: str, arguments: tuple[Any, ...]) -> Any:
+    return getattr(_peers, method)(*arguments)
 
 
-def keep_peers(modes: list[str]) -> None:
-    """Let go of all modes but these."""
-    for mode in _made.keys() - set(modes):
-        del _made[mode]
-
-
-def step_peer(mode: str) -> None:
-    _made[mode].step()
-
-
-def peak_of_peer(mode: str) -> int:
-    return _made[mode].peak_bytes()
-
-
-def peer(model: nn.Module, ours: TrainStep, dtype: torch.dtype, compiled: bool) -> Contender:
-    """A step of another package's model: its forward, the rest as nanoGPT does it, fused."""
+def peer_benchmark(
+    model: nn.Module, ours: TrainStep, dtype: torch.dtype, compiled: bool
+) -> Benchmark:
+    """Another package's model, trained as nanoGPT does it, with torch's fused AdamW."""
     device = Device(ours.device.name, dtype)
     model.to(device.name).train()
     if compiled:
@@ -312,19 +315,19 @@ def peer(model: nn.Module, ours: TrainStep, dtype: torch.dtype, compiled: bool) 
         loss.item()
         device.synchronize()
 
-    return Contender(step, model, optimizer)
+    return Benchmark(step, model, optimizer)
 
 
 def table(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """Rows for people."""
-    kinds = list(rows[0]["times_ours"])
+    """Rows as text, with a header."""
+    dtypes = list(rows[0]["times_ours"])
     head = ["step", "median ms", "IQR", "tokens/s", "peak MiB", "of matmul's ceiling"]
-    lines = [[*head, *(f"times ours, {kind}" for kind in kinds)]]
+    lines = [[*head, *(f"times ours, {dtype}" for dtype in dtypes)]]
     for row in rows:
-        ratios = ["{1:.2f} ({0:.2f} to {2:.2f})".format(*row["times_ours"][kind]) for kind in kinds]
+        ratios = ["{1:.2f} ({0:.2f} to {2:.2f})".format(*row["times_ours"][d]) for d in dtypes]
         lines.append(
             [
-                row["contender"],
+                row["name"],
                 f"{row['step_ms']:,.1f}",
                 f"{row['step_ms_iqr']:,.1f}",
                 f"{row['tokens_per_second']:,.0f}",
@@ -334,11 +337,6 @@ def table(rows: list[dict[str, Any]]) -> list[list[str]]:
             ]
         )
     return lines
-
-
-def markdown(rows: list[list[str]]) -> str:
-    rule = ["---", *["---:"] * (len(rows[0]) - 1)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in [rows[0], rule, *rows[1:]])
 
 
 if __name__ == "__main__":
