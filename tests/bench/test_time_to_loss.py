@@ -1,4 +1,4 @@
-"""Who comes to a loss first."""
+"""Steps and time to a validation loss."""
 
 import json
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import time_to_loss as race
+from bench import time_to_loss
 from bench.time_to_loss import main
 from train.config.schema import Config
 from train.run import run_training
@@ -25,7 +25,7 @@ def made(folder: Path, name: str | None, *losses: float) -> str:
     return str(folder)
 
 
-def test_a_race_tells_when_each_run_first_had_a_loss(
+def test_the_first_validation_at_a_loss_is_reported_for_each_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -36,14 +36,14 @@ def test_a_race_tells_when_each_run_first_had_a_loss(
     assert head[5:] == ["to", "1.5000", "time", "to", "1.6500", "time"]
     assert first == ["slow", "40", "1.5000", "30", "30", "60", "s", "20", "40", "s"]
     assert second == ["fast", "20", "1.4000", "20", "20", "40", "s", "20", "40", "s"]
-    picture = (tmp_path / "outputs/race.svg").read_text()
+    picture = (tmp_path / "outputs/time_to_loss.svg").read_text()
     assert "recipe" in picture
     assert "fast" in picture
     assert main([f"run={slow}", "loss=1.2"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[-2:] == ["-", "-"]
 
 
-def test_a_race_can_time_the_steps_of_its_runs_anew(
+def test_runs_can_be_retimed_on_this_machine(
     config: Callable[..., Config],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -59,9 +59,9 @@ def test_a_race_can_time_the_steps_of_its_runs_anew(
         steps: dict[str, object], device: object, warm_caches: bool
     ) -> dict[str, list[float]]:
         turns.extend(steps)
-        return {pace: [3.0, 4.0 if "MHA" in pace else 70.0, 500.0] for pace in steps}
+        return {recipe: [3.0, 4.0 if "MHA" in recipe else 70.0, 500.0] for recipe in steps}
 
-    monkeypatch.setattr(race, "interleave", interleave)
+    monkeypatch.setattr(time_to_loss, "interleave", interleave)
     capsys.readouterr()
     assert main(["run=0,1,2", "loss=100", "retime=true"]) == 0
     said = capsys.readouterr().out.splitlines()
@@ -85,7 +85,7 @@ def test_a_race_can_time_the_steps_of_its_runs_anew(
         (["run={empty}"], "has no validation yet"),
     ],
 )
-def test_what_cannot_race_is_said(tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_wrong_arguments_are_refused(tmp_path: Path, arguments: list[str], message: str) -> None:
     places = {"slow": made(tmp_path / "slow", None, 2.0), "empty": made(tmp_path / "empty", None)}
     with pytest.raises(ValueError, match=message):
         main([argument.format(**places) for argument in arguments])
