@@ -33,10 +33,9 @@ def cost(config: Config, vocab_size: int, device: Device) -> Cost:
     """Count a config's model. Every mechanism states its own part, see model/attention/base.py."""
     with torch.device("meta"):
         model = build_model(config, vocab_size)
-    length, mechanisms = model.shape.max_len, model.mechanisms
+    length = model.shape.max_len
     params, inner = model.count_parameters()
-    attention = sum(m.decode_flops(length) for m in mechanisms)
-    elements = sum(m.cache_elements(length) for m in mechanisms)
+    attention, uncached, elements = attention_costs(model, length)
     return Cost(
         length=length,
         params=params,
@@ -44,7 +43,7 @@ def cost(config: Config, vocab_size: int, device: Device) -> Cost:
         flops_per_token=model.flops_per_token(length),
         decode_flops=attention + 2 * weights_outside_attention(model),
         attention_flops=attention,
-        attention_flops_uncached=sum(m.decode_flops(length, cached=False) for m in mechanisms),
+        attention_flops_uncached=uncached,
         cache_elements=elements,
         cache_bytes=elements * device.dtype.itemsize,
     )
@@ -65,21 +64,26 @@ class Decoding:
         return 1 - self.multiply_adds / self.multiply_adds_uncached
 
 
+def attention_costs(model: Transformer, length: int) -> tuple[float, float, int]:
+    """All attention layers after `length` tokens: FLOPs of the next one with and without the KV
+    cache, and the elements of the cache."""
+    layers = model.mechanisms
+    return (
+        sum(layer.decode_flops(length) for layer in layers),
+        sum(layer.decode_flops(length, cached=False) for layer in layers),
+        sum(layer.cache_elements(length) for layer in layers),
+    )
+
+
 def decoding_of(config: Config, points: int = 32) -> list[Decoding]:
     """The cost of decoding at lengths up to a model's context."""
     with torch.device("meta"):
         model = build_model(config, vocab_size=1)
-    end = model.shape.max_len
-    return [
-        Decoding(
-            length=n,
-            multiply_adds=sum(m.decode_flops(n) for m in model.mechanisms) / 2,
-            multiply_adds_uncached=sum(m.decode_flops(n, cached=False) for m in model.mechanisms)
-            / 2,
-            cache_elements=sum(m.cache_elements(n) for m in model.mechanisms),
-        )
-        for n in sorted({max(1, round(i * end / points)) for i in range(points + 1)})
-    ]
+    end, costs = model.shape.max_len, []
+    for length in sorted({max(1, round(i * end / points)) for i in range(points + 1)}):
+        flops, uncached, elements = attention_costs(model, length)
+        costs.append(Decoding(length, flops / 2, uncached / 2, elements))
+    return costs
 
 
 def weights_outside_attention(model: Transformer) -> int:

@@ -4,7 +4,7 @@ Shapes: B texts in a batch, T tokens.
 """
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,102 +72,99 @@ def measure(runs: list[LoadedRun], options: Options) -> Iterator[tuple[Path, Con
         )
 
 
+class Decoder:
+    """A run that reads random tokens (B, T), whose values do not affect the times, greedily."""
+
+    def __init__(self, run: LoadedRun, batch_size: int, context: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        text = torch.randint(run.model.shape.vocab_size, (batch_size, context), generator=generator)
+        self.run, self.text = run, text.to(run.device.name)
+        self.cache = self.new_cache()
+
+    def new_cache(self) -> KVCache:
+        """An empty cache for the whole text."""
+        return KVCache(self.run.model.shape.n_layers, self.text.size(1))
+
+    def read(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
+        """The most likely next tokens (B, 1)."""
+        return self.run.model(tokens, cache, last=True).argmax(dim=-1)
+
+    def first_token(self) -> Tensor:
+        """Read the whole text into a new cache."""
+        return self.read(self.text, self.new_cache())
+
+    def uncached_step(self) -> Tensor:
+        """Read the whole text without a cache."""
+        return self.read(self.text, None)
+
+    def step(self, tokens: int = 1) -> Tensor:
+        """Read the next tokens of the text into the cache."""
+        seen = len(self.cache)
+        return self.read(self.text[:, seen : seen + tokens], self.cache)
+
+
 @torch.no_grad()
 def time_runs(
     runs: list[LoadedRun], batch_size: int, context: int, options: Options
 ) -> dict[Path, dict[str, Any]]:
-    """Times of each run, interleaved, for B texts of T tokens. Runs share a device and a dtype.
-
-    Raises ValueError if a cache holds other bytes than its attention layers state.
-    """
+    """A row for each run, timed in turn with the others. Runs share a device and a dtype."""
     if not runs:
         return {}
     device = runs[0].device
     with device.autocast():  # around everything: weights are cast once
-        texts = {run.folder: random_text(run, batch_size, context) for run in runs}
-        caches = {run.folder: KVCache(run.model.shape.n_layers, context) for run in runs}
-        cached = {run.folder: forward(run, texts[run.folder], cached=True) for run in runs}
-        uncached = {run.folder: forward(run, texts[run.folder], cached=False) for run in runs}
-        first_s = interleave(cached, device, options.repeats, warm_up=1)
+        decoders = {run.folder: Decoder(run, batch_size, context) for run in runs}
+        first = {folder: decoder.first_token for folder, decoder in decoders.items()}
+        uncached = {folder: decoder.uncached_step for folder, decoder in decoders.items()}
+        first_s = interleave(first, device, options.repeats, warm_up=1)
         uncached_s = interleave(uncached, device, options.repeats, warm_up=1)
-        prefilled = context - options.tokens
-        for run in runs:
-            run.model(texts[run.folder][:, :prefilled], caches[run.folder], last=True)
-        steps = {
-            run.folder: decoding_step(run, texts[run.folder], caches[run.folder]) for run in runs
-        }
+        for decoder in decoders.values():
+            decoder.step(context - options.tokens)
+        steps = {folder: decoder.step for folder, decoder in decoders.items()}
         step_s = interleave(steps, device, options.tokens - 1, warm_up=1)
     return {
-        run.folder: {
-            "batch_size": batch_size,
-            "context": context,
-            **summary(
-                batch_size, context, first_s[run.folder], step_s[run.folder], uncached_s[run.folder]
-            ),
-            **cache_bytes(run, caches[run.folder], batch_size, context),
-        }
-        for run in runs
+        folder: row_of(decoder, first_s[folder], step_s[folder], uncached_s[folder])
+        for folder, decoder in decoders.items()
     }
 
 
-def random_text(run: LoadedRun, batch_size: int, length: int) -> Tensor:
-    """Random tokens (B, T): their values do not affect the times."""
-    generator = torch.Generator().manual_seed(0)
-    text = torch.randint(run.model.shape.vocab_size, (batch_size, length), generator=generator)
-    return text.to(run.device.name)
-
-
-def forward(run: LoadedRun, text: Tensor, *, cached: bool) -> Callable[[], Tensor]:
-    """A function that reads a whole text (B, T) and returns the greedy next tokens."""
-
-    def read_all() -> Tensor:
-        cache = KVCache(run.model.shape.n_layers, text.size(1)) if cached else None
-        return run.model(text, cache, last=True).argmax(dim=-1)
-
-    return read_all
-
-
-def decoding_step(run: LoadedRun, text: Tensor, cache: KVCache) -> Callable[[], Tensor]:
-    """A function that reads one more token at each call and returns the greedy next ones."""
-
-    def step() -> Tensor:
-        token = text[:, len(cache) : len(cache) + 1]
-        return run.model(token, cache, last=True).argmax(dim=-1)
-
-    return step
-
-
-def summary(
-    batch_size: int, context: int, first_s: list[float], step_s: list[float], full_s: list[float]
+def row_of(
+    decoder: Decoder, first_s: list[float], step_s: list[float], uncached_s: list[float]
 ) -> dict[str, float]:
-    """Medians, interquartile ranges and rates, from times in seconds."""
-    first_ms, step_ms, uncached_ms = (1e3 * statistics.median(x) for x in (first_s, step_s, full_s))
+    """Medians, interquartile ranges and rates, from times in seconds, and the bytes of the cache."""
+    batch_size, context = decoder.text.shape
+    first_ms, first_iqr = median_and_iqr_ms(first_s)
+    step_ms, step_iqr = median_and_iqr_ms(step_s)
+    uncached_ms, uncached_iqr = median_and_iqr_ms(uncached_s)
     return {
+        "batch_size": batch_size,
+        "context": context,
         "first_token_ms": first_ms,
-        "first_token_ms_iqr": iqr_ms(first_s),
+        "first_token_ms_iqr": first_iqr,
         "prefill_tokens_per_second": batch_size * context / first_ms * 1e3,
         "step_ms": step_ms,
-        "step_ms_iqr": iqr_ms(step_s),
+        "step_ms_iqr": step_iqr,
         "tokens_per_second": batch_size / step_ms * 1e3,
         "uncached_step_ms": uncached_ms,
-        "uncached_step_ms_iqr": iqr_ms(full_s),
+        "uncached_step_ms_iqr": uncached_iqr,
         "times_as_fast_as_uncached": uncached_ms / step_ms,
+        **cache_bytes(decoder),
     }
 
 
-def iqr_ms(seconds: list[float]) -> float:
-    """The interquartile range of times, in milliseconds."""
-    low, _, high = statistics.quantiles(seconds, n=4, method="inclusive")
-    return 1e3 * (high - low)
+def median_and_iqr_ms(seconds: list[float]) -> tuple[float, float]:
+    """The median and the interquartile range of times, in milliseconds."""
+    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return 1e3 * middle, 1e3 * (high - low)
 
 
-def cache_bytes(run: LoadedRun, cache: KVCache, batch_size: int, context: int) -> dict[str, int]:
+def cache_bytes(decoder: Decoder) -> dict[str, int]:
     """Measured bytes of a full cache. Raises ValueError unless they equal the stated ones."""
+    (batch_size, context), run = decoder.text.shape, decoder.run
     elements = sum(mechanism.cache_elements(context) for mechanism in run.model.mechanisms)
     analytic = batch_size * elements * run.device.dtype.itemsize
-    if cache.nbytes != analytic:
+    if decoder.cache.nbytes != analytic:
         raise ValueError(
-            f"{run.folder}: the cache holds {cache.nbytes} bytes after {context} tokens; its "
-            f"attention layers state {analytic}"
+            f"{run.folder}: the cache holds {decoder.cache.nbytes} bytes after {context} tokens; "
+            f"its attention layers state {analytic}"
         )
-    return {"cache_bytes": cache.nbytes, "cache_bytes_analytic": analytic}
+    return {"cache_bytes": analytic, "cache_bytes_analytic": analytic}
