@@ -62,8 +62,7 @@ def sample(overrides: list[str]) -> int:
     draw = options.draw
     run = selector.load(selector.only)
     prompt = encode(run.tokenizer, "\n" if options.prompt is None else options.prompt)
-    context = options.context or run.model.shape.max_len
-    run.check_context(context)
+    context = run.context(options.context)
     if options.context_overflow == "refuse" and len(prompt) + options.max_new_tokens > context:
         raise ValueError(
             f"context_overflow=refuse: a prompt of {len(prompt)} tokens and max_new_tokens="

@@ -68,8 +68,8 @@ class HarnessModel(TemplateLM):
     def __init__(self, run: LoadedRun, options: Options) -> None:
         super().__init__()
         self.run = run
-        self.context = options.context or run.model.shape.max_len
-        self.rows = options.batch_size or run.config["eval_batch_size"]
+        self.context = run.context(options.context)
+        self.rows = run.batch_size(options.batch_size)
         self.end = run.tokenizer.token_to_id(END_OF_TEXT)
         self.begin = [] if self.end is None else [self.end]
         self.first_tokens_not_scored = self.contexts_cut = 0
@@ -188,7 +188,6 @@ def evaluate(selector: RunSelector, options: Options) -> int:
     for library in ("datasets", "huggingface_hub"):  # what they log, the ValueError says
         logging.getLogger(library).setLevel(logging.CRITICAL)
     run = selector.load(selector.only)
-    run.check_context(options.context or run.model.shape.max_len)
     with environment_variables(HF_UPDATE_DOWNLOAD_COUNTS="0", DISABLE_MULTIPROC="1"):
         answer = run_tasks(run, options)
     return run.write_answer(file_name(run, selector, options), answer, to_text(answer))
@@ -198,7 +197,7 @@ def run_tasks(run: LoadedRun, options: Options) -> dict[str, Any]:
     """The results of lm-eval, for JSON. Raises ValueError for any failure of lm-eval or a task."""
     from lm_eval import simple_evaluate
 
-    manager, model = task_manager(options.names), HarnessModel(run, options)
+    model, manager = HarnessModel(run, options), task_manager(options.names)
     try:
         with without_noise(), run.device.autocast():
             results = simple_evaluate(

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compare.evaluate.dataset import EvaluationText, check_split, open_text
+from compare.evaluate.dataset import check_split, open_text
 from compare.evaluate.load import LoadedRun, RunSelector
 from compare.evaluate.publish import publish
-from model.likelihood import perplexity, token_nats
+from model.likelihood import perplexity
 from train.config.compose import choices_of, compose
 from train.config.schema import Config, at_least, choose
 from train.record.terminal import tracked
@@ -46,24 +46,21 @@ def measure(selector: RunSelector, folder: Path, options: Options) -> tuple[Path
     """Perplexities of a run by position scheme and context; None where a scheme is not defined."""
     run = selector.load(folder)
     text = open_text(run, options.split, selector.data, selector.data_name)
+    tokens_at_once = run.batch_size(options.batch_size) * run.model.shape.max_len
     cells = list(cells_of(run, options))
     rows, positions = [], {}
     for scheme, factor, context in tracked(cells, f"{folder.name}: {len(cells)} contexts"):
         used = run if factor is None else load_scaled(selector, folder, scheme, factor)
-        nats = score(used, text, context, options) if used.reaches(context) else None
-        loss = None if nats is None else nats.double().mean().item()
-        rows.append(
-            {
-                "pos": scheme,
-                "factor": factor,
-                "context": context,
-                "loss": loss,
-                "perplexity": None if loss is None else perplexity(loss),
-                "windows": None if nats is None else -(-len(nats) // context),
-            }
-        )
-        if nats is not None:
+        row = {"pos": scheme, "factor": factor, "context": context}
+        row |= dict.fromkeys(("loss", "perplexity", "windows"))
+        if used.reaches(context):
+            batch_size = max(1, tokens_at_once // context)
+            nats = used.score(text.tokens, context=context, stride=context, batch_size=batch_size)
+            loss = nats.double().mean().item()
+            windows = -(-len(nats) // context)
+            row |= {"loss": loss, "perplexity": perplexity(loss), "windows": windows}
             positions[scheme] = by_position(nats, context)  # the longest context comes last
+        rows.append(row)
     return folder, {
         "step": run.step,
         "split": text.name,
@@ -91,20 +88,6 @@ def load_scaled(selector: RunSelector, folder: Path, scheme: str, factor: float)
     pos = compose(["run=none", f"pos={scheme}", f"pos.factor={factor}"], door="eval")["pos"]
     scaled = replace(selector, pos=pos, pos_name=scheme, pos_keys=frozenset({"factor"}))
     return scaled.load(folder)
-
-
-def score(run: LoadedRun, text: EvaluationText, context: int, options: Options) -> Tensor:
-    """Nats of each token but the first (N - 1,), in windows without overlap."""
-    rows = options.batch_size or int(run.config["eval_batch_size"])
-    with run.device.autocast():
-        return token_nats(
-            run.model,
-            text.tokens,
-            context=context,
-            stride=context,
-            batch_size=max(1, rows * run.model.shape.max_len // context),
-            device=run.device.name,
-        )
 
 
 def by_position(nats: Tensor, context: int) -> list[dict[str, Any]]:

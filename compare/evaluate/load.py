@@ -1,7 +1,7 @@
 """Finished runs, selected on the command line and loaded: what eval.py and sample.py share."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +9,12 @@ from typing import TypeVar
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from compare.report.runs import read
 from data.atomic import read_json, write_json
 from data.tokenizer import sha256_of
+from model.likelihood import token_nats
 from model.transformer import Transformer
 from train.config.compose import keys_set
 from train.config.schema import Config, arguments, at_least
@@ -74,12 +76,42 @@ class LoadedRun:
         end = self.model.position.max_len
         return end is None or context <= end
 
-    def check_context(self, context: int) -> None:
-        """Raise ValueError for a context beyond the limit of the position scheme."""
+    def context(self, given: int | None) -> int:
+        """The context that is given, or that of training, in tokens.
+
+        Raises ValueError beyond the limit of the position scheme.
+        """
+        context = given or self.model.shape.max_len
         if not self.reaches(context):
             raise ValueError(
                 f"context={context} exceeds the limit of pos={self.config['choices']['pos']}: "
                 f"{self.model.position.max_len} tokens ({self.folder})"
+            )
+        return context
+
+    def batch_size(self, given: int | None) -> int:
+        """The batch size that is given, or that of evaluation in training."""
+        return given or int(self.config["eval_batch_size"])
+
+    def score(
+        self,
+        tokens: Tensor,
+        *,
+        context: int,
+        stride: int,
+        batch_size: int,
+        on_batch: Callable[[], object] = lambda: None,
+    ) -> Tensor:
+        """Nats of each token (N,) but the first, (N - 1,): see model.likelihood.token_nats."""
+        with self.device.autocast():
+            return token_nats(
+                self.model,
+                tokens,
+                context=context,
+                stride=stride,
+                batch_size=batch_size,
+                device=self.device.name,
+                between=on_batch,
             )
 
     def write_answer(self, name: str, answer: Config, text: str) -> int:

@@ -14,7 +14,7 @@ from compare.evaluate.bigram import bigram_nats
 from compare.evaluate.dataset import EvaluationText, check_split, open_text
 from compare.evaluate.load import LoadedRun, RunSelector
 from compare.report.statistics import ratio_interval
-from model.likelihood import bits_per_byte, perplexity, token_nats
+from model.likelihood import bits_per_byte, perplexity
 from train.config.schema import at_least
 from train.record.terminal import tracked
 
@@ -85,22 +85,17 @@ def evaluate(selector: RunSelector, options: Options) -> int:
 
 def score_text(run: LoadedRun, text: EvaluationText, options: Options) -> ScoredText:
     """Score a text. Raises ValueError for a context beyond the run's position scheme."""
-    context = options.context or run.model.shape.max_len
-    run.check_context(context)
+    context, batch_size = run.context(options.context), run.batch_size(options.batch_size)
     stride = options.stride or context
-    rows = options.batch_size or run.config["eval_batch_size"]
-    windows = -(-len(text.tokens) // (stride * rows))
-    bar = iter(tracked(range(windows), f"scoring {len(text.tokens):,} tokens"))
-    with run.device.autocast():
-        nats = token_nats(
-            run.model,
-            text.tokens,
-            context=context,
-            stride=stride,
-            batch_size=rows,
-            device=run.device.name,
-            between=lambda: next(bar, None),
-        )
+    batches = -(-len(text.tokens) // (stride * batch_size))
+    bar = iter(tracked(range(batches), f"scoring {len(text.tokens):,} tokens"))
+    nats = run.score(
+        text.tokens,
+        context=context,
+        stride=stride,
+        batch_size=batch_size,
+        on_batch=lambda: next(bar, None),
+    )
     deque(bar, maxlen=0)  # to its end
     return ScoredText(run, text, context, stride, nats)
 
