@@ -1,52 +1,82 @@
-"""The README tells the truth: its commands compose, and its example scheme works."""
+"""README.md and docs/ tell the truth: commands compose, links lead somewhere, the example scheme works."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-from cli.entry import compose_command
+from cli.entry import compose_command, renamed
 from cli.evaluate import with_commas
 from model.position.base import Position
 from train.config.compose import choices_of, compose, expand
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md")))
+}
+README = PAGES["README.md"]
+COMMAND = re.compile(r"(?:\bpython|uv run --no-sync) ((?:-m )?[\w./]+(?: [^#`;\n]*)?)")
 COMMANDS = sorted(
-    {
-        line.split("#")[0].strip().replace(".venv/bin/", "").replace("uv run --no-sync ", "python ")
-        for line in README.splitlines()
-        if re.match(r"(\.venv/bin/|uv run --no-sync )?(python )?(train|eval|sample|report)\.py|python \w+\.py|"
-                    r"\.venv/bin/python \w+\.py", line)
-    }
+    {(name, found.strip()) for name, page in PAGES.items() for found in COMMAND.findall(page)
+     if re.match(r"\S+\.py\b|-m (cli|bench)\.", found) and "drift" not in found}  # the example
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_is_one_that_works(command: str) -> None:
-    _, door, *overrides = shlex.split(command)
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_every_command_is_one_that_works(page: str, command: str) -> None:
+    script, *overrides = shlex.split(re.sub(r"\$\w+", "0", command).removeprefix("-m "))
     if "--help" in overrides:
         return
-    if door == "train.py":
+    if script == "train.py":
         for cell in expand([o for o in overrides if o != "-m"]):
             compose(cell)
-    elif door == "report.py":
-        assert overrides
+    elif script in ("eval.py", "sample.py"):
+        name = script.removesuffix(".py")
+        current = renamed(overrides, name)
+        assert current == overrides, "an old spelling"
+        assert compose_command([*map(with_commas, current)], name, "") is not None
+    elif script.endswith(".py"):
+        assert (ROOT / script).is_file()
     else:
-        assert (
-            compose_command([*map(with_commas, overrides)], door.removesuffix(".py"), "")
-            is not None
-        )
+        usage = importlib.import_module(script).USAGE
+        compose([o for o in overrides if f"{o.partition('=')[0]}=" not in usage and "," not in o])
 
 
 def test_the_commands_were_found() -> None:
-    assert len(COMMANDS) >= 10
-    assert {command.split()[1] for command in COMMANDS} == {
+    for page, least in (("README.md", 10), ("docs/results/coursework.md", 2)):
+        assert len([name for name, _ in COMMANDS if name == page]) >= least
+    assert {command.split()[0] for page, command in COMMANDS if page == "README.md"} >= {
         "train.py",
         "eval.py",
         "sample.py",
         "report.py",
     }
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_target_of_make_exists(page: str) -> None:
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"(?:^|`)make ([a-z]+)", PAGES[page], re.MULTILINE)) <= set(targets)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_and_image_leads_somewhere(page: str) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        target, _, heading = link.partition("#")
+        if "://" in target:
+            continue
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), link
+        if heading:
+            assert heading in map(anchor, re.findall(r"^#+ (.*)", path.read_text(), re.MULTILINE))
+
+
+def anchor(heading: str) -> str:
+    """The anchor that hosting pages make of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def test_every_choice_is_named() -> None:

@@ -15,7 +15,12 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GRE
 LINES = ("-", "--", ":", "-.")
 MARKERS = "osD^vPX*"
 INK = "#010203"  # replaced by the colour of the text around
-ALONE = "svg{color:#1b1d21}@media(prefers-color-scheme:dark){svg{color:#e7e9ec}}"
+# A page can be dark while the reader's system is light, so a file brings a background of its own:
+ALONE = (
+    "<style>svg{color:#1b1d21}.ground{fill:#fff}"
+    "@media(prefers-color-scheme:dark){svg{color:#e7e9ec}.ground{fill:#0d1117}}</style>"
+    '<rect class="ground" width="100%" height="100%"/>'
+)
 INKED = "text.color axes.labelcolor axes.edgecolor xtick.color ytick.color grid.color".split()
 SETTINGS: dict[Any, Any] = {
     **dict.fromkeys(INKED, INK),
@@ -38,9 +43,9 @@ class Figure:
 
     @property
     def file(self) -> str:
-        """The picture by itself, dark on white and light on black."""
+        """The picture as a file: dark on white, or light on black if the reader's system is dark."""
         head, rest = self.svg.split(">", 1)
-        return f"{head}>\n<style>{ALONE}</style>{rest}\n"
+        return f"{head}>\n{ALONE}{rest}\n"
 
 
 @dataclass(frozen=True)
