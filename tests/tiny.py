@@ -26,6 +26,8 @@ RUN = [
     "threads=1",
 ]
 
+HANG = 600.0  # seconds after which a process is taken to hang, on the slowest of machines
+
 variants = pytest.mark.parametrize(
     ("attn", "pos"), [(a, p) for a in choices_of("attn") for p in choices_of("pos")]
 )
@@ -39,8 +41,8 @@ def build(attn: str, pos: str, *overrides: str, seed: int = 0) -> Transformer:
     return model.eval()
 
 
-def eventually(condition: Callable[[], object], seconds: float = 60.0) -> bool:
-    """Whether something that another process does comes about."""
+def eventually(condition: Callable[[], object], seconds: float = HANG) -> bool:
+    """True once a condition that another process brings about holds; False if it never does."""
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)

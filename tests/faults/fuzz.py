@@ -20,7 +20,7 @@ from train.setup.run_setup import assemble, check
 from train.step import TrainStep
 
 SMALL = 3 * 10**9  # multiplications of a step that is taken
-PATIENCE = 30  # seconds until something hangs
+PATIENCE = 150  # seconds until something hangs
 GROUPS = ("model", "attn", "pos", "data", "optim")
 SIZES = "1 2 3 4 6 8 12 24 100 0.1 0.5".split()
 NUMBERS = (

@@ -39,6 +39,7 @@ RUN = (
 ).split()
 
 LETTERS = 800  # of text: an epoch is 11 steps, so that runs stop within one, and at its edges
+HANG = 600.0  # seconds after which a run is taken to hang, on the slowest of machines
 ROOT = Path(__file__).resolve().parents[2]
 
 Losses = list[tuple[int, str, float]]
@@ -175,7 +176,7 @@ def random_kills(
             tally.note("inside a save", bool(unfinished(out)))
             tally.faults += damage(scene, out)
         if code is not None or tally.trials == kills:
-            code = ended(start(scene, out), 120) if code is None else code
+            code = ended(start(scene, out), HANG) if code is None else code
             tally.faults += unlike(scene, out, code)
             tally.note("runs")
             shutil.rmtree(out, ignore_errors=True)
@@ -296,13 +297,13 @@ def crashes(scene: Scene, every: int = 1) -> Tally:
             crashing.enter_context(third_save(Writes(k)))
 
         with contextlib.ExitStack() as crashing:
-            code = ended(forked(scene, out, crash), 120)
+            code = ended(forked(scene, out, crash), HANG)
         tally.tried()
         if code != 9:
             tally.faults.append(f"{out.name}: ended with code {code}, not at its write")
         if checkpoint.find(out)[0] is None:
             tally.faults.append(f"{out.name}: no checkpoint left")
         tally.faults += damage(scene, out)
-        tally.faults += unlike(scene, out, ended(forked(scene, out), 120))
+        tally.faults += unlike(scene, out, ended(forked(scene, out), HANG))
         shutil.rmtree(out, ignore_errors=True)
     return tally

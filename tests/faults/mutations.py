@@ -148,6 +148,22 @@ MUTATIONS = (
         "not_finite or diverging",
     ),
     Mutation(
+        "a measuring pass that fails fails the run",
+        "train/summary.py",
+        "            except Exception as error:",
+        "            except ZeroDivisionError as error:",
+        TRAINER,
+        "cannot_be_measured",
+    ),
+    Mutation(
+        "a run that is interrupted while it is measured counts as done",
+        "train/summary.py",
+        "        trainer.check_signal(save=False)\n",
+        "",
+        TRAINER,
+        "while_it_is_measured",
+    ),
+    Mutation(
         "other data may be resumed on",
         "train/trainer.py",
         '            self.job.corpus.check_identity(state, "resume")\n',

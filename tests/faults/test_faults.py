@@ -18,6 +18,7 @@ from damage import altered, cuts, flips
 from fuzz import configs, files
 from hostile import GADGETS, gadgets, opening, pickles, seal
 from kills import (
+    HANG,
     Scene,
     Tally,
     crashes,
@@ -103,17 +104,17 @@ def test_a_second_interrupt_leaves_at_once(here: Scene, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Trainer, "train_step", slow)
     process = forked(here, out)
-    assert ended(process, 60, until=(out / "slow").exists) is None
+    assert ended(process, HANG, until=(out / "slow").exists) is None
     os.kill(process, signal.SIGINT)
     assert ended(process, 0.5) is None  # it waits for the end of its step
     os.kill(process, signal.SIGINT)
-    assert ended(process, 15) == -signal.SIGINT
+    assert ended(process, HANG) == -signal.SIGINT
     found, problems = find(out)
     assert found is not None
     assert (found.step, problems) == (6, [])
     monkeypatch.undo()
     (out / "slow").unlink()
-    assert not unlike(here, out, ended(forked(here, out), 60))
+    assert not unlike(here, out, ended(forked(here, out), HANG))
 
 
 # Storage
@@ -131,7 +132,7 @@ def test_a_save_that_does_not_fit_says_what_it_needs(
         real(run, step, *state)
 
     monkeypatch.setattr(checkpoint, "save", save)
-    assert ended(forked(here, out), 60) == 3
+    assert ended(forked(here, out), HANG) == 3
     status = read_json(out / "status.json")
     assert status["state"] == "failed"
     for part in ("step_000009", "File too large", "needs about", "bytes, ", "are free"):
@@ -142,7 +143,7 @@ def test_a_save_that_does_not_fit_says_what_it_needs(
     assert found is not None
     assert found.step == 6
     monkeypatch.undo()
-    assert not unlike(here, out, ended(forked(here, out), 60))
+    assert not unlike(here, out, ended(forked(here, out), HANG))
 
 
 def test_flipped_bits_and_cut_files_are_noticed_and_named(here: Scene) -> None:

@@ -14,7 +14,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
-from tiny import RUN, eventually
+from tiny import HANG, RUN, eventually
 
 from cli.entry import run_command
 from cli.evaluate import evaluate
@@ -220,7 +220,7 @@ def start(places: list[str], out: Path, *more: str) -> subprocess.Popen[str]:
 
 
 def wait_for_step(process: subprocess.Popen[str], out: Path, step: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG
     while max((r["step"] for r in records(out / "metrics.jsonl")), default=0) < step:
         assert process.poll() is None, "ended too early"
         assert time.monotonic() < deadline
@@ -242,7 +242,7 @@ def test_a_killed_and_resumed_run_repeats_the_uninterrupted_one(
     parts.communicate()
     parts = start(places, tmp_path / "parts", *recipe, "resume=true")
     for process in (whole, parts):
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=HANG)
         assert process.returncode == 0, errors
     assert steps_and_losses(tmp_path / "parts") == steps_and_losses(tmp_path / "whole")
     assert len(steps_and_losses(tmp_path / "parts")) == 150
@@ -255,7 +255,7 @@ def test_a_signal_saves_and_says_so(
     process = start(places, tmp_path / "run", "steps=100000", "save_every=null")
     wait_for_step(process, tmp_path / "run", 30)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=HANG)
     assert process.returncode == code, errors
     status = json.loads((tmp_path / "run/status.json").read_text())
     assert status["state"] == "interrupted"
