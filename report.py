@@ -1,4 +1,4 @@
-"""Compare finished runs and write what they say: python report.py --help."""
+"""Compare finished runs: python report.py --help."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Is the verdict honest? Equal runs must not differ, unequal ones must: python -m cli.calibrate."""
+"""`python -m cli.calibrate`: false positives and power of the report's statistics."""
 
 import sys
 from pathlib import Path
@@ -8,11 +8,11 @@ from compare.check.calibration import LEAST, LIMIT, equal, faint, planted
 from compare.report.runs import Run, read
 
 USAGE = """\
-Three checks of the report's statistics on the runs of experiment=honesty (12 seeds, and 12 with half
-the steps):
-  equal    seeds of one variant, split at random into two that claim to differ: called real in 5 % or so
-  planted  a variant with half the steps, at 5 random seeds: found every time
-  faint    equal runs, one side shifted by two standard deviations of their differences, at 5 seeds
+Calibrate the report's statistics on the runs of experiment=honesty (12 seeds, and 12 with half the
+steps), with three checks:
+  equal    the seeds of one variant, split at random into two groups: significant in about 5 % of splits
+  planted  a variant with half the steps, 5 random seeds: always significant
+  faint    one of two equal groups, shifted by two standard deviations of their differences, 5 seeds
 
   python train.py experiment=honesty
   python -m cli.calibrate [DIR] [splits=1000]

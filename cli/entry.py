@@ -4,6 +4,7 @@ import functools
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 
 from train.config.compose import CONFIGS, choices_of, compose, keys_of
@@ -60,11 +61,14 @@ def help_page(usage: str, config: str) -> str:
             names = [f"*{c}" if c == default else c for c in choices_of(group)]
             lines.append(f"  {group:<11} {'  '.join(names)}")
         lines.append("")
-        for group in (group for group, _ in groups if group != "experiment"):
+        for group in (group for group, _ in groups if group not in ("experiment", "eval")):
             keys = {k for c in choices_of(group) for k in keys_of(CONFIGS / group / f"{c}.yaml")}
             lines.append(f"  {group}.*  {' '.join(sorted(keys))}")
         lines.append("")
     lines.append("Keys (KEY=VALUE; numbers may be written 1e3)")
-    lines.append("\n".join(f"  {line}" for line in text.split("\n\n", 1)[1].splitlines()))
+    lines.append(textwrap.indent(text.split("\n\n", 1)[1].rstrip(), "  "))
+    for kind in choices_of("eval") if "eval" in dict(groups) else []:
+        keys_of_kind = (CONFIGS / "eval" / f"{kind}.yaml").read_text().rstrip().partition("\n")[2]
+        lines.append(f"\nKeys of eval={kind}\n{textwrap.indent(keys_of_kind, '  ')}")
     lines.append(EXIT_CODES)
     return "\n".join(lines)

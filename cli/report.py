@@ -5,12 +5,12 @@ from pathlib import Path
 from compare.report.write import write
 
 USAGE = """\
-Compare finished runs: which differences are real, what they cost, and what cannot be told.
+Compare finished runs: quality, time and memory, with significance tests and caveats.
 Writes report.html, report.md, results.csv, results.json and figures/ into the first folder.
 
   python report.py DIR... [baseline="attn=A pos=P"]
 
-DIR is a sweep, a run, or a folder that holds such.
+DIR is a sweep folder, a run folder, or a folder that contains some.
 
 Examples
   python report.py outputs/sweeps/grid
@@ -28,6 +28,6 @@ def main(arguments: list[str]) -> int:
     if unknown := sorted(options.keys() - {"baseline"}):
         raise ValueError(f"{unknown[0]}: no such key; report.py takes folders and baseline=...")
     if not folders:
-        raise ValueError("which runs? give the folder of a sweep or of runs")
+        raise ValueError("no folder given: name the folder of a sweep or of runs")
     print(write(folders, options.get("baseline")))
     return 0

@@ -1,4 +1,4 @@
-"""`python train.py`: one run, a sweep of them, or what they would cost."""
+"""`python train.py`: train one model or a sweep of models, or estimate their cost."""
 
 from cli.entry import help_page
 from train.config.schema import fits
@@ -6,8 +6,8 @@ from train.setup.match import compose_matched
 from train.sweep.expand import cell_names, cells_of, settings_of, stages_of
 
 USAGE = """\
-Train a small decoder-only language model with the attention and the positions of your choice,
-and record what it cost and what it bought.
+Train a small decoder-only language model with the chosen attention and position scheme, and record
+its quality, time and memory.
 
   python train.py [KEY=VALUE ...]            one run
   python train.py -m KEY=A,B,C [...]         a sweep: every combination, each in its own process
@@ -17,7 +17,7 @@ Examples
   python train.py attn=gqa pos=rope
   python train.py attn=gqa attn.n_kv_heads=1 data=text data.path="my/*.txt" steps=1e3
   python train.py -m name=mine attn=mha,gqa,mqa pos=learned,rope seed=0,1,2
-  python train.py experiment=grid            a sweep that a config describes
+  python train.py experiment=grid            a sweep defined in a config
   python train.py -m name=mine attn=mha,mqa match=params hydra/launcher=submitit_slurm
   python train.py out=outputs/runs/mine resume=true
 """

@@ -317,7 +317,9 @@ def test_help_is_a_page_worth_reading(name: str) -> None:
     assert page.returncode == 0
     assert page.stderr == ""
     assert page.stdout.count(f"python {name}") >= 4
-    for line in (ROOT / "configs" / name.replace(".py", ".yaml")).read_text().splitlines():
+    files = [ROOT / "configs" / name.replace(".py", ".yaml")]
+    files += (ROOT / "configs/eval").iterdir() if name == "eval.py" else []
+    for line in (line for path in files for line in path.read_text().splitlines()):
         if line and line[0].isalpha() and not line.startswith("defaults"):
             assert line in page.stdout
 
