@@ -56,6 +56,7 @@ class TrainStep:
 
     @classmethod
     def of_job(cls, job: Job) -> Self:
+        """The training step of a job."""
         return cls(
             job.model,
             job.optimizer,

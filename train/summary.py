@@ -1,6 +1,7 @@
 """Results of a run: its quality, time and memory, `summary.json`."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -105,33 +106,12 @@ def measure(trainer: Trainer, summary: dict[str, Any]) -> dict[str, Any]:
     The passes take more training steps, which change the weights in memory, not those saved.
     Raises TrainingStopped on a signal.
     """
-    job = trainer.job
-    alive = summary["parameter_bytes"] + summary["optimizer_bytes"]
-
-    def step() -> None:
-        trainer.update(trainer.step)
-        trainer.check_signal(save=False)
-
-    def evaluate() -> None:
-        text = job.corpus.val if job.corpus.val is not None else job.corpus.train
-        trainer.score(text[: job.settings.eval_batch_size * trainer.model.shape.max_len + 1])
-
-    def attention_ms() -> float:
-        return 1e3 * attention_seconds(job.model.mechanisms, step, job.device, PROFILED_STEPS)
-
-    passes: dict[str, Callable[[], float]] = {}
-    if job.device.name == "cpu":
-        passes["peak_train_bytes"] = lambda: alive + allocation_peak(step)
-        if job.corpus.val is not None:
-            passes["peak_eval_bytes"] = lambda: alive + allocation_peak(evaluate)
-    if not job.device.compiled:  # with hooks the program would not be the compiled one
-        passes["attention_ms"] = attention_ms
-    passes["matmul_flops"] = lambda: matmul_flops_per_second(job.device)
+    passes = measuring_passes(trainer, summary)
     measured: dict[str, Any] = {}
     with trainer.signals():
-        for key, work in passes.items():
+        for key, measuring_pass in passes.items():
             try:
-                measured[key] = work()
+                measured[key] = measuring_pass()
             except TrainingStopped:
                 raise
             except Exception as error:  # noqa: BLE001  the run is complete without it
@@ -143,9 +123,35 @@ def measure(trainer: Trainer, summary: dict[str, Any]) -> dict[str, Any]:
     if summary["attention_ms"] and summary["step_ms"]:
         measured["attention_share"] = summary["attention_ms"] / summary["step_ms"]
     if summary["matmul_flops"] and summary["tokens_per_second"]:
+        # Of the FLOP/s measured in a large product, not of the vendor's peak.
         flops = summary["flops_per_token"] * summary["tokens_per_second"]
         measured["mfu"] = flops / summary["matmul_flops"]
     return measured | {"wall_seconds": trainer.wall_seconds}
+
+
+def measuring_passes(trainer: Trainer, summary: dict[str, Any]) -> dict[str, Callable[[], float]]:
+    """What to measure on the run's device, by key of the summary."""
+    job = trainer.job
+    alive = summary["parameter_bytes"] + summary["optimizer_bytes"]
+
+    def step() -> None:
+        trainer.update(trainer.step)
+        trainer.check_signal(save=False)
+
+    def attention_ms() -> float:
+        return 1e3 * attention_seconds(job.model.mechanisms, step, job.device, PROFILED_STEPS)
+
+    passes: dict[str, Callable[[], float]] = {}
+    if job.device.name == "cpu":
+        passes["peak_train_bytes"] = lambda: alive + allocation_peak(step)
+        if job.corpus.val is not None:
+            batch = job.corpus.val[: job.settings.eval_batch_size * job.model.shape.max_len + 1]
+            score = partial(trainer.score, batch)
+            passes["peak_eval_bytes"] = lambda: alive + allocation_peak(score)
+    if not job.device.compiled:  # with hooks the program would not be the compiled one
+        passes["attention_ms"] = attention_ms
+    passes["matmul_flops"] = lambda: matmul_flops_per_second(job.device)
+    return passes
 
 
 def sample(job: Job) -> str:

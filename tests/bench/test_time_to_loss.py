@@ -13,7 +13,7 @@ from train.run import run_training
 
 
 def made(folder: Path, name: str | None, *losses: float) -> str:
-    """A run that was validated every ten steps of two seconds."""
+    """A run with steps of two seconds and a validation every ten steps."""
     folder.mkdir()
     choices = {"attn": "mha", "pos": "rope", "model": "nano"}
     (folder / "config.json").write_text(json.dumps({"name": name, "choices": choices}))

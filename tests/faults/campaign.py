@@ -56,7 +56,7 @@ COLUMNS = (
 
 
 def main(arguments: list[str]) -> int:
-    """Run the campaigns; exit code 1 if one found something."""
+    """Run the campaigns; exit code 1 if any found a fault."""
     asked = {"seed": 0} | {k: int(v) for k, _, v in (a.partition("=") for a in arguments)}
     if unknown := asked.keys() - TRIALS.keys() - {"seed"}:
         print(__doc__, f"error: no such campaign: {', '.join(unknown)}", sep="\n", file=sys.stderr)
@@ -104,7 +104,7 @@ def told(name: str, result: dict[str, Any]) -> str:
 
 
 def write(found: dict[str, dict[str, Any]], seed: int) -> None:
-    """Leave what was found so far as outputs/faults.json."""
+    """Write the results so far to outputs/faults.json."""
     machine = {"cpu": cpu_name(), "platform": platform.platform(), "torch": torch.__version__}
     about = {"date": time.strftime("%Y-%m-%d"), "seed": seed, **machine}
     into = ROOT / "outputs/faults.json"

@@ -1,4 +1,4 @@
-"""Files damaged on purpose: flipped bits and cut ends, in checkpoints and in cached tokens."""
+"""Damaged files: flipped bits and truncation, in checkpoints and in cached tokens."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -13,14 +13,14 @@ Change = Callable[[bytes, random.Random], bytes]
 
 
 def folders(scene: Scene) -> list[Path]:
-    """Everything that was published whole: the undisturbed run's checkpoints, and the cache."""
+    """All folders with a manifest: the undisturbed run's checkpoints and the token cache."""
     found = [path.parent for path in scene.folder.rglob("MANIFEST.json")]
     return [f for f in sorted(found) if "warm" not in f.parts]
 
 
 @contextmanager
 def altered(path: Path, content: bytes) -> Iterator[None]:
-    """Within it, a file holds something else."""
+    """Context in which a file has other content."""
     before = path.read_bytes()
     path.write_bytes(content)
     try:
@@ -30,7 +30,7 @@ def altered(path: Path, content: bytes) -> Iterator[None]:
 
 
 def flips(scene: Scene, trials: int, seed: int) -> Tally:
-    """Flip one bit somewhere, as often as asked: it must be noticed, and its file named."""
+    """Flip a random bit, `times` times: each must be detected and its file named."""
 
     def flip(content: bytes, draw: random.Random) -> bytes:
         bit = draw.randrange(8 * len(content))
@@ -42,14 +42,14 @@ def flips(scene: Scene, trials: int, seed: int) -> Tally:
 
 
 def cuts(scene: Scene, trials: int, seed: int) -> Tally:
-    """Cut a file somewhere, as often as asked: it must be noticed, and its file named."""
+    """Truncate a random file, `times` times: each must be detected and its file named."""
     return damaged(
         scene, trials, seed, lambda content, draw: content[: draw.randrange(len(content))]
     )
 
 
 def damaged(scene: Scene, trials: int, seed: int, change: Change) -> Tally:
-    """Change random files of published folders; each time its folder must be refused by its name."""
+    """Change random files; each time the folder must be refused with the file named."""
     draw, tally = random.Random(seed), Tally()
     places = folders(scene)
     for _ in range(trials):

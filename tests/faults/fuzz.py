@@ -1,4 +1,4 @@
-"""Input made wrong on purpose: configs and files that end in one line, or work."""
+"""Random configs and files: each must work or end in one line."""
 
 import random
 import signal
@@ -33,12 +33,12 @@ OTHERS = (
 
 
 class Hung(Exception):
-    """Something took longer than the patience for it."""
+    """Something took longer than PATIENCE."""
 
 
 @contextmanager
 def patience(seconds: int = PATIENCE) -> Iterator[None]:
-    """Raise Hung in whatever runs too long."""
+    """Context that raises Hung after this many seconds."""
 
     def give_up(*_: object) -> None:
         raise Hung(f"still running after {seconds} seconds")
@@ -53,7 +53,7 @@ def patience(seconds: int = PATIENCE) -> Iterator[None]:
 
 
 def keys_of(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key of a config, dotted, and its value."""
+    """All dotted keys of a config, with their values."""
     for key, value in node.items():
         if isinstance(value, dict) and value:
             yield from keys_of(value, f"{prefix}{key}.")
@@ -61,7 +61,7 @@ def keys_of(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def random_config(draw: random.Random, keys: dict[str, Any]) -> list[str]:
-    """A few overrides: tame ones, which may well work together, or any."""
+    """A few overrides: plausible ones, or any."""
     overrides = ["data=text", "data.path=README.md", "data.tokenizer=char"]
     wild = draw.random() < 0.5
     for group in GROUPS:
@@ -75,7 +75,7 @@ def random_config(draw: random.Random, keys: dict[str, Any]) -> list[str]:
 
 
 def tame_change(draw: random.Random, keys: dict[str, Any]) -> str:
-    """Another number for a key that has one, or another truth."""
+    """Another number or truth value for a key that has one."""
     key = draw.choice([key for key, value in keys.items() if isinstance(value, int | float)])
     if isinstance(keys[key], bool):
         return f"{key}={draw.choice(['true', 'false'])}"
@@ -83,7 +83,7 @@ def tame_change(draw: random.Random, keys: dict[str, Any]) -> str:
 
 
 def wild_change(draw: random.Random, keys: dict[str, Any]) -> str:
-    """Any value for any key, now and then misspelt, added or deleted."""
+    """Any value for any key, sometimes misspelt, added or deleted."""
     key = draw.choice(list(keys))
     value = random_text(draw) if draw.random() < 0.1 else draw.choice(NUMBERS + OTHERS)
     if draw.random() < 0.05:
@@ -92,7 +92,7 @@ def wild_change(draw: random.Random, keys: dict[str, Any]) -> str:
 
 
 def random_text(draw: random.Random) -> str:
-    """Characters of any kind, control characters among them."""
+    """Random characters, including control characters."""
     points = (
         draw.choice([draw.randrange(32, 127), draw.randrange(1, 0x3000)])
         for _ in range(draw.randint(1, 300))
@@ -101,13 +101,13 @@ def random_text(draw: random.Random) -> str:
 
 
 def misspelt(draw: random.Random, key: str) -> str:
-    """A key with a character changed, or one more."""
+    """A key with one character changed or added."""
     at = draw.randrange(len(key))
     return key[:at] + draw.choice(string.printable) + key[at + draw.randint(0, 1) :]
 
 
 def configs(trials: int, seed: int) -> Tally:
-    """Compose, check and, if it is small, start random configs: each works, or is refused in one line."""
+    """Compose and check random configs, and take a step of small ones: each works or is refused in one line."""
     draw, tally = random.Random(seed), Tally()
     keys = dict(keys_of(compose(["data.path=README.md"])))
     for _ in range(trials):
@@ -117,7 +117,7 @@ def configs(trials: int, seed: int) -> Tally:
 
 
 def commanded_configs(trials: int, seed: int, folder: Path) -> Tally:
-    """Random configs to the real command, that trains nothing: exit code 0, or 2 and one line."""
+    """Random configs to the real command with steps=0: exit code 0, or 2 and one line."""
     draw, tally = random.Random(seed), Tally()
     keys = dict(keys_of(compose(["data.path=README.md"])))
     while tally.trials < trials:
@@ -141,7 +141,7 @@ def commanded_configs(trials: int, seed: int, folder: Path) -> Tally:
 
 
 def begin(tally: Tally, config: Config) -> None:
-    """Check a config; where its step is a small one, take it."""
+    """Check a config; take a step if it is small."""
     plan = check(config)
     parameters, _ = build_model(plan.config, 100).count_parameters()
     work = parameters * plan.settings.batch_size * plan.max_len
@@ -153,7 +153,7 @@ def begin(tally: Tally, config: Config) -> None:
 
 
 def judge(tally: Tally, name: str, act: Callable[[], object]) -> None:
-    """Do something that may be refused: an error that the door makes one line of is a good end, too."""
+    """Do something that may be refused: an error that the command prints as one line is no fault."""
     tally.tried()
     try:
         with patience():
@@ -172,7 +172,7 @@ KINDS = ".txt .md .jsonl .csv .json .parquet".split()
 
 
 def random_file(draw: random.Random, folder: Path, text: str) -> Path:
-    """A file of text, spoiled somehow, under any of the known endings."""
+    """A damaged text file under any of the known extensions."""
     words = text[: draw.choice([0, 1, 20, 2000])]
     spoiled: list[bytes] = [
         b"",
@@ -199,7 +199,7 @@ def random_file(draw: random.Random, folder: Path, text: str) -> Path:
 
 
 def files(trials: int, seed: int, folder: Path) -> Tally:
-    """Prepare corpora of random bad files: each works, or is refused in one line."""
+    """Prepare corpora of random bad files: each works or is refused in one line."""
     draw, tally = random.Random(seed), Tally()
     text = Path("README.md").read_text(encoding="utf-8")
     for _ in range(trials):

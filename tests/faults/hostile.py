@@ -1,4 +1,4 @@
-"""A stranger's run: names that point to code, and pickles where data should be. None may be executed."""
+"""Untrusted runs: names that point to code, and pickles in place of data. None may be executed."""
 
 import json
 import os
@@ -31,7 +31,7 @@ PICKLED = (
 
 
 class Payload:
-    """Unpickled, it makes a folder."""
+    """Makes a folder when it is unpickled."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -41,7 +41,7 @@ class Payload:
 
 
 def gadgets(scene: Scene, targets: Sequence[str] = GADGETS) -> Tally:
-    """Name code that is not ours as every part of a config: on the command line, and in a run."""
+    """Name foreign code as every part of a config: on the command line and in a run."""
     tally, canary = Tally(), scene.folder / "canary"
     for target in targets:
         for group in ("attn", "pos", "data", "optim"):
@@ -60,7 +60,7 @@ def gadgets(scene: Scene, targets: Sequence[str] = GADGETS) -> Tally:
 
 
 def pickles(scene: Scene, names: Sequence[str] = PICKLED) -> Tally:
-    """Put a pickle in place of each file, manifests made to fit; open the run, and go on with it."""
+    """Replace each file by a pickle, with matching manifests; open the run and resume it."""
     tally, canary = Tally(), scene.folder / "canary"
     with pytest.raises(FileNotFoundError):
         canary.rmdir()
@@ -81,7 +81,7 @@ def pickles(scene: Scene, names: Sequence[str] = PICKLED) -> Tally:
 
 
 def seal(folder: Path) -> None:
-    """Make a manifest fit what is there, as someone who means harm would."""
+    """Forge a manifest to match the files."""
     names = sorted(p.name for p in folder.iterdir() if p.name != MANIFEST)
     (folder / MANIFEST).write_text(json.dumps({name: sha256(folder / name) for name in names}))
 
@@ -89,7 +89,7 @@ def seal(folder: Path) -> None:
 def opening(
     scene: Scene, tally: Tally, name: str, canary: Path, spoil: Callable[[Path], object]
 ) -> None:
-    """Spoil a copy of the undisturbed run and its cache; then evaluate the run, and resume it."""
+    """Change a copy of the undisturbed run and its cache; then evaluate the run and resume it."""
     folder = scene.folder / "stranger"
     shutil.rmtree(folder, ignore_errors=True)
     run = folder / "run"
@@ -107,7 +107,7 @@ def opening(
 
 
 def attempt(tally: Tally, name: str, canary: Path, act: Callable[[], object]) -> None:
-    """Do something hostile: nothing may be executed, and what is refused is refused in one line."""
+    """Do something hostile: nothing may be executed, and refusals take one line."""
     with silent():
         judge(tally, name, act)
     if canary.exists():

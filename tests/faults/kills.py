@@ -1,7 +1,7 @@
-"""Runs killed on purpose: at random moments, and at every write of a save.
+"""Killed runs: at random moments, and at every write of a save.
 
 Each dies in a process of its own: a fork of one that has everything loaded, or the real command.
-What is left behind must be whole, and the run that goes on must lose nothing.
+What they leave must be intact, and the resumed run must lose nothing.
 """
 
 import contextlib
@@ -47,13 +47,13 @@ Losses = list[tuple[int, str, float]]
 
 @dataclass
 class Tally:
-    """What a campaign did, and what it found wrong."""
+    """Trials and faults of a campaign."""
 
     trials: int = 0
     faults: list[str] = field(default_factory=list)
     notes: dict[str, int] = field(default_factory=dict)
 
-    #: Told of every trial.
+    #: Called after every trial.
     seen: ClassVar[Callable[["Tally"], object]] = staticmethod(lambda tally: None)
 
     def tried(self) -> None:
@@ -80,7 +80,7 @@ class Scene:
 
 @contextlib.contextmanager
 def scene() -> Iterator[Scene]:
-    """A scene whose undisturbed run has been made, in this process: it warms what forks inherit."""
+    """A scene with its undisturbed run, made in this process so that forks start warm."""
     small = patch(
         "train.summary.matmul_flops_per_second", partial(matmul_flops_per_second, size=64)
     )  # faster
@@ -98,13 +98,13 @@ def scene() -> Iterator[Scene]:
 
 
 def losses_of(out: Path) -> Losses:
-    """Every loss that a run has recorded: step, split, loss."""
+    """All recorded losses of a run: step, split, loss."""
     return [(r["step"], r["split"], r["loss"]) for r in records(out / "metrics.jsonl")]
 
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Drop what is printed."""
+    """Context without output."""
     with (
         Path(os.devnull).open("w") as sink,
         contextlib.redirect_stdout(sink),
@@ -136,7 +136,7 @@ def commanded(scene: Scene, out: Path) -> int:
 
 
 def ended(process: int, within: float, until: Callable[[], bool] = lambda: False) -> int | None:
-    """The exit code of a process; None if it runs on after so many seconds, or when something is so."""
+    """Exit code of a process; None if it still runs after `within` seconds or once `until` is true."""
     deadline = time.monotonic() + within
     while True:
         done, status = os.waitpid(process, os.WNOHANG)
@@ -154,7 +154,7 @@ def random_kills(
     start: Callable[[Scene, Path], int] = forked,
     longest: float | None = None,
 ) -> Tally:
-    """SIGKILL runs at random moments, and again when they go on, until so many kills have landed.
+    """SIGKILL runs at random moments, and again after they resume, until `kills` have landed.
 
     Every other kill waits for the next save, and lands inside it. After each, whatever checkpoint
     can be seen must be whole and every record the undisturbed run's; a run that reaches its end must
@@ -186,12 +186,12 @@ def random_kills(
 
 
 def unfinished(out: Path) -> list[Path]:
-    """What a save that is under way, or was killed, has in a run's folder."""
+    """Temporary folders of a save in progress, or of a killed one."""
     return list((out / "checkpoints").glob(f"{TEMPORARY}*"))
 
 
 def damage(scene: Scene, out: Path) -> list[str]:
-    """What is wrong in the folder of a run that was killed."""
+    """Faults in the folder of a killed run."""
     faults = []
     for folder in sorted((out / "checkpoints").glob("step_*")):
         try:
@@ -205,7 +205,7 @@ def damage(scene: Scene, out: Path) -> list[str]:
 
 
 def unlike(scene: Scene, out: Path, code: int | None) -> list[str]:
-    """What distinguishes a run that has ended from the undisturbed one."""
+    """Differences of a finished run from the undisturbed one."""
     if code != 0:
         return [f"{out.name}: ended with code {code}"]
     return [] if losses_of(out) == scene.losses else [f"{out.name}: losses differ"]
@@ -223,7 +223,7 @@ class Writes:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Within it calls are counted."""
+        """Context in which calls are counted."""
         with contextlib.ExitStack() as stack:
             for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir"):
                 stack.enter_context(patch.object(os, name, self.wrap(name, getattr(os, name))))
@@ -256,7 +256,7 @@ SAVE_FILE = checkpoint.save_file
 
 
 def path_of(target: object) -> str:
-    """The path that a call is about, also where it is an open file."""
+    """The path of a call's target, which may be an open file."""
     if isinstance(target, int):
         return str(Path(f"/proc/self/fd/{target}").readlink())
     return os.fspath(target)  # type: ignore[call-overload, no-any-return]
@@ -264,7 +264,7 @@ def path_of(target: object) -> str:
 
 @contextlib.contextmanager
 def third_save(writes: Writes) -> Iterator[None]:
-    """Within it, the third save of a run is watched: it deletes an earlier one."""
+    """Context that watches the third save of a run, which also deletes a checkpoint."""
     real, saves = Trainer.save, itertools.count()
 
     def save(trainer: Trainer) -> None:
@@ -276,7 +276,7 @@ def third_save(writes: Writes) -> Iterator[None]:
 
 
 def writes_of_a_save(scene: Scene) -> list[tuple[str, str]]:
-    """Every call of a run's third save that changes the disk, in order, and the path it is about."""
+    """All calls of a run's third save that change the disk, in order, with their paths."""
     writes, out = Writes(), scene.folder / "traced"
     with third_save(writes), silent():
         run_training(scene.config(out))
@@ -285,7 +285,7 @@ def writes_of_a_save(scene: Scene) -> list[tuple[str, str]]:
 
 
 def crashes(scene: Scene, every: int = 1) -> Tally:
-    """Let a run's third save end the process at each of its writes (or every so many).
+    """End the process at each write of a run's third save (or at every `every`-th).
 
     Whatever checkpoint can be seen then must be whole, and the run must go on to the same end.
     """

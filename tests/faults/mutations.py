@@ -1,6 +1,6 @@
-"""Does a test notice? Takes out one safeguard at a time, in a copy: python tests/faults/mutations.py [WORD ...]
+"""Mutation tests: remove one safeguard at a time from a copy: python tests/faults/mutations.py [WORD ...]
 
-Words pick mutations by their names. Exit code 1 if one is not noticed.
+Words select mutations by name. Exit code 1 if the tests miss one.
 """
 
 import subprocess
@@ -16,7 +16,7 @@ FAULTS, TRAINER = "tests/faults/test_faults.py", "tests/train/test_trainer.py"
 
 @dataclass(frozen=True)
 class Mutation:
-    """A piece of a file, what it becomes, and the tests of which one must go red."""
+    """A piece of a file, its replacement, and the tests of which at least one must fail."""
 
     name: str
     file: str
@@ -223,7 +223,7 @@ MUTATIONS = (
 
 
 def main(words: list[str]) -> int:
-    """Try all mutations, or those with one of these words; exit code 1 if one goes unnoticed."""
+    """Try all mutations, or those with one of these words; exit code 1 if one is missed."""
     asked = [m for m in MUTATIONS if not words or any(word in m.name for word in words)]
     unnoticed = []
     for mutation in asked:
@@ -237,7 +237,7 @@ def main(words: list[str]) -> int:
 
 
 def red(mutation: Mutation) -> bool:
-    """Whether a test fails once a mutation is made. Raises RuntimeError if none was run."""
+    """True if a test fails under a mutation. Raises RuntimeError if no test ran."""
     with tempfile.TemporaryDirectory(prefix="mutation-") as name:
         copy = Path(name)
         listed = subprocess.run(

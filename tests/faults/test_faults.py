@@ -1,4 +1,4 @@
-"""What weekends and strangers bring, in small numbers; tests/campaign.py does the same by the hundred."""
+"""Kills, damage and hostile input in small numbers; tests/faults/campaign.py runs hundreds of each."""
 
 import contextlib
 import json
@@ -54,7 +54,7 @@ def here() -> Iterator[Scene]:
 
 
 def fine(tally: Tally) -> None:
-    """Nothing was found, and something was tried."""
+    """No faults in at least one trial."""
     assert tally.trials
     assert not tally.faults, "\n".join(tally.faults)
 

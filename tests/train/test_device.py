@@ -1,4 +1,4 @@
-"""What a run computes on: the part that needs no GPU to be told."""
+"""Selection of device and dtype, as far as it can be tested without a GPU."""
 
 import importlib.util
 import json

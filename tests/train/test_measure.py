@@ -1,4 +1,4 @@
-"""Time and memory are measured, not guessed."""
+"""Measurements of time and memory."""
 
 import gc
 import subprocess
@@ -62,7 +62,7 @@ def test_the_high_water_mark_of_the_process_starts_again() -> None:
 
 
 def test_more_kv_heads_take_more_memory_and_more_cache() -> None:
-    """The quantity that hand-made comparisons get wrong must follow the number of KV heads."""
+    """Peak memory depends on the number of KV heads, which hand-made comparisons often miss."""
 
     def step(n: int) -> Callable[[], object]:
         model, x = build("gqa", "rope", f"attn.n_kv_heads={n}").train(), tokens(8, 16)
@@ -111,7 +111,7 @@ def test_the_ceiling_is_a_rate() -> None:
 
 
 def test_the_profiler_writes_nothing_to_the_terminal() -> None:
-    """Not even of memory that was allocated before it started: from a process's file descriptor 2."""
+    """Read from file descriptor 2 of a process that frees memory allocated before the profiler."""
     program = """
 import sys, torch
 from train.measure.memory import allocation_peak

@@ -1,4 +1,4 @@
-"""What a run leaves behind, by the real commands."""
+"""Files that the real commands write."""
 
 import io
 import json
@@ -51,7 +51,7 @@ DOORS: dict[str, Callable[[list[str]], int]] = {
 
 
 def ask(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """The same as `command`, without a process of its own."""
+    """`command` without a process of its own."""
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as errors:
         code = run_command(DOORS[name], list(map(str, arguments)))
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), errors.getvalue())
@@ -65,7 +65,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, text: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, places: list[str]) -> Path:
-    """A run by the real command, tracked offline."""
+    """A run by the real command, logged to wandb offline."""
     out = tmp_path_factory.mktemp("runs") / "gqa"
     overrides = ["attn=gqa", "pos=rope", "steps=20", "wandb.mode=offline", f"out={out}"]
     done = command("train.py", *places, *overrides)
@@ -336,7 +336,7 @@ def test_a_cut_off_record_is_dropped_and_later_ones_with_it(tmp_path: Path) -> N
 
 
 def silent_server() -> socket.socket:
-    """A server that takes connections and says nothing."""
+    """A server that accepts connections and never answers."""
     server = socket.socket()
     server.bind(("127.0.0.1", 0))
     server.listen()
@@ -347,7 +347,7 @@ def silent_server() -> socket.socket:
 def test_whatever_happens_to_wandb_the_run_is_the_same(
     trouble: str, places: list[str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One warning at most, and the losses of a run without it."""
+    """One warning, and the same losses as a run without wandb."""
     server = silent_server()
     real = WandbProcess.__init__
     out = tmp_path / "gqa"

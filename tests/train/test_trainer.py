@@ -36,7 +36,7 @@ def run(config: Config, folder: Path, code: int = 0) -> dict[str, Any]:
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Make the trainer die, as hard as a test can, right after a step."""
+    """Interrupt the trainer right after a step, without a save."""
     real = Trainer.train_step
 
     def dying(self: Trainer, warm: bool) -> None:
@@ -61,7 +61,7 @@ RECIPES = {
 def test_a_resumed_run_equals_an_uninterrupted_one(
     recipe: str, config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped before its first checkpoint, long after one, and right after one, in one life."""
+    """Interrupted before its first checkpoint, long after one, and right after one."""
     overrides = ["attn=gqa", "pos=rope", *RECIPES[recipe]]
     whole = run(config(*overrides), tmp_path / "whole")
     for step in (2, 7, 8):
@@ -383,7 +383,7 @@ def test_what_cannot_be_measured_after_training_is_null(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The run is done, whatever happens to the passes that measure it, and its results are the same."""
+    """The run is done whether or not it can be measured, and its results are the same."""
     sound = run(config(), tmp_path / "sound")
     capsys.readouterr()
 
