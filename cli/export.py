@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from cli.entry import run_command
-from compare.evaluate.export import Options, export
+from compare.evaluate.export import export
 from compare.evaluate.load import RunSelector
 from train.config.compose import parse
 from train.config.schema import arguments
@@ -31,19 +31,19 @@ def main(overrides: list[str]) -> int:
         print(USAGE)
         return 0
     given = {override.key_or_group: override.value() for override in parse(overrides)}
-    options = Options(**arguments("", {"checkpoint": "latest"} | given, Options)[0])
-    to = Path(options.to)
-    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
+    print(export_run(**arguments("", {"checkpoint": "latest"} | given, export_run)[0]))
+    return 0
+
+
+def export_run(*, run: str, to: str, checkpoint: str) -> str:
+    """Export a run; its keyword arguments are the keys of the command."""
+    folder = Path(to)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"to={to} exists and is not an empty folder")
     selector = RunSelector(
-        run=options.run,
-        checkpoint=options.checkpoint,
-        device="cpu",
-        dtype="float32",
-        threads=None,
+        run=run, checkpoint=checkpoint, device="cpu", dtype="float32", threads=None
     )
-    print(export(selector.load(selector.only), to))
-    return 0
+    return export(selector.load(selector.only), folder)
 
 
 if __name__ == "__main__":

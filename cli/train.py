@@ -11,7 +11,7 @@ its quality, time and memory.
 
   python train.py [KEY=VALUE ...]            one run
   python train.py -m KEY=A,B,C [...]         a sweep: every combination, each in its own process
-  python train.py plan=true [...]            what one run, or with -m a sweep, would cost
+  python train.py plan=true [...]            the cost of one run, or with -m a sweep, without training
 
 Examples
   python train.py attn=gqa pos=rope

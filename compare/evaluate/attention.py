@@ -100,15 +100,15 @@ class LayerReadouts:
 def head_readouts(run: LoadedRun, windows: Tensor) -> list[dict[str, list[float]]]:
     """The mean readouts of each layer's heads over windows (B, T)."""
     layers = [LayerReadouts(windows.size(1) // 2) for _ in run.model.blocks]
-    current: list[LayerReadouts] = []  # the layer whose forward pass is running
+    entered: list[LayerReadouts] = []  # the last is the layer whose forward pass is running
 
     def enter(layer: LayerReadouts) -> Any:
-        return lambda *_: current.__setitem__(slice(None), [layer])
+        return lambda *_: entered.append(layer)
 
     blocks = zip(run.model.blocks, layers, strict=True)
     hooks = [block.register_forward_pre_hook(enter(layer)) for block, layer in blocks]
     try:
-        with watched(lambda *seen: current[0].add(*seen)), run.device.autocast():
+        with watched(lambda *seen: entered[-1].add(*seen)), run.device.autocast():
             for window in windows.split(1):
                 run.model(window.to(run.device.name))
     finally:

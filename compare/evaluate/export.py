@@ -3,7 +3,6 @@
 import importlib
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,6 @@ from data.tokenizer import END_OF_TEXT, decode, encode
 from train.setup.huggingface import Family, home_of, their_config, their_weights
 
 TOLERANCE = 1e-4  # between logits with a standard deviation of 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The keys of the command."""
-
-    run: str
-    to: str
-    checkpoint: str
 
 
 def export(run: LoadedRun, to: Path) -> str:

@@ -1,11 +1,11 @@
 """Finished runs, selected on the command line and loaded: what eval.py and sample.py share."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from tokenizers import Tokenizer
@@ -93,26 +93,10 @@ class LoadedRun:
         """The batch size that is given, or that of evaluation in training."""
         return given or int(self.config["eval_batch_size"])
 
-    def score(
-        self,
-        tokens: Tensor,
-        *,
-        context: int,
-        stride: int,
-        batch_size: int,
-        on_batch: Callable[[], object] = lambda: None,
-    ) -> Tensor:
-        """Nats of each token (N,) but the first, (N - 1,): see model.likelihood.token_nats."""
+    def score(self, tokens: Tensor, **options: Any) -> Tensor:
+        """Nats of each token (N,) but the first, (N - 1,); options as of `token_nats`."""
         with self.device.autocast():
-            return token_nats(
-                self.model,
-                tokens,
-                context=context,
-                stride=stride,
-                batch_size=batch_size,
-                device=self.device.name,
-                between=on_batch,
-            )
+            return token_nats(self.model, tokens, device=self.device.name, **options)
 
     def write_answer(self, name: str, answer: Config, text: str) -> int:
         """Write an answer to eval/NAME.json in the run folder and print its text; exit code 0."""

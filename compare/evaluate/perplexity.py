@@ -94,7 +94,7 @@ def score_text(run: LoadedRun, text: EvaluationText, options: Options) -> Scored
         context=context,
         stride=stride,
         batch_size=batch_size,
-        on_batch=lambda: next(bar, None),
+        between=lambda: next(bar, None),
     )
     deque(bar, maxlen=0)  # to its end
     return ScoredText(run, text, context, stride, nats)
@@ -133,27 +133,23 @@ def comparison(scored: ScoredText, reference: ScoredText) -> dict[str, Any]:
     kind, nats, tokens, sizes = scored.sums()
     reference_kind, reference_nats, _, reference_sizes = reference.sums()
     same = scored.text.identity == reference.text.identity
-    result: dict[str, Any] = {
-        "same_tokens": same,
-        "loss_difference": None,
-        "loss_difference_interval": None,
-        "perplexity_ratio": None,
-        "perplexity_ratio_interval": None,
-        "bits_per_byte_difference": scored.bits_per_byte - reference.bits_per_byte,
-        "bits_per_byte_difference_interval": None,
-        "trained_on_the_same_text": scored.run.trained_on == reference.run.trained_on,
-    }
+    loss = interval = bits_interval = None
     if same:
-        interval = ratio_interval(nats - reference_nats, tokens)
-        result["loss_difference"] = scored.loss - reference.loss
-        result["loss_difference_interval"] = list(interval)
-        result["perplexity_ratio"] = math.exp(scored.loss - reference.loss)
-        result["perplexity_ratio_interval"] = [math.exp(end) for end in interval]
+        loss = scored.loss - reference.loss
+        interval = list(ratio_interval(nats - reference_nats, tokens))
     if kind == reference_kind == "documents" or same:
         bits = (nats / sizes.sum() - reference_nats / reference_sizes.sum()) / math.log(2)
-        scale = sizes / sizes.sum()
-        result["bits_per_byte_difference_interval"] = list(ratio_interval(bits, scale))
-    return result
+        bits_interval = list(ratio_interval(bits, sizes / sizes.sum()))
+    return {
+        "same_tokens": same,
+        "loss_difference": loss,
+        "loss_difference_interval": interval,
+        "perplexity_ratio": None if loss is None else math.exp(loss),
+        "perplexity_ratio_interval": interval and [math.exp(end) for end in interval],
+        "bits_per_byte_difference": scored.bits_per_byte - reference.bits_per_byte,
+        "bits_per_byte_difference_interval": bits_interval,
+        "trained_on_the_same_text": scored.run.trained_on == reference.run.trained_on,
+    }
 
 
 def file_name(scored: ScoredText, selector: RunSelector) -> str:
