@@ -17,8 +17,8 @@ from train.setup.run_setup import check
 from train.step import TrainStep
 from train.sweep.processes import end_with
 
-BUDGET = 2.0  # seconds
-ENOUGH = 25  # steps
+BUDGET = 2.0  # seconds of steps
+MAX_STEPS = 25
 
 
 def begin(threads: int | None, tf32: bool, parent: int) -> None:
@@ -82,6 +82,6 @@ def step_seconds(config: Config, vocab_size: int) -> float | None:
         rows = min(2 * rows, most)
     attempt = with_rows(most)
     times = [attempt()]
-    while perf_counter() + times[-1] < end and len(times) < ENOUGH:
+    while perf_counter() + times[-1] < end and len(times) < MAX_STEPS:
         times.append(attempt())
     return statistics.median(times) / most * batch_size

@@ -103,6 +103,15 @@ def test_a_run_that_cannot_fit_is_not_probed(
     assert seconds is None
 
 
+def test_the_estimated_step_is_that_of_the_config() -> None:
+    overrides = ["optim.clip=0.5", "accumulate=2", "seed=3", "batch_size=6"]
+    step = probe.random_token_step(composed("data.path=README.md", *overrides), VOCAB)
+    assert (step.clip, step.accumulate, step.seed) == (0.5, 2, 3)
+    assert step.batches(0)[0].shape == (6, step.model.shape.max_len)
+    unclipped = composed("data.path=README.md", "optim.clip=null")
+    assert probe.random_token_step(unclipped, VOCAB).clip == float("inf")
+
+
 def test_a_probe_that_lasts_for_few_rows_takes_time_to_grow_with_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
