@@ -82,7 +82,9 @@ def anchor(heading: str) -> str:
 def test_every_choice_is_named() -> None:
     for group in ("attn", "pos", "model", "data", "optim", "experiment"):
         for choice in choices_of(group):
-            assert f"`{choice}`" in README, f"{group}={choice}"
+            assert f"`{choice}`" in PAGES["docs/choices.md"], f"{group}={choice}"
+    for kind in choices_of("eval"):
+        assert f"`{kind}`" in PAGES["docs/evaluation.md"], f"eval={kind}"
 
 
 def test_the_example_scheme_is_a_scheme() -> None:
