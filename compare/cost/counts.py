@@ -50,7 +50,7 @@ def cost(config: Config, vocab_size: int, device: Device) -> Cost:
 
 
 @dataclass(frozen=True)
-class Decoding:
+class DecodingCost:
     """The cost of the next token after `length` others, in all attention layers."""
 
     length: int
@@ -75,14 +75,14 @@ def attention_costs(model: Transformer, length: int) -> tuple[float, float, int]
     )
 
 
-def decoding_of(config: Config, points: int = 32) -> list[Decoding]:
+def decoding_costs(config: Config, points: int = 32) -> list[DecodingCost]:
     """The cost of decoding at lengths up to a model's context."""
     with torch.device("meta"):
         model = build_model(config, vocab_size=1)
     end, costs = model.shape.max_len, []
     for length in sorted({max(1, round(i * end / points)) for i in range(points + 1)}):
         flops, uncached, elements = attention_costs(model, length)
-        costs.append(Decoding(length, flops / 2, uncached / 2, elements))
+        costs.append(DecodingCost(length, flops / 2, uncached / 2, elements))
     return costs
 
 

@@ -178,7 +178,7 @@ def to_text(answer: dict[str, Any]) -> str:
     if "bigram_perplexity" in answer:
         rows["bigram model"] = f"{answer['bigram_perplexity']:.3f}"
     lines = [f"  {name:<14} {value}" for name, value in rows.items()]
-    lines.append(f"  95 % intervals from {answer['resampled']}, resampled")
+    lines.append(f"  95 % bootstrap intervals over {answer['resampled']}")
     if other := answer.get("reference"):
         lines += ["", f"reference {other['run']} (step {other['step']})", *comparison_lines(other)]
     return "\n".join(lines)

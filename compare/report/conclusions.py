@@ -2,7 +2,7 @@
 
 import math
 
-from compare.cost.counts import decoding_of
+from compare.cost.counts import decoding_costs
 from compare.report.analysis import Comparison, Study
 from compare.report.runs import Run
 from compare.report.statistics import LEVEL, MANY, Difference
@@ -24,7 +24,7 @@ def sentences(found: Study) -> list[str]:
 
 def on_the_cache(v: Variant) -> str:
     """What the cache saves one variant while generating."""
-    end = decoding_of(v.runs[0].config)[-1]
+    end = decoding_costs(v.runs[0].config)[-1]
     return (
         f"**{v.label}** generates with a KV cache: after {end.length:,} tokens one more takes "
         f"{end.multiply_adds:,.0f} multiply-adds in attention, {end.saved:.1%} fewer than the "

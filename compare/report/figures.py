@@ -336,12 +336,12 @@ def rates(name: str, found: Study, styles: dict[int, Style]) -> Figure | None:
 
 def decoding(name: str, found: Study, styles: dict[int, Style]) -> Figure | None:
     """What one more token costs after n: multiply-adds of attention with and without a cache, and its size."""
-    from compare.cost.counts import Decoding, decoding_of
+    from compare.cost.counts import DecodingCost, decoding_costs
 
-    counted: dict[tuple[Decoding, ...], Variant] = {}  # positions change none of it
+    counted: dict[tuple[DecodingCost, ...], Variant] = {}  # positions change none of it
     for v in found.compared:
         with contextlib.suppress(ValueError, KeyError):  # code that has gone since, or no config
-            counted.setdefault(tuple(decoding_of(v.runs[0].config)), v)
+            counted.setdefault(tuple(decoding_costs(v.runs[0].config)), v)
     if len({counts[-1].cache_elements for counts in counted}) < 2:
         return None
     figure, panels = canvas(2, height=3.8)

@@ -198,7 +198,7 @@ def rate_table(found: "Study") -> list[list[str]]:
 
 def decoding_table(found: "Study") -> list[list[str]]:
     """What one more token costs at the full context, in each attention layer: the homework's table."""
-    from compare.cost.counts import decoding_of
+    from compare.cost.counts import decoding_costs
 
     if found.figure != "decoding":
         return []
@@ -216,7 +216,7 @@ def decoding_table(found: "Study") -> list[list[str]]:
         config = v.runs[0].config
         if not config:
             continue
-        end, layers = decoding_of(config)[-1], config["model"]["n_layers"]
+        end, layers = decoding_costs(config)[-1], config["model"]["n_layers"]
         counts = (end.multiply_adds_uncached, end.multiply_adds)
         cells = [v.label, f"{end.length:,}", *(f"{count / layers:,.0f}" for count in counts)]
         rows.append([*cells, f"{end.saved:.1%}", f"{end.cache_elements / layers:,.0f}"])
