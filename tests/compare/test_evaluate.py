@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import sys
@@ -25,7 +26,7 @@ from cli.sample import sample
 from compare import evaluate as package
 from compare.evaluate import attention, decode
 from compare.evaluate.dataset import open_text
-from compare.evaluate.load import LoadedRun, RunSelector
+from compare.evaluate.load import LoadedRun, RunSelector, environment_variables
 from compare.report import evaluations
 from compare.report.statistics import ratio_interval
 from compare.report.write import write
@@ -432,3 +433,12 @@ def test_old_keys_are_understood_with_a_line_of_notice(
     keys = ["rows", "num_windows", "tokens", "max_new_tokens", "count", "num_samples"]
     said = re.findall(r"(\w+)=\.\.\.", capsys.readouterr().err)
     assert said == [*keys, "overflow", "context_overflow"]
+
+
+def test_environment_variables_are_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHANGED", "before")
+    before = dict(os.environ)
+    with environment_variables(CHANGED="inside", ADDED="inside"):
+        assert (os.environ["CHANGED"], os.environ["ADDED"]) == ("inside", "inside")
+        os.environ["BY_A_LIBRARY"] = "inside"
+    assert os.environ == before
