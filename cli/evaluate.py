@@ -33,7 +33,8 @@ def evaluate(overrides: list[str]) -> int:
         return 0
     from compare.evaluate.load import parse_options
 
-    kind = importlib.import_module(f"compare.evaluate.{composed['choices']['eval']}")
+    name = composed["choices"]["eval"].replace("/", ".")
+    kind = importlib.import_module(f"compare.evaluate.{name}")
     return int(kind.evaluate(*parse_options(overrides, composed, kind.Options)))
 
 

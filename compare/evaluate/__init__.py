@@ -1,7 +1,7 @@
 """Evaluations of finished runs: `python eval.py run=DIR eval=NAME`.
 
 An evaluation is two files: a module compare/evaluate/NAME.py and its defaults, configs/eval/NAME.yaml.
-The module offers
+Both may lie in a folder, for eval=FOLDER/NAME. The module offers
 
     Options     a frozen dataclass with keyword-only fields, the keys of the YAML; it raises ValueError
                 for invalid values

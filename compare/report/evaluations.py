@@ -296,7 +296,8 @@ FIGURES: dict[str, Callable[[str, Study, dict[int, Style]], Figure | None]] = {
 
 def kinds() -> list[str]:
     """All kinds of evaluation: those with a table of their own in this module come first."""
-    return list(dict.fromkeys((*TABLES, *choices_of("eval"))))
+    names = (choice.rpartition("/")[2] for choice in choices_of("eval"))
+    return list(dict.fromkeys((*TABLES, *names)))
 
 
 def table(kind: str, study: Study) -> Rows:

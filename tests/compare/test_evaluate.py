@@ -381,9 +381,11 @@ def test_without_lm_eval_one_line_says_what_to_install(
     assert capsys.readouterr() == ("", needed)
 
 
+@pytest.mark.parametrize("where", ["top_k", "ranks/top_k"])
 def test_two_files_are_a_new_evaluation_with_its_table_and_figure(
     runs: Path,
     tmp_path: Path,
+    where: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -391,12 +393,16 @@ def test_two_files_are_a_new_evaluation_with_its_table_and_figure(
     example = r"top_k\.(?:py|yaml):\n\n((?:(?: {4}.*)?\n)+)"
     module, yaml = map(textwrap.dedent, re.findall(example, package.__doc__ or ""))
     shutil.copytree(CONFIGS, tmp_path / "configs")
-    (tmp_path / "configs/eval/top_k.yaml").write_text(yaml)
-    (tmp_path / "top_k.py").write_text(module)
+    for folder in (tmp_path, tmp_path / "configs/eval"):
+        (folder / where).parent.mkdir(exist_ok=True)
+    (tmp_path / f"configs/eval/{where}.yaml").write_text(yaml)
+    (tmp_path / f"{where}.py").write_text(module)
     monkeypatch.setattr("train.config.compose.CONFIGS", tmp_path / "configs")
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
     two = f"{runs}/rope,{runs}/learned"
-    assert evaluate([f"run={two}", "eval=top_k", "ks=[1,300]", "dtype=float32", "threads=1"]) == 0
+    assert (
+        evaluate([f"run={two}", f"eval={where}", "ks=[1,300]", "dtype=float32", "threads=1"]) == 0
+    )
     rows = json.loads((runs / "rope/eval/top_k.json").read_text())["rows"]
     assert rows[0]["accuracy"] < rows[1]["accuracy"] == 1
     assert capsys.readouterr().out.split()[:3] == ["variant", "k", "accuracy"]
@@ -408,7 +414,7 @@ def test_two_files_are_a_new_evaluation_with_its_table_and_figure(
     assert "Top-k accuracy: accuracy by k." in report
     assert (runs / "rope/figures/top_k.svg").exists()
     with pytest.raises(ValueError, match="ks=x is not a list"):
-        evaluate([f"run={two}", "eval=top_k", "ks=x"])
+        evaluate([f"run={two}", f"eval={where}", "ks=x"])
 
 
 def test_a_new_evaluation_shows_means_over_seeds() -> None:
