@@ -9,6 +9,7 @@ import pytest
 
 from cli.entry import compose_command, renamed
 from cli.evaluate import with_commas
+from compare.report.style import ALONE, Figure
 from model.position.base import Position
 from train.config.compose import choices_of, compose, expand
 
@@ -72,6 +73,14 @@ def test_every_link_and_image_leads_somewhere(page: str) -> None:
         assert path.exists(), link
         if heading:
             assert heading in map(anchor, re.findall(r"^#+ (.*)", path.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("docs/figures/*")), ids=lambda path: path.name)
+def test_every_figure_has_a_background_for_light_and_for_dark(path: Path) -> None:
+    assert ALONE in path.read_text()
+    assert ALONE in Figure("name", "caption", "<svg></svg>").file
+    assert "prefers-color-scheme:dark" in ALONE
+    assert '<rect class="ground"' in ALONE
 
 
 def anchor(heading: str) -> str:
