@@ -10,6 +10,7 @@ import torch
 
 from cli.entry import run_command
 from compare.report.style import COLOURS, MARKERS, SETTINGS, Figure, canvas, legend, svg
+from model.cost import training_kernels
 from train.config.compose import compose, group_of
 from train.measure import device as devices
 from train.measure.device import Device
@@ -25,11 +26,11 @@ length, and draws them into outputs/scaling.svg.
 
   python -m bench.length_scaling [KEY=VALUE ...]
 
-KEY=VALUE are keys of train.py; the defaults are model=shakespeare, pos=rope and attn.window=256.
+KEY=VALUE are keys of train.py; the defaults are model=shakespeare, pos=rope and attn.window=129 (128 tokens back).
 """
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 DEFAULTS = ["model=shakespeare", "model.dropout=0", "pos=rope"]
-SLIDING = ["attn=sliding", "attn.window=256"]
+SLIDING = ["attn=sliding", "attn.window=129"]
 OUTPUT = Path("outputs/scaling.svg")
 
 
@@ -90,18 +91,18 @@ def layer_pass(overrides: list[str], length: int, device: Device) -> tuple[Calla
     model = build_model(config, 65)
     init_model(model, config, 0)
     model.to(device.name)
-    mechanism, position = model.mechanisms[0], model.position
+    attention = model.attention_layers[0]
     x = torch.randn(1, length, model.shape.dim, device=device.name, requires_grad=True)
-    pos = torch.arange(length, device=device.name)
+    positions = model.position.at(torch.arange(length, device=device.name))
 
     def run() -> None:
         with device.autocast():
-            y = mechanism(x, pos, position.rotate, position.bias, None)
+            y = attention(x, positions)
         y.float().sum().backward()
         model.zero_grad()
         x.grad = None
 
-    return run, model.kernels(device.name, device.dtype, length)[0]
+    return run, training_kernels(model, device.name, device.dtype, length)[0]
 
 
 def peak_bytes(run: Callable[[], None], device: Device) -> int:

@@ -23,6 +23,7 @@ from cli.entry import run_command
 from compare.cost.step_estimate import random_token_step
 from compare.report.evaluations import markdown
 from data.atomic import replace, write_json
+from model.cost import flops_per_token
 from train.config.compose import compose, parse, quoted
 from train.config.schema import arguments as checked
 from train.config.schema import at_least, choose
@@ -64,7 +65,7 @@ WORKS = {
     "gpt2": ["model=gpt2", "batch_size=1"],
 }
 VARIANTS = (
-    "attn=gqa|attn=mqa|attn=sliding attn.window={quarter}|pos=rope|model.dropout=0.2|memory=lean"
+    "attn=gqa|attn=mqa|attn=sliding attn.window={window}|pos=rope|model.dropout=0.2|memory=lean"
     "|compile=true"
 ).split("|")
 VOCAB = 65
@@ -165,7 +166,7 @@ def measure(overrides: list[str], options: Options) -> list[dict[str, Any]]:
                 peaks[mode] = partial(ask_peers, pool, "peak_bytes", mode)
         times = interleave(steps, baseline.device, options.rounds, warm_caches=True)
         peak_bytes = {name: peak() for name, peak in peaks.items()}
-    flops = {name: step.model.flops_per_token(length) * tokens for name, step in ours.items()}
+    flops = {name: flops_per_token(step.model, length) * tokens for name, step in ours.items()}
     devices_of = {dtype: Device(baseline.device.name, DTYPES[dtype]) for dtype in dtypes}
     ceilings = {dtype: matmul_flops_per_second(devices_of[dtype]) for dtype in dtypes}
     rows = []
@@ -193,7 +194,7 @@ def variant_steps(overrides: list[str], length: int, dtype: str) -> dict[str, Tr
     """The training steps of our variants, each with one change."""
     steps = {}
     for variant in VARIANTS:
-        changes = variant.format(quarter=length // 4).split()
+        changes = variant.format(window=length // 8 + 1).split()
         name = f"ours, {dtype}, {' '.join(changes)}"
         try:
             steps[name] = random_token_step(

@@ -14,7 +14,7 @@ Write a finished run as a Hugging Face model folder, if transformers has an equi
 
   python -m cli.export run=DIR to=FOLDER [checkpoint=latest]
 
-  rope and its scalings, mha, gqa or mqa, swiglu, rmsnorm     Llama; with attn=sliding Mistral, attn=qk_norm Qwen3
+  rope and its scalings, mha, gqa or mqa, swiglu, rmsnorm     Llama; with attn=sliding Mistral, attn.qk_norm=true Qwen3
   rope and its scalings, gelu, gelu_tanh or relu2, layernorm  Starcoder2
   learned, sinusoidal or none, any of these, layernorm        GPT-2
   alibi, gelu, layernorm, no biases                           MPT

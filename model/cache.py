@@ -1,66 +1,92 @@
-"""What decoding keeps of the tokens already read."""
+"""The KV cache of autoregressive decoding.
+
+Shapes: B batch, T new tokens, S tokens returned.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
+class LayerCache:
+    """Tensors (B, *, T, *) of the tokens that one layer has read, allocated at the first append."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity  # tokens that may be read
+        self.size = capacity  # tokens that the buffers hold
+        self.length = 0  # tokens read so far
+        self.buffers: tuple[Tensor, ...] = ()
+
+    def append(self, *new: Tensor) -> tuple[Tensor, ...]:
+        """Store T new tokens: the positions (S,) of all that a query may need, then their tensors."""
+        raise NotImplementedError
+
+    def advance(self, *new: Tensor) -> tuple[int, int]:
+        """The positions, from and to, of T new tokens. Raises ValueError past the capacity."""
+        start, self.length = self.length, self.length + new[0].size(2)
+        if self.length > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens, not {self.length}")
+        if not self.buffers:
+            self.buffers = tuple(x.new_empty(*x.shape[:2], self.size, x.size(3)) for x in new)
+        return start, self.length
+
+
+class FullCache(LayerCache):
+    """A cache of all tokens, in order."""
+
+    def append(self, *new: Tensor) -> tuple[Tensor, ...]:
+        start, end = self.advance(*new)
+        for buffer, x in zip(self.buffers, new, strict=True):
+            buffer[:, :, start:end] = x
+        return torch.arange(end, device=new[0].device), *(b[:, :, :end] for b in self.buffers)
+
+
+class RingCache(FullCache):
+    """A cache of the last `window` tokens: the token at position p is in slot p % size."""
+
+    def __init__(self, capacity: int, window: int) -> None:
+        super().__init__(capacity)
+        self.size = min(window, capacity)
+
+    def append(self, *new: Tensor) -> tuple[Tensor, ...]:
+        """As a full cache, until the ring is full.
+
+        Then one token replaces the oldest, and the ring is returned as it is, out of order. Several
+        are returned in order, after the ring as it was: the first ones need what the last replace.
+        """
+        if self.length + new[0].size(2) <= self.size:
+            return super().append(*new)
+        start, end = self.advance(*new)
+        device = new[0].device
+        if end == start + 1:
+            for buffer, x in zip(self.buffers, new, strict=True):
+                buffer[:, :, start % self.size] = x[:, :, 0]
+            slots = torch.arange(self.size, device=device)
+            return start - (start - slots) % self.size, *self.buffers  # the newest p of each slot
+        first = max(0, start - self.size)
+        held = torch.arange(first, start, device=device) % self.size
+        seen = [
+            torch.cat((buffer[:, :, held], x), dim=2)
+            for buffer, x in zip(self.buffers, new, strict=True)
+        ]
+        kept = torch.arange(max(start, end - self.size), end, device=device)
+        for buffer, x in zip(self.buffers, new, strict=True):
+            buffer[:, :, kept % self.size] = x[:, :, kept - start]
+        return torch.arange(first, end, device=device), *seen
+
+
 class KVCache:
-    """What every layer keeps of up to `capacity` tokens, allocated at the first append.
+    """One cache per layer; `model.new_cache(capacity)` makes it."""
 
-    A mechanism stores what it needs, and nothing wider: (B, Hkv, T, Dh) tensors for grouped heads.
-    A layer that looks at the last tokens alone keeps those, in a ring.
-    """
-
-    def __init__(self, n_layers: int, capacity: int) -> None:
-        self.capacity = capacity
-        self.slots: list[tuple[Tensor, ...]] = [()] * n_layers
-        self.lengths = [0] * n_layers  # tokens read, of which a ring holds the last
+    def __init__(self, layers: Sequence[LayerCache]) -> None:
+        self.layers = layers
 
     def __len__(self) -> int:
         """Tokens that every layer has read: the position of the next one."""
-        return min(self.lengths)
-
-    def append(self, layer: int, *new: Tensor, keep: int | None = None) -> tuple[Tensor, ...]:
-        """Store tensors (B, *, T, *) of T new tokens, in a ring of the last `keep` if that is given.
-
-        Returns the positions (S,) of the tokens held before and the new ones, then their tensors
-        (B, *, S, *): in order, but for one token that enters a full ring. There it takes the place
-        of the oldest, and the whole ring is returned as it lies. Raises ValueError past the capacity.
-        """
-        T, device = new[0].size(2), new[0].device
-        start, end = self.lengths[layer], self.lengths[layer] + T
-        if end > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} tokens, not {end}")
-        room = self.capacity if keep is None else min(keep, self.capacity)
-        if not self.slots[layer]:
-            self.slots[layer] = tuple(
-                torch.empty(*x.shape[:2], room, x.size(3), dtype=x.dtype, device=device)
-                for x in new
-            )
-        slots, self.lengths[layer] = self.slots[layer], end
-        if end <= room:
-            for slot, x in zip(slots, new, strict=True):
-                slot[:, :, start:end] = x
-            return torch.arange(end, device=device), *(slot[:, :, :end] for slot in slots)
-        if T == 1:
-            for slot, x in zip(slots, new, strict=True):
-                slot[:, :, start % room] = x[:, :, 0]
-            place = torch.arange(room, device=device)
-            return start - (start - place) % room, *slots
-        held = torch.arange(max(0, start - room), start, device=device)
-        seen = tuple(
-            torch.cat((slot[:, :, held % room], x), 2) for slot, x in zip(slots, new, strict=True)
-        )
-        kept = torch.arange(max(start, end - room), end, device=device)
-        for slot, x in zip(slots, new, strict=True):
-            slot[:, :, kept % room] = x[:, :, kept - start]
-        return torch.arange(len(held) + T, device=device) + end - len(held) - T, *seen
+        return min(layer.length for layer in self.layers)
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the tokens held so far take, over all layers and sequences."""
-        return sum(
-            slot[:, :, :length].numel() * slot.element_size()
-            for slots, length in zip(self.slots, self.lengths, strict=True)
-            for slot in slots
-        )
+        """Bytes of the tokens held so far, over all layers and sequences."""
+        return sum(b[:, :, : layer.length].nbytes for layer in self.layers for b in layer.buffers)

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.cache import KVCache
-from model.transformer import Transformer, seed_of
+from model.transformer import Transformer, derive_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,17 +93,18 @@ def generate(
     room = context or model.shape.max_len
     if model.position.max_len is not None and room > model.position.max_len:
         raise ValueError(f"context={room}: its positions end at {model.position.max_len} tokens")
-    generators = [torch.Generator().manual_seed(seed_of(seed, row)) for row in range(rows)]
+    generators = [torch.Generator().manual_seed(derive_seed(seed, row)) for row in range(rows)]
     device = model.embed.weight.device
     text = torch.tensor([prompt] * rows, device=device)  # (B, T)
-    start, cache = max(0, len(prompt) - room), KVCache(model.shape.n_layers, room)
+    start, cache = max(0, len(prompt) - room), model.new_cache(room)
     going = [True] * rows
     for _ in range(n):
         if text.size(1) - start > room:
             start = text.size(1) - max(1, room // 2)
-            cache = KVCache(model.shape.n_layers, room)
+            cache = model.new_cache(room)
         unread = text[:, start + len(cache) :]
-        logits = model(unread, cache if cached else None, last=True)[:, 0].float().cpu()  # (B, V)
+        x = model.hidden(unread, cache if cached else None)[:, -1]  # (B, D)
+        logits = model.head(x).float().cpu()  # (B, V)
         new = draw(logits, text.cpu(), generators)
         text = torch.cat((text, new[:, None].to(device)), dim=1)
         yield [token if on else None for token, on in zip(new.tolist(), going, strict=True)]

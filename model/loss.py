@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.transformer import Transformer, working_dtype
+from model.transformer import Transformer, compute_dtype
 
 AT_ONCE = 2**25  # logits of a piece: 128 MiB in float32
 
@@ -25,8 +25,8 @@ def next_token_loss(model: Transformer, tokens: Tensor, targets: Tensor) -> Tens
     if rows * vocab_size <= AT_ONCE:
         logits = model(tokens)  # (B, T, V)
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
-    x = model(tokens, head=False).flatten(0, 1)  # (R, D)
-    x = x.to(working_dtype(x))
+    x = model.hidden(tokens).flatten(0, 1)  # (R, D)
+    x = x.to(compute_dtype(x))
     weight = model.head.weight.to(x.dtype)
     return score_pieces(x, weight, targets.flatten(), max(1, AT_ONCE // vocab_size))
 

@@ -6,16 +6,16 @@ Shapes: B batch, T tokens, D dim, V vocab_size.
 import hashlib
 import math
 from collections.abc import Callable
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.attention.base import Mechanism
-from model.cache import KVCache
+from model.attention.base import Attention
+from model.cache import KVCache, LayerCache
 from model.ops.dropout import dropout
-from model.position.base import Position
+from model.position.base import Position, Positions
 from model.shape import Shape
 
 
@@ -25,7 +25,7 @@ class Block(nn.Module):
     def __init__(
         self,
         shape: Shape,
-        attention: Mechanism,
+        attention: Attention,
         feedforward: nn.Module,
         norm: Callable[..., nn.Module],
     ) -> None:
@@ -36,28 +36,28 @@ class Block(nn.Module):
         self.feedforward_norm = norm(shape.dim, shape.bias)
         self.feedforward = feedforward
 
-    def forward(self, x: Tensor, pos: Tensor, position: Position, cache: KVCache | None) -> Tensor:
-        y = self.attention(self.attention_norm(x), pos, position.rotate, position.bias, cache)
+    def forward(self, x: Tensor, positions: Positions, cache: LayerCache | None) -> Tensor:
+        y = self.attention(self.attention_norm(x), positions, cache)
         x = x + dropout(y, self.dropout, self.training)
         y = self.feedforward(self.feedforward_norm(x))
         return x + dropout(y, self.dropout, self.training)
 
 
 class Transformer(nn.Module):
-    """Next-token logits from tokens. Its parts are given as factories, so it knows no variant.
+    """Decoder-only Transformer: next-token logits from tokens, its parts made by factories.
 
     `attention(shape, layer)`, `position(shape)`, `feedforward(shape)` and `norm(dim, bias)` build
-    the parts. Parameters stay uninitialised until `init`.
+    the parts. Parameters stay uninitialised until `init_weights`.
     """
 
-    #: Whether training computes each block again in its backward pass, rather than keep it all.
-    recompute = False
+    #: Recompute each block in the backward pass of training, instead of keeping its activations.
+    activation_checkpointing = False
 
     def __init__(
         self,
         shape: Shape,
         *,
-        attention: Callable[..., Mechanism],
+        attention: Callable[..., Attention],
         position: Callable[..., Position],
         feedforward: Callable[..., nn.Module],
         norm: Callable[..., nn.Module],
@@ -75,20 +75,15 @@ class Transformer(nn.Module):
         if shape.tie_embeddings:
             self.head.weight = self.embed.weight
 
-    def forward(
-        self,
-        tokens: Tensor,
-        cache: KVCache | None = None,
-        *,
-        last: bool = False,
-        head: bool = True,
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits of the token after each one: (B, T) -> (B, T, V). With a cache, T are the new ones.
 
-        With `last`, those after the last token alone: (B, 1, V). Without `head`, what the head
-        reads: (B, T, D).
         Raises ValueError past the end of a position scheme that has one.
         """
+        return self.head(self.hidden(tokens, cache))
+
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The input of the head, after the last norm: (B, T) -> (B, T, D). Raises as `forward`."""
         start = 0 if cache is None else len(cache)
         end = start + tokens.size(1)
         if self.position.max_len is not None and end > self.position.max_len:
@@ -96,72 +91,58 @@ class Transformer(nn.Module):
                 f"{type(self.position).__name__.lower()} positions end at {self.position.max_len}; "
                 f"{end} tokens are too many"
             )
-        pos = torch.arange(start, end, device=tokens.device)
-        x = self.position.embed(self.embed(tokens), pos)  # (B, T, D)
-        x = dropout(x.to(working_dtype(x)), self.shape.dropout, self.training)
-        again = self.recompute and cache is None and torch.is_grad_enabled()
-        for block in self.blocks:
-            inputs = (x, pos, self.position, cache)
-            x = checkpoint(block, *inputs, use_reentrant=False) if again else block(*inputs)
-        x = self.norm(x[:, -1:] if last else x)
-        return self.head(x) if head else x
+        positions = self.position.at(torch.arange(start, end, device=tokens.device))
+        x = self.position.embed(self.embed(tokens), positions.pos)  # (B, T, D)
+        # Under autocast the residual stream, too, is bfloat16; elsewhere it is often kept in float32.
+        x = dropout(x.to(compute_dtype(x)), self.shape.dropout, self.training)
+        recompute = self.activation_checkpointing and cache is None and torch.is_grad_enabled()
+        for layer, block in enumerate(self.blocks):
+            inputs = (x, positions, None if cache is None else cache.layers[layer])
+            x = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
+        return self.norm(x)
 
-    def init(self, seed: int, *, scaled: str = "out.weight") -> None:
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """`nn.Module.compile`, for `hidden` too: the loss of a large vocabulary calls it alone."""
+        super().compile(*args, **kwargs)
+        self.hidden = torch.compile(self.hidden, *args, **kwargs)  # type: ignore[method-assign]
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty KV cache for up to `capacity` tokens."""
+        return KVCache([layer.new_cache(capacity) for layer in self.attention_layers])
+
+    def init_weights(self, seed: int, *, scaled: str = "out.weight") -> None:
         """Draw every parameter from a CPU generator seeded by (seed, its name).
 
-        So two variants that share a tensor, by name and shape, share its start. Matrices N(0, 0.02);
-        those whose name ends in `scaled`, the last of a residual branch, N(0, 0.02 / sqrt(2 n_layers))
-        (GPT-2); biases 0, norms 1.
+        Variants that share a tensor, by name and shape, therefore start from the same values.
+        Matrices N(0, 0.02); those whose name ends in `scaled`, the last of a residual branch,
+        N(0, 0.02 / sqrt(2 n_layers)) (GPT-2); biases 0, norms 1.
         """
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2:
                 nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
                 continue
             std = 0.02 / math.sqrt(2 * self.shape.n_layers) if name.endswith(scaled) else 0.02
-            generator = torch.Generator().manual_seed(seed_of(seed, name))
+            generator = torch.Generator().manual_seed(derive_seed(seed, name))
             with torch.no_grad():
                 parameter.copy_(torch.empty(parameter.shape).normal_(0, std, generator=generator))
 
     @property
-    def mechanisms(self) -> list[Mechanism]:
+    def attention_layers(self) -> list[Attention]:
         """The attention of each layer."""
-        return [cast(Block, block).attention for block in self.blocks]
-
-    def flops_per_token(self, length: int, *, causal: bool = True) -> float:
-        """FLOPs of training on one token of a sequence of this length, forward and backward.
-
-        2 for each weight of a matrix product plus each mechanism's scores, times 3: a backward pass
-        is two products for each one of the forward. Embedding look-ups and elementwise work are not
-        counted; causal scores count half of the full square.
-        """
-        weights = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
-        scores = sum(mechanism.score_flops(length, causal) for mechanism in self.mechanisms)
-        return 3 * (2 * weights + scores)
-
-    def count_parameters(self) -> tuple[int, int]:
-        """(all parameters, those outside token and position tables and a tied head)."""
-        total = sum(p.numel() for p in self.parameters())
-        tables = self.embed.weight.numel() + sum(p.numel() for p in self.position.parameters())
-        return total, total - tables
-
-    def kernels(self, device: str, dtype: torch.dtype, length: int) -> list[str]:
-        """The attention kernel of each layer in training at this length."""
-        pos = torch.arange(1, device=self.embed.weight.device)
-        biased = self.position.bias(pos, pos) is not None
-        return [m.kernel(device, dtype, length, biased) for m in self.mechanisms]
+        return [block.attention for block in self.blocks.children() if isinstance(block, Block)]
 
 
-def working_dtype(x: Tensor) -> torch.dtype:
-    """What matrix products compute in: autocast's dtype within it, else that of x."""
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of matrix products: autocast's where it is enabled, else that of x."""
     kind = x.device.type
     within = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if within else x.dtype
 
 
-def seed_of(*parts: object) -> int:
-    """A seed that depends on all parts, (seed, name) or (seed, step), and is the same everywhere.
+def derive_seed(*parts: object) -> int:
+    """A seed of 63 bits from all parts, as (seed, name) or (seed, step), the same on every machine.
 
-    It has 63 bits; torch's CPU generator heeds the last 32 of them.
+    torch's CPU generator uses its last 32 bits.
     """
     digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

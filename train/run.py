@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from data.atomic import read_json, replace
+from model.cost import count_parameters
 from train.config.schema import Config
 from train.measure.device import describe
 from train.record.checkpoint import find, remove_unfinished
@@ -165,7 +166,7 @@ def write_start(record: Record, job: Job, environment: dict[str, object]) -> Non
     choices, model = job.plan.config["choices"], job.model
     say(
         f"attn={choices['attn']} pos={choices['pos']} model={choices['model']}: "
-        f"{model.count_parameters()[0]:,} parameters, vocabulary {model.shape.vocab_size:,}, "
+        f"{count_parameters(model)[0]:,} parameters, vocabulary {model.shape.vocab_size:,}, "
         f"{len(job.corpus.train):,} training tokens, on {job.device.name} in {job.device.dtype_name} "
         f"with {environment['threads']} threads"
     )
@@ -175,8 +176,8 @@ def write_start(record: Record, job: Job, environment: dict[str, object]) -> Non
             f"{matched['reached']:,.0f} of {matched['target']:,.0f} ({matched['leftover']:+.2%}), "
             "token embeddings not counted"
         )
-    if "order" in job.plan.config["attn"]:
-        say(f"layers: {', '.join(type(m).__name__ for m in model.mechanisms)}")
+    if "pattern" in job.plan.config["attn"]:
+        say(f"layers: {', '.join(type(layer).__name__ for layer in model.attention_layers)}")
 
 
 def write_end(record: Record, trainer: Trainer) -> dict[str, Any]:

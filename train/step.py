@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.loss import next_token_loss
-from model.transformer import Transformer, seed_of
+from model.transformer import Transformer, derive_seed
 from train.measure.device import Device
 from train.optim.optimizer import Optimizer
 from train.setup.run_setup import Job
@@ -73,7 +73,7 @@ class TrainStep:
         loss = torch.zeros((), device=self.device.name)
         micro_batches = (tensor.tensor_split(self.accumulate) for tensor in (inputs, targets))
         for i, (x, y) in enumerate(zip(*micro_batches, strict=True)):
-            self.device.seed(seed_of(self.seed, step, i))  # dropout depends on nothing else
+            self.device.seed(derive_seed(self.seed, step, i))  # dropout depends on nothing else
             part = self.loss(x, y) * (len(x) / len(inputs))  # micro-batches may differ by a row
             part.backward()
             loss += part.detach()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from data import tokenizer as tokenizers
-from model.cache import KVCache
+from model.cost import count_parameters, flops_per_token, training_kernels
 from model.generate import Draw, generate
 from model.transformer import Transformer
 from train.measure.attention_time import attention_seconds
@@ -68,14 +68,14 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
 def count(job: Job) -> dict[str, Any]:
     """Exact counts, from the model alone."""
     model, device = job.model, job.device
-    params, inner = model.count_parameters()
-    kernels = model.kernels(device.name, device.dtype, model.shape.max_len)
+    params, inner = count_parameters(model)
+    kernels = training_kernels(model, device.name, device.dtype, model.shape.max_len)
     parameter_bytes = sum(p.nbytes for p in model.parameters())
     return {
-        "n_kv_heads": one_or_all([m.n_kv_heads for m in model.mechanisms]),
+        "n_kv_heads": one_or_all([m.n_kv_heads for m in model.attention_layers]),
         "params": params,
         "params_non_embedding": inner,
-        "flops_per_token": model.flops_per_token(model.shape.max_len),
+        "flops_per_token": flops_per_token(model, model.shape.max_len),
         "parameter_bytes": parameter_bytes,
         "gradient_bytes": parameter_bytes,  # float32, one for each parameter
         "kv_cache_bytes_per_token": cache_bytes_per_token(model, device),
@@ -92,7 +92,7 @@ def one_or_all(values: list[Any]) -> Any:
 def cache_bytes_per_token(model: Transformer, device: Device) -> int:
     """KV-cache bytes per token at full context, as allocated, in the run's compute dtype."""
     n = model.shape.max_len
-    cache = KVCache(model.shape.n_layers, n)
+    cache = model.new_cache(n)
     model.eval()
     with device.autocast(), device.eager():
         model(torch.zeros(1, n, dtype=torch.int64, device=device.name), cache)
@@ -139,7 +139,7 @@ def measuring_passes(trainer: Trainer, summary: dict[str, Any]) -> dict[str, Cal
         trainer.check_signal(save=False)
 
     def attention_ms() -> float:
-        return 1e3 * attention_seconds(job.model.mechanisms, step, job.device, PROFILED_STEPS)
+        return 1e3 * attention_seconds(job.model.attention_layers, step, job.device, PROFILED_STEPS)
 
     passes: dict[str, Callable[[], float]] = {}
     if job.device.name == "cpu":

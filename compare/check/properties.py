@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from compare.cost.counts import weights_outside_attention
-from model.cache import KVCache
+from model.cost import flops_per_token
 from model.position.base import Position
 from model.transformer import Transformer
 from train.config.compose import compose
@@ -131,7 +131,7 @@ def decoding(variant: TinyVariant) -> None:
     with variant.device.autocast():
         full = model(x)
         for chunks in ([1] * 16, [8, *[1] * 8], [5, 4, 1, 6], [3, 13]):
-            cache = KVCache(model.shape.n_layers, LENGTH)
+            cache = model.new_cache(LENGTH)
             pieces = torch.cat([model(part, cache) for part in x.split(chunks, dim=1)], dim=1)
             variant.require_close(pieces, full, f"read in chunks of {chunks}")
             require(len(cache) == LENGTH, f"the cache counts {len(cache)} of {LENGTH} tokens")
@@ -141,13 +141,13 @@ def decoding(variant: TinyVariant) -> None:
 def cache_bytes(variant: TinyVariant) -> None:
     """The cache holds exactly the bytes that the attention layers state, at every length."""
     model = variant.model()
-    cache, element = KVCache(model.shape.n_layers, LENGTH), variant.device.dtype.itemsize
+    cache, element = model.new_cache(LENGTH), variant.device.dtype.itemsize
     with variant.device.autocast():
         for length, part in zip(
             (5, 6, LENGTH), variant.tokens(3, LENGTH).split([5, 1, 10], 1), strict=True
         ):
             model(part, cache)
-            stated = 3 * element * sum(m.cache_elements(length) for m in model.mechanisms)
+            stated = 3 * element * sum(m.cache_elements(length) for m in model.attention_layers)
             require(
                 cache.nbytes == stated, f"{length} tokens take {cache.nbytes} bytes, not {stated}"
             )
@@ -159,17 +159,17 @@ def flops(variant: TinyVariant) -> None:
     model = variant.model().train()
     with FlopCounterMode(display=False) as training:
         variant.loss(model).backward()
-    stated = 2 * LENGTH * model.flops_per_token(LENGTH, causal=False)
+    stated = 2 * LENGTH * flops_per_token(model, LENGTH, causal=False)
     counted = training.get_total_flops()
     require(counted == stated, f"a training step takes {counted:,} FLOPs, not {stated:,.0f}")
 
-    x, cache = variant.tokens(1, LENGTH), KVCache(model.shape.n_layers, LENGTH)
+    x, cache = variant.tokens(1, LENGTH), model.new_cache(LENGTH)
     with torch.no_grad():
         model.eval()(x[:, :-1], cache)
         with FlopCounterMode(display=False) as decoding:
             model(x[:, -1:], cache)
     stated = 2 * weights_outside_attention(model)
-    stated += sum(m.decode_flops(LENGTH - 1) for m in model.mechanisms)
+    stated += sum(m.decode_flops(LENGTH - 1) for m in model.attention_layers)
     counted = decoding.get_total_flops()
     require(counted == stated, f"a decoded token takes {counted:,} FLOPs, not {stated:,.0f}")
 
@@ -178,16 +178,15 @@ def visible_pairs(variant: TinyVariant) -> None:
     """Causal score FLOPs count the pairs that queries attend to, each query's own key half."""
     variant = replace(variant, device=CPU)
     model = variant.model()
-    pos = torch.arange(LENGTH)
-    for mechanism in model.mechanisms:
+    for attention in model.attention_layers:
         x = torch.randn(1, LENGTH, model.shape.dim, requires_grad=True)
-        y = mechanism(x, pos, model.position.rotate, model.position.bias, None)
+        y = attention(x, model.position.at(torch.arange(LENGTH)))
         seen = 0
         for t in range(LENGTH):
             (gradient,) = torch.autograd.grad(y[0, t].square().sum(), x, retain_graph=True)
             seen += int((gradient[0].abs().sum(dim=-1) > 0).sum())
-        per_pair = mechanism.score_flops(1, causal=False)
-        counted = round(LENGTH * mechanism.score_flops(LENGTH, causal=True) / per_pair, 6)
+        per_pair = attention.score_flops(1, causal=False)
+        counted = round(LENGTH * attention.score_flops(LENGTH, causal=True) / per_pair, 6)
         require(
             counted == seen - LENGTH / 2,
             f"{seen} pairs are visible, {LENGTH} of them a query with its own key; {counted} counted",

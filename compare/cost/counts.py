@@ -1,12 +1,12 @@
 """Costs of a model, counted from its config: nothing is allocated and nothing is trained."""
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from model.cost import count_parameters, flops_per_token
 from model.loss import next_token_loss
 from model.transformer import Transformer
 from train.config.schema import Config
@@ -30,17 +30,17 @@ class Cost:
 
 
 def cost(config: Config, vocab_size: int, device: Device) -> Cost:
-    """Count a config's model. Every mechanism states its own part, see model/attention/base.py."""
+    """Count a config's model. Every attention layer states its own part, see model/attention/base.py."""
     with torch.device("meta"):
         model = build_model(config, vocab_size)
     length = model.shape.max_len
-    params, inner = model.count_parameters()
+    params, inner = count_parameters(model)
     attention, uncached, elements = attention_costs(model, length)
     return Cost(
         length=length,
         params=params,
         params_non_embedding=inner,
-        flops_per_token=model.flops_per_token(length),
+        flops_per_token=flops_per_token(model, length),
         decode_flops=attention + 2 * weights_outside_attention(model),
         attention_flops=attention,
         attention_flops_uncached=uncached,
@@ -67,7 +67,7 @@ class DecodingCost:
 def attention_costs(model: Transformer, length: int) -> tuple[float, float, int]:
     """All attention layers after `length` tokens: FLOPs of the next one with and without the KV
     cache, and the elements of the cache."""
-    layers = model.mechanisms
+    layers = model.attention_layers
     return (
         sum(layer.decode_flops(length) for layer in layers),
         sum(layer.decode_flops(length, cached=False) for layer in layers),
@@ -88,7 +88,7 @@ def decoding_costs(config: Config, points: int = 32) -> list[DecodingCost]:
 
 def weights_outside_attention(model: Transformer) -> int:
     """Weights of all linear layers outside attention, which every token is multiplied with."""
-    attention = {id(m) for part in model.mechanisms for m in cast(nn.Module, part).modules()}
+    attention = {id(m) for layer in model.attention_layers for m in layer.modules()}
     linear = (m for m in model.modules() if isinstance(m, nn.Linear) and id(m) not in attention)
     return sum(m.weight.numel() for m in linear)
 

@@ -1,11 +1,11 @@
 """What the heads of a model attend to: distance, entropy, the first token, induction.
 
-Shapes: B windows, T queries, S keys, H heads.
+Shapes: B windows, T tokens, H heads.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from compare.evaluate.dataset import check_split, open_text
 from compare.evaluate.load import LoadedRun, RunSelector
 from compare.evaluate.publish import publish
-from model.attention.attend import watched
+from model.attention.base import Attention
+from model.position.base import Positions
 from train.config.schema import Config, at_least
 from train.record.terminal import tracked
 
@@ -76,15 +77,15 @@ class LayerReadouts:
     sums: dict[str, Tensor] = field(default_factory=dict)
     queries: int = 0
 
-    def add(self, weights: Tensor, q_pos: Tensor, k_pos: Tensor) -> None:
-        """Add attention weights (B, H, T, S) of queries and keys at positions (T,) and (S,)."""
-        late = q_pos >= self.half
-        weights, distance = weights[:, :, late], (q_pos[late, None] - k_pos).float()
+    def add(self, weights: Tensor, pos: Tensor) -> None:
+        """Add attention weights (B, H, T, T) of tokens at positions (T,)."""
+        late = pos >= self.half
+        weights, distance = weights[:, :, late], (pos[late, None] - pos).float()
         self.queries += weights.size(0) * weights.size(2)
         terms = {
             "distance": weights * distance,
             "entropy": torch.special.entr(weights),
-            "first": weights * (k_pos == 0),
+            "first": weights * (pos == 0),
             "induction": weights * (distance == self.half - 1),  # after the same token before
         }
         for name, term in terms.items():
@@ -99,16 +100,19 @@ class LayerReadouts:
 @torch.no_grad()
 def head_readouts(run: LoadedRun, windows: Tensor) -> list[dict[str, list[float]]]:
     """The mean readouts of each layer's heads over windows (B, T)."""
-    layers = [LayerReadouts(windows.size(1) // 2) for _ in run.model.blocks]
-    entered: list[LayerReadouts] = []  # the last is the layer whose forward pass is running
+    layers = [LayerReadouts(windows.size(1) // 2) for _ in run.model.attention_layers]
 
-    def enter(layer: LayerReadouts) -> Any:
-        return lambda *_: entered.append(layer)
+    def observe(layer: LayerReadouts) -> Callable[[Attention, tuple[Tensor, Positions]], None]:
+        def add(attention: Attention, inputs: tuple[Tensor, Positions]) -> None:
+            x, positions = inputs[:2]
+            layer.add(attention.weights(x, positions), positions.pos)
 
-    blocks = zip(run.model.blocks, layers, strict=True)
-    hooks = [block.register_forward_pre_hook(enter(layer)) for block, layer in blocks]
+        return add
+
+    pairs = zip(run.model.attention_layers, layers, strict=True)
+    hooks = [attention.register_forward_pre_hook(observe(layer)) for attention, layer in pairs]
     try:
-        with watched(lambda *seen: entered[-1].add(*seen)), run.device.autocast():
+        with run.device.autocast():
             for window in windows.split(1):
                 run.model(window.to(run.device.name))
     finally:

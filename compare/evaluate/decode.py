@@ -83,11 +83,12 @@ class Decoder:
 
     def new_cache(self) -> KVCache:
         """An empty cache for the whole text."""
-        return KVCache(self.run.model.shape.n_layers, self.text.size(1))
+        return self.run.model.new_cache(self.text.size(1))
 
     def read(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
         """The most likely next tokens (B, 1)."""
-        return self.run.model(tokens, cache, last=True).argmax(dim=-1)
+        model = self.run.model
+        return model.head(model.hidden(tokens, cache)[:, -1:]).argmax(dim=-1)
 
     def first_token(self) -> Tensor:
         """Read the whole text into a new cache."""
@@ -160,7 +161,7 @@ def median_and_iqr_ms(seconds: list[float]) -> tuple[float, float]:
 def cache_bytes(decoder: Decoder) -> dict[str, int]:
     """Measured bytes of a full cache. Raises ValueError unless they equal the stated ones."""
     (batch_size, context), run = decoder.text.shape, decoder.run
-    elements = sum(mechanism.cache_elements(context) for mechanism in run.model.mechanisms)
+    elements = sum(layer.cache_elements(context) for layer in run.model.attention_layers)
     analytic = batch_size * elements * run.device.dtype.itemsize
     if decoder.cache.nbytes != analytic:
         raise ValueError(

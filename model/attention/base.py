@@ -1,56 +1,62 @@
-"""What an attention mechanism offers to the model that holds it."""
+"""The interface between an attention mechanism and the model.
 
-from collections.abc import Callable
-from typing import Protocol
+Shapes: B batch, T new tokens, S tokens so far, D dim, H heads.
+"""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from model.cache import KVCache
+from model.cache import FullCache, LayerCache
+from model.position.base import Positions
+from model.shape import Shape
 
-Rotate = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-Bias = Callable[[Tensor, Tensor], Tensor | None]
 
+class Attention(nn.Module):
+    """One layer's attention, built as `Attention(shape, layer, *, <options of its config>)`.
 
-class Mechanism(Protocol):
-    """A module built as `Mechanism(shape, layer, *, <its own choices>)`.
-
-    It says itself what it caches and what it costs: cache, plan and report ask it, never its name.
-    Its last projection is called `out`: the scaled initialisation finds it by that name.
+    A mechanism states its own cache and costs; the cost report asks it and never its name. Its last
+    projection must be called `out`: scaled initialisation finds it by that name.
     """
 
-    #: Heads that keys and values have of their own; None for a mechanism without such heads.
-    n_kv_heads: int | None
+    #: Number of key/value heads; None for a mechanism without them.
+    n_kv_heads: int | None = None
 
-    def __call__(
-        self, x: Tensor, pos: Tensor, rotate: Rotate, bias: Bias, cache: KVCache | None
-    ) -> Tensor:
-        """Attend over x (B, T, D) at positions pos (T,) -> (B, T, D).
+    def __init__(self, shape: Shape, layer: int) -> None:
+        super().__init__()
+        self.layer, self.dropout = layer, shape.dropout
+        self.n_heads, self.head_dim = shape.n_heads, shape.head_dim
 
-        `rotate` and `bias` are the hooks of the position scheme; with a cache, the T tokens follow
-        those that it holds.
-        """
-        ...
+    def forward(self, x: Tensor, positions: Positions, cache: LayerCache | None = None) -> Tensor:
+        """Attend over x (B, T, D) -> (B, T, D); with a cache, x follows the tokens it holds."""
+        raise NotImplementedError
+
+    def weights(self, x: Tensor, positions: Positions) -> Tensor:
+        """Attention weights (B, H, T, T) over x (B, T, D), float32, for analysis alone."""
+        raise NotImplementedError
+
+    def new_cache(self, capacity: int) -> LayerCache:
+        """An empty cache of this layer for up to `capacity` tokens."""
+        return FullCache(capacity)
 
     def cache_elements(self, length: int) -> int:
-        """Numbers that a sequence's cache holds after so many tokens."""
-        ...
+        """Numbers that the cache of one sequence holds after `length` tokens."""
+        raise NotImplementedError
 
     def score_flops(self, length: int, causal: bool) -> float:
-        """Forward FLOPs of scores and values in training, for one token of a sequence of this length.
+        """Forward FLOPs of scores and weighted values, per token of a training sequence.
 
-        All that is computed; with `causal`, the pairs that a query may see alone, its own counted
-        half: half of the full square where nothing else limits it.
+        All FLOPs that are computed; with `causal`, those of visible pairs only, where a token's
+        pair with itself counts half: half of the full square for full attention.
         """
-        ...
+        raise NotImplementedError
 
     def decode_flops(self, length: int, *, cached: bool = True) -> float:
-        """FLOPs of attention for one token that follows `length` others, projections included.
+        """FLOPs of one token after `length` others, projections included.
 
-        Without a cache, what it would hold of the others is computed again.
+        Without a cache, keys and values of the others are computed again.
         """
-        ...
+        raise NotImplementedError
 
     def kernel(self, device: str, dtype: torch.dtype, length: int, biased: bool) -> str:
-        """The kernel that `attend` takes in training at this length."""
-        ...
+        """The kernel that `attend` uses in training at this length."""
+        raise NotImplementedError

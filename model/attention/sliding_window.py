@@ -1,6 +1,6 @@
 """Sliding-window attention.
 
-Shapes: B batch, T queries, S keys, H query heads, Hkv KV heads, Dh head_dim, N tokens, w window.
+Shapes: B batch, T queries, S keys, H query heads, Hkv KV heads, Dh head_dim, N tokens, W window.
 """
 
 import math
@@ -9,107 +9,131 @@ import torch
 from torch import Tensor
 
 from model.attention.attend import choose_kernel
-from model.attention.base import Bias
 from model.attention.grouped import GQA
+from model.cache import LayerCache, RingCache
+from model.ops.attention import Bias, attention_weights
+from model.position.base import Positions
 from model.shape import Shape
 
-#: Fewest queries that share a block of keys: fewer would waste less, but cost more calls.
+#: Minimum number of queries per block: smaller blocks compute fewer hidden pairs in more calls.
 BLOCK = 64
 
 
-class Sliding(GQA):
-    """Grouped-query attention in which a token sees itself and the floor(w / 2) tokens before it.
+class SlidingWindow(GQA):
+    """Grouped-query attention in which a token sees the last W tokens, itself included.
 
-    Beltagy et al. 2020, https://arxiv.org/abs/2004.05150, causal half; Mistral's W counts the token
-    itself: W = floor(w / 2) + 1. Queries go in blocks, each against the keys within its reach, so
-    time and memory are O(N w), and the cache keeps W tokens. From w = 2 (N - 1) on it is full
-    attention. `window` None is max_len; `n_kv_heads` None is n_heads.
-    Raises ValueError for a negative window.
+    Mistral's W (https://arxiv.org/abs/2310.06825); Longformer's w (Beltagy et al. 2020,
+    https://arxiv.org/abs/2004.05150) counts both sides: W = floor(w / 2) + 1. Queries are processed
+    in blocks, each against the keys within its reach, so time and memory are O(N W), and the cache
+    keeps W tokens. `window` None is half the context, max_len // 2 + 1; `n_kv_heads` None is n_heads.
+    Raises ValueError for a window below 1.
     """
 
-    keep: int
-
     def __init__(
-        self, shape: Shape, layer: int, *, window: int | None, n_kv_heads: int | None
+        self,
+        shape: Shape,
+        layer: int,
+        *,
+        window: int | None,
+        n_kv_heads: int | None,
+        qk_norm: bool,
     ) -> None:
-        super().__init__(
-            shape, layer, n_kv_heads=shape.n_heads if n_kv_heads is None else n_kv_heads
-        )
-        window = shape.max_len if window is None else window
-        if window < 0:
-            raise ValueError(f"window={window} must be at least 0, or null for max_len")
-        self.back = window // 2
-        self.keep = self.back + 1  # itself included
+        kv_heads = shape.n_heads if n_kv_heads is None else n_kv_heads
+        super().__init__(shape, layer, n_kv_heads=kv_heads, qk_norm=qk_norm)
+        self.window = shape.max_len // 2 + 1 if window is None else window
+        if self.window < 1:
+            raise ValueError(f"window={window} must be at least 1, or null for half the context")
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, q_pos: Tensor, k_pos: Tensor, bias: Bias
     ) -> Tensor:
-        if k.size(2) <= self.keep:  # nothing lies outside
+        if k.size(2) <= self.window:  # no key lies outside
             return super().attend(q, k, v, q_pos, k_pos, bias)
-
-        def within(q_pos: Tensor, k_pos: Tensor) -> Tensor:
-            far = q_pos[:, None] - k_pos > self.back
-            mask = torch.zeros(far.shape, device=far.device).masked_fill_(far, -math.inf)
-            added = bias(q_pos, k_pos)
-            return mask if added is None else added + mask
-
+        within = self.within(bias)
         sizes = self.blocks(q.size(2))
-        if len(sizes) == 1:  # against all keys that there are
+        if len(sizes) == 1:
             return super().attend(q, k, v, q_pos, k_pos, within)
-        parts = zip(
+        blocks = zip(
             q.split(sizes, dim=2),
-            self.windows(k, sizes, 2),
-            self.windows(v, sizes, 2),
+            self.reachable(k, sizes, 2),
+            self.reachable(v, sizes, 2),
             q_pos.split(sizes),
-            self.windows(k_pos, sizes, 0),
+            self.reachable(k_pos, sizes, 0),
             strict=True,
         )
-        pieces = []
-        for part in parts:
-            pieces.append(super().attend(*part, within))  # noqa: PERF401 - super() needs a loop
-        return torch.cat(pieces, dim=2)
+        outputs = []
+        for block in blocks:
+            outputs.append(super().attend(*block, within))  # noqa: PERF401 - super() needs a loop
+        return torch.cat(outputs, dim=2)
+
+    def weights(self, x: Tensor, positions: Positions) -> Tensor:
+        q, k, _ = self.project(x, positions)
+        pos = positions.pos
+        bias = self.within(positions.bias)(pos, pos)
+        return attention_weights(q.float(), k.float(), pos, pos, bias)
+
+    def within(self, bias: Bias) -> Bias:
+        """A bias with -inf for keys that lie before the window."""
+
+        def masked(q_pos: Tensor, k_pos: Tensor) -> Tensor:
+            far = q_pos[:, None] - k_pos >= self.window
+            mask = torch.zeros(far.shape, device=far.device).masked_fill_(far, -math.inf)
+            scheme = bias(q_pos, k_pos)
+            return mask if scheme is None else scheme + mask
+
+        return masked
 
     def blocks(self, queries: int) -> list[int]:
-        """How many queries each block has."""
-        size = max(BLOCK, self.back)
+        """Number of queries in each block."""
+        size = max(BLOCK, self.window - 1)
         return [min(size, queries - start) for start in range(0, queries, size)]
 
-    def windows(self, x: Tensor, sizes: list[int], dim: int) -> list[Tensor]:
-        """For each block of queries, its own part of x and the `back` before it.
+    def reachable(self, x: Tensor, sizes: list[int], dim: int) -> list[Tensor]:
+        """For each block of queries, its own part of x and the W - 1 tokens before it.
 
-        Made of splits: the gradient of a slice of all of x would be as long as x, for every block.
+        Splits, not slices: the gradient of a slice is as long as all of x, for every block. Each
+        block is cut once, and the end of it is joined to the next one:
+
+            x        |  cached  |  block 0  |  block 1  | ...
+            block 1                    |tail|  block 1  |
         """
+        before = self.window - 1
         cached = x.size(dim) - sum(sizes)
-        pieces = x.split([cached, *sizes], dim)
+        parts = x.split([cached, *sizes], dim)
         tails = [
-            p.narrow(dim, max(0, n - self.back), min(n, self.back))
-            for p, n in zip(pieces, [cached, *sizes], strict=True)
+            p.narrow(dim, max(0, n - before), min(n, before))
+            for p, n in zip(parts, [cached, *sizes], strict=True)
         ]
-        return [torch.cat(pair, dim) for pair in zip(tails[:-1], pieces[1:], strict=True)]
+        return [torch.cat(pair, dim) for pair in zip(tails[:-1], parts[1:], strict=True)]
+
+    def new_cache(self, capacity: int) -> LayerCache:
+        return RingCache(capacity, self.window)
+
+    # Cost
 
     def cache_elements(self, length: int) -> int:
-        """As of grouped-query attention, for the last W tokens."""
-        return super().cache_elements(min(length, self.keep))
+        """As in grouped-query attention, for the last W tokens."""
+        return super().cache_elements(min(length, self.window))
 
     def score_flops(self, length: int, causal: bool) -> float:
-        """Of the window alone, or with the corners of the blocks."""
+        """Pairs within the window; unless `causal`, all pairs of the blocks."""
         if causal:
-            inner, ramp = max(0, length - self.keep), min(length, self.keep)
-            pairs = ramp * ramp / 2 + inner * (self.back + 0.5)
-        elif length <= self.keep:
+            inner, ramp = max(0, length - self.window), min(length, self.window)
+            pairs = ramp * ramp / 2 + inner * (self.window - 0.5)
+        elif length <= self.window:
             pairs = length * length
         else:
             sizes = self.blocks(length)
-            pairs = sum(n * (n + min(self.back, i * sizes[0])) for i, n in enumerate(sizes))
+            pairs = sum(n * (n + min(self.window - 1, i * sizes[0])) for i, n in enumerate(sizes))
         return 4 * self.n_heads * self.head_dim * pairs / length
 
     def decode_flops(self, length: int, *, cached: bool = True) -> float:
-        """As of grouped-query attention, over the window."""
-        return super().decode_flops(min(length, self.back), cached=cached)
+        """As in grouped-query attention, over the window."""
+        return super().decode_flops(min(length, self.window - 1), cached=cached)
 
     def kernel(self, device: str, dtype: torch.dtype, length: int, biased: bool) -> str:
-        """Beyond the window, the kernel for a block with a mask."""
-        if length <= self.keep:
+        """The kernel of a block, which has a mask, where the sequence exceeds the window."""
+        if length <= self.window:
             return super().kernel(device, dtype, length, biased)
-        keys = min(length, max(BLOCK, self.back) + self.back)
+        keys = min(length, max(BLOCK, self.window - 1) + self.window - 1)
         return choose_kernel(device, dtype, keys, biased=True, p=self.dropout)

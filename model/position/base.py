@@ -1,6 +1,6 @@
-"""The three places where a position scheme can act.
+"""The interface of position schemes.
 
-Shapes: B batch, T new tokens, S tokens seen so far, D dim, H heads, Hkv KV heads, Dh head_dim.
+Shapes: B batch, T new tokens, S tokens so far, D dim, H heads, Hkv KV heads, Dh head_dim.
 """
 
 from torch import Tensor, nn
@@ -26,9 +26,32 @@ class Position(nn.Module):
         return x
 
     def rotate(self, q: Tensor, k: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn queries (B, H, T, Dh) and keys (B, Hkv, T, Dh) by their positions pos (T,)."""
+        """Rotate queries (B, H, T, Dh) and keys (B, Hkv, T, Dh) by their positions pos (T,)."""
         return q, k
 
     def bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor | None:
-        """What to add to the scores: q_pos (T,), k_pos (S,) -> (H, T, S), or None for nothing."""
+        """The bias of the scores: q_pos (T,), k_pos (S,) -> (H, T, S), or None for none."""
         return None
+
+    def at(self, pos: Tensor) -> "Positions":
+        """The hooks for one forward pass over tokens at pos (T,).
+
+        A scheme may return a subclass that keeps what all layers share.
+        """
+        return Positions(self, pos)
+
+
+class Positions:
+    """The positions of one forward pass: `pos` (T,) and the hooks of the scheme, for every layer."""
+
+    def __init__(self, scheme: Position, pos: Tensor) -> None:
+        self.scheme = scheme
+        self.pos = pos
+
+    def rotate(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries (B, H, T, Dh) and keys (B, Hkv, T, Dh) of these tokens, rotated."""
+        return self.scheme.rotate(q, k, self.pos)
+
+    def bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor | None:
+        """The bias of the scores, (H, T, S), or None."""
+        return self.scheme.bias(q_pos, k_pos)

@@ -1,86 +1,95 @@
-"""Rotary positions."""
+"""Rotary positions.
 
-from collections.abc import Callable
-from typing import Any, cast
+Shapes: B batch, T tokens, H heads, Hkv KV heads, Dh head_dim, w rotary channels of a head.
+"""
 
 import torch
 from torch import Tensor
 
-from model.position.base import Position
+from model.ops.rotary import apply_rotary
+from model.position.base import Position, Positions
 from model.shape import Shape
-
-IN_CACHE = 2**19  # numbers, of which a core's cache holds a few copies
 
 
 class RoPE(Position):
-    """Rotates each pair (x_i, x_{i + w/2}) of q and k by p * base^(-2i/w), w = fraction * Dh.
+    """Rotates each pair (x_i, x_{i + w/2}) of q and k by p * base^(-2i/w), w = rotary_fraction * Dh.
 
     Su et al. 2021, https://arxiv.org/abs/2104.09864, in the half-split layout of Llama checkpoints
     (the paper interleaves the pairs; the two differ by a permutation of channels). The score of
-    query i and key j then depends on i - j alone. With a `fraction` below 1 the first w channels of
-    a head are turned and the others carry no position (GPT-NeoX). Angles are float32 whatever the
-    model's dtype, their cosines and sines rounded to it; they follow from the width of q, so that a
-    mechanism may rotate a slice.
+    query i and key j then depends on i - j alone. With a `rotary_fraction` below 1, the first w
+    channels of a head are rotated and the others carry no position (GPT-NeoX). Angles are computed
+    in float32 whatever the model's dtype, then their cosines and sines are rounded to it. w follows
+    from the width of q, so that a mechanism may rotate a slice of its channels.
     Raises ValueError for a width that holds no whole number of pairs.
     """
 
-    #: Factor on the turned channels of q and of k.
-    amplitude = 1.0
+    #: Factor on the rotary channels of q and of k (YaRN).
+    attention_factor = 1.0
 
-    def __init__(self, shape: Shape, *, base: float, fraction: float) -> None:
+    def __init__(self, shape: Shape, *, base: float, rotary_fraction: float) -> None:
         super().__init__(shape)
         if shape.head_dim % 2:
             raise ValueError(
-                f"RoPE turns pairs of channels and needs an even head_dim, not "
+                f"RoPE rotates pairs of channels and needs an even head_dim, not "
                 f"dim={shape.dim} / n_heads={shape.n_heads} = {shape.head_dim}"
             )
         if not base > 1:
             raise ValueError(f"base={base} must be above 1")
-        if not 0 < fraction <= 1:
-            raise ValueError(f"fraction={fraction} must be above 0, and at most 1")
+        if not 0 < rotary_fraction <= 1:
+            raise ValueError(f"rotary_fraction={rotary_fraction} must be above 0, and at most 1")
         self.base = base
-        self.fraction = fraction
-        self.computed: tuple[Tensor | None, tuple[Tensor, ...]] = None, ()
-        self.turned(shape.head_dim)
+        self.rotary_fraction = rotary_fraction
+        self.rotary_dim(shape.head_dim)
 
     def rotate(self, q: Tensor, k: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = self.waves(q, pos)
-        return turn(q, cos, sin), turn(k, cos, sin)
+        return self.at(pos).rotate(q, k)
 
-    def waves(self, x: Tensor, pos: Tensor) -> tuple[Tensor, ...]:
-        """cos and sin (T, 2 n) of each turned channel, in the dtype of x.
-
-        All layers of a forward pass share `pos`, and what the first one computes of it.
-        """
-        given, waves = self.computed
-        width = self.turned(x.size(-1))
-        known = given is pos and waves[0].size(-1) == width and waves[0].dtype == x.dtype
-        if not known or torch.compiler.is_compiling():
-            angles = self.angles(width, pos)
-            cos, sin = self.amplitude * angles.cos(), self.amplitude * angles.sin()
-            both = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-            waves = both[0].to(x.dtype), both[1].to(x.dtype)
-            if not torch.compiler.is_compiling():
-                self.computed = pos, waves
-        return waves
+    def at(self, pos: Tensor) -> Positions:
+        return RotaryPositions(self, pos)
 
     def angles(self, width: int, pos: Tensor) -> Tensor:
         """Angle of each pair, in radians: pos (T,) -> (T, width / 2)."""
-        return pos[:, None].float() * self.frequencies(width, pos.device)
+        return pos[:, None].float() * self.inv_freq(width, pos.device)
 
-    def frequencies(self, width: int, device: torch.device) -> Tensor:
-        """Radians that each pair turns per token, float32: (width / 2,)."""
-        return geometric(self.base, width, device)
+    def inv_freq(self, width: int, device: torch.device) -> Tensor:
+        """Radians per token of each pair, float32: (width / 2,)."""
+        return inv_freq(self.base, width, device)
 
-    def turned(self, width: int) -> int:
-        """How many of a head's channels are turned."""
-        exact = self.fraction * width
-        turned = round(exact)
-        if turned % 2 or turned < 2 or abs(turned - exact) > 1e-6:
+    def rotary_dim(self, width: int) -> int:
+        """Number of rotary channels of a head of this width."""
+        exact = self.rotary_fraction * width
+        rotary_dim = round(exact)
+        if rotary_dim % 2 or rotary_dim < 2 or abs(rotary_dim - exact) > 1e-6:
             raise ValueError(
-                f"fraction={self.fraction} of {width} channels is {exact:g}, not an even number"
+                f"rotary_fraction={self.rotary_fraction} of {width} channels is {exact:g}, "
+                "not an even number"
             )
-        return turned
+        return rotary_dim
+
+
+class RotaryPositions(Positions):
+    """The positions of one forward pass; its layers share their cosines and sines."""
+
+    def __init__(self, scheme: RoPE, pos: Tensor) -> None:
+        super().__init__(scheme, pos)
+        self.rope = scheme
+        self.known: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    def rotate(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = self.cos_sin(self.rope.rotary_dim(q.size(-1)), q.dtype)
+        return apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
+
+    def cos_sin(self, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """cos and signed sin (T, width) as `apply_rotary` takes them."""
+        if (width, dtype) in self.known:
+            return self.known[width, dtype]
+        angles = self.rope.angles(width, self.pos)
+        cos = self.rope.attention_factor * angles.cos()
+        sin = self.rope.attention_factor * angles.sin()
+        both = torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
+        if not torch.compiler.is_compiling():  # which merges equal computations itself
+            self.known[width, dtype] = both
+        return both
 
 
 def at_least_one(factor: float) -> float:
@@ -90,45 +99,7 @@ def at_least_one(factor: float) -> float:
     return factor
 
 
-def geometric(base: float, width: int, device: torch.device) -> Tensor:
+def inv_freq(base: float, width: int, device: torch.device) -> Tensor:
     """base^(-2i/width) for each pair i, float32: (width / 2,)."""
     even = torch.arange(0, width, 2, device=device, dtype=torch.float32)
     return base ** (-even / width)
-
-
-class Turn(torch.autograd.Function):
-    """x * cos + swapped(x) * sin in few passes over memory, and back by the opposite angle.
-
-    Autograd's own way through the formula writes and keeps several times as much. What is returned
-    lies as attention takes its heads, and its gradient as a projection does: no other copy follows.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return turn_into(x.new_empty(x.shape), x, cos, sin)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        B, H, T, Dh = gradient.shape
-        out = gradient.new_empty(B, T, H, Dh).transpose(1, 2)
-        return turn_into(out, gradient, cos, -sin), None, None
-
-
-turn = cast(Callable[[Tensor, Tensor, Tensor], Tensor], Turn.apply)
-
-
-def turn_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Write x into `out`, its first channels turned, as many as cos and sin (T, 2 n) have.
-
-    On a CPU it goes by so many rows as stay in the cache.
-    """
-    cached = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    rows = max(1, IN_CACHE // x[0].numel()) if cached else len(x)
-    for part, turned in zip(x.split(rows), out.split(rows), strict=True):
-        turned.copy_(part)
-        turned = turned[..., : cos.size(-1)]
-        swapped = turned.roll(cos.size(-1) // 2, dims=-1)
-        turned.mul_(cos).addcmul_(swapped, sin)
-    return out

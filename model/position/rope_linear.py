@@ -14,9 +14,9 @@ class LinearRoPE(RoPE):
     Raises ValueError for a factor below 1.
     """
 
-    def __init__(self, shape: Shape, *, base: float, fraction: float, factor: float) -> None:
-        super().__init__(shape, base=base, fraction=fraction)
+    def __init__(self, shape: Shape, *, base: float, rotary_fraction: float, factor: float) -> None:
+        super().__init__(shape, base=base, rotary_fraction=rotary_fraction)
         self.factor = at_least_one(factor)
 
-    def frequencies(self, width: int, device: torch.device) -> Tensor:
-        return super().frequencies(width, device) / self.factor
+    def inv_freq(self, width: int, device: torch.device) -> Tensor:
+        return super().inv_freq(width, device) / self.factor

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from model.position.rope import RoPE, at_least_one, geometric
+from model.position.rope import RoPE, at_least_one, inv_freq
 from model.shape import Shape
 
 
@@ -14,11 +14,11 @@ class NTKRoPE(RoPE):
     https://arxiv.org/abs/2309.00071. Raises ValueError for a factor below 1, or a single pair.
     """
 
-    def __init__(self, shape: Shape, *, base: float, fraction: float, factor: float) -> None:
-        super().__init__(shape, base=base, fraction=fraction)
+    def __init__(self, shape: Shape, *, base: float, rotary_fraction: float, factor: float) -> None:
+        super().__init__(shape, base=base, rotary_fraction=rotary_fraction)
         self.factor = at_least_one(factor)
 
-    def frequencies(self, width: int, device: torch.device) -> Tensor:
+    def inv_freq(self, width: int, device: torch.device) -> Tensor:
         if width < 4:
             raise ValueError(f"NTK scaling needs at least 4 turned channels, not {width}")
-        return geometric(self.base * self.factor ** (width / (width - 2)), width, device)
+        return inv_freq(self.base * self.factor ** (width / (width - 2)), width, device)

@@ -14,7 +14,6 @@ from compare.check.properties import CPU, VOCAB
 from compare.cost import plan as plans
 from compare.cost import step_estimate as probe
 from compare.cost.counts import cost, training_bytes
-from model.cache import KVCache
 from train.config.compose import compose
 from train.config.schema import Config
 from train.measure import device as devices
@@ -31,7 +30,7 @@ def test_counts_equal_the_built_model(attn: str, pos: str) -> None:
     model = build(attn, pos)
     counted = cost(composed(f"attn={attn}", f"pos={pos}"), VOCAB, CPU)
     assert counted.params == sum(p.numel() for p in model.parameters())
-    cache = KVCache(model.shape.n_layers, 16)
+    cache = model.new_cache(16)
     with torch.no_grad():
         model(tokens(1, 16), cache)
     assert counted.cache_bytes == cache.nbytes

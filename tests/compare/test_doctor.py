@@ -79,11 +79,13 @@ def test_a_scheme_that_appears_is_tested_against_every_partner(tmp_path: Path) -
     (tmp_path / "model/position/drift.py").write_text(code)
     (tmp_path / "configs/pos/drift.yaml").write_text(yaml)
     mqa = (tmp_path / "model/attention/grouped.py").read_text().split("class MHA")[0]
-    peeking = mqa.replace("class GQA", "class Peek").replace("(q, k, v, pos,", "(q, k, v, pos + 1,")
+    peeking = mqa.replace("class GQA", "class Peek").replace(
+        "v, positions.pos,", "v, positions.pos + 1,"
+    )
     assert peeking.count("pos + 1") == 1
     (tmp_path / "model/attention/peek.py").write_text(peeking)
     (tmp_path / "configs/attn/peek.yaml").write_text(
-        "_target_: model.attention.peek.Peek\nn_kv_heads: 2\n"
+        "_target_: model.attention.peek.Peek\nn_kv_heads: 2\nqk_norm: false\n"
     )
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rA", "-n0", "tests/model/test_variants.py",

@@ -78,7 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
 def run(folder: Path) -> LoadedRun:
     """The run, with weights that tell tokens apart."""
     run = opened(folder)
-    run.model.init(seed=1)
+    run.model.init_weights(seed=1)
     for parameter in run.model.parameters():
         parameter.data *= 5 if parameter.dim() > 1 else 1
     return run

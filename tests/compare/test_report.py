@@ -313,9 +313,9 @@ def test_patterns_of_layers_are_levels_too(write: Write) -> None:
     write("a", 3.0)
     for folder in (write("b", 3.0), write("c", 3.1)):
         config = json.loads((folder / "config.json").read_text())
-        config["attn"]["order"] = ["local", "global"] if folder.name == "b" else ["local"]
+        config["attn"]["pattern"] = ["local", "global"] if folder.name == "b" else ["local"]
         (folder / "config.json").write_text(json.dumps(config))
-    assert "order=[local,global]" in report(folder.parent)
+    assert "pattern=[local,global]" in report(folder.parent)
 
 
 def test_a_loss_that_is_not_finite_counts_nowhere_and_spoils_nothing(write: Write) -> None:

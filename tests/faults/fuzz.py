@@ -13,6 +13,7 @@ from typing import Any
 from kills import ROOT, Tally
 
 from data.corpus import prepare
+from model.cost import count_parameters
 from train.config.compose import choices_of, compose
 from train.config.schema import Config
 from train.setup.build import build_model, build_source
@@ -143,7 +144,7 @@ def commanded_configs(trials: int, seed: int, folder: Path) -> Tally:
 def begin(tally: Tally, config: Config) -> None:
     """Check a config; take a step if it is small."""
     plan = check(config)
-    parameters, _ = build_model(plan.config, 100).count_parameters()
+    parameters, _ = count_parameters(build_model(plan.config, 100))
     work = parameters * plan.settings.batch_size * plan.max_len
     if work < SMALL and not plan.device.compiled:
         job = assemble(plan)

@@ -86,7 +86,7 @@ MUTATIONS = (
     Mutation(
         "the generator is not seeded at each step",
         "train/step.py",
-        "            self.device.seed(seed_of(self.seed, step, i))",
+        "            self.device.seed(derive_seed(self.seed, step, i))",
         "            pass",
         TRAINER,
         "resumed_run and dropout",

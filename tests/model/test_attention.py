@@ -7,12 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.attention import attend as attend_module
-from model.attention.attend import attend, causal_mask, choose_kernel
+from model.attention.attend import attend, choose_kernel
 from model.attention.grouped import GQA, MHA, MQA
 from model.attention.mla import MLA
-from model.attention.qk_norm import QKNorm
-from model.attention.sliding_window import Sliding
+from model.attention.sliding_window import SlidingWindow
 from model.cache import KVCache
+from model.cost import training_kernels
+from model.ops.attention import reference_attention
+from model.position.base import Position, Positions
 from model.shape import Shape
 
 SHAPE = Shape(dim=32, n_heads=4, n_layers=1, max_len=16, vocab_size=5)
@@ -22,8 +24,9 @@ def no_bias(q_pos: Tensor, k_pos: Tensor) -> None:
     return None
 
 
-def no_rotation(q: Tensor, k: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
-    return q, k
+def plain(pos: Tensor) -> Positions:
+    """Positions that neither rotate nor add."""
+    return Position(SHAPE).at(pos)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -32,41 +35,46 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
 def test_gqa_with_copied_kv_heads_is_mha(n_kv_heads: int) -> None:
-    gqa, mha = GQA(SHAPE, 0, n_kv_heads=n_kv_heads), MHA(SHAPE, 0)
+    gqa, mha = GQA(SHAPE, 0, n_kv_heads=n_kv_heads, qk_norm=False), MHA(SHAPE, 0, qk_norm=False)
     state = gqa.state_dict()
     for name in ("k.weight", "v.weight", "k.bias", "v.bias"):
         heads = state[name].unflatten(0, (n_kv_heads, 8))
         state[name] = heads.repeat_interleave(4 // n_kv_heads, dim=0).flatten(0, 1)
     mha.load_state_dict(state)
     x, pos = random(2, 16, 32), torch.arange(16)
-    expected = mha(x, pos, no_rotation, no_bias)
-    torch.testing.assert_close(gqa(x, pos, no_rotation, no_bias), expected)
+    expected = mha(x, plain(pos))
+    torch.testing.assert_close(gqa(x, plain(pos)), expected)
 
 
 def test_the_named_mechanisms_are_numbers_of_kv_heads() -> None:
-    assert MHA(SHAPE, 0).n_kv_heads == 4
-    assert MQA(SHAPE, 0).n_kv_heads == 1
-    assert MQA(SHAPE, 0).cache_elements(10) == 2 * 8 * 10
+    assert MHA(SHAPE, 0, qk_norm=False).n_kv_heads == 4
+    mqa = MQA(SHAPE, 0, qk_norm=False)
+    assert mqa.n_kv_heads == 1
+    assert mqa.cache_elements(10) == 2 * 8 * 10
 
 
 @pytest.mark.parametrize("n_kv_heads", [0, 3, 8])
 def test_kv_heads_that_do_not_divide_the_heads_are_refused(n_kv_heads: int) -> None:
     with pytest.raises(ValueError, match=rf"n_kv_heads={n_kv_heads}.*n_heads=4.*1, 2, 4"):
-        GQA(SHAPE, 0, n_kv_heads=n_kv_heads)
+        GQA(SHAPE, 0, n_kv_heads=n_kv_heads, qk_norm=False)
 
 
 def test_normalised_queries_and_keys_have_no_size_of_their_own() -> None:
-    attention, x, pos = QKNorm(SHAPE, 0, n_kv_heads=2), random(2, 16, 32), torch.arange(16)
+    attention, x, pos = (
+        GQA(SHAPE, 0, n_kv_heads=2, qk_norm=True),
+        random(2, 16, 32),
+        torch.arange(16),
+    )
     nn.init.zeros_(attention.q.bias)
     nn.init.zeros_(attention.k.bias)
-    before = attention(x, pos, no_rotation, no_bias)
+    before = attention(x, plain(pos))
     with torch.no_grad():
         attention.q.weight.mul_(7)
         attention.k.weight.mul_(0.5)
-    torch.testing.assert_close(attention(x, pos, no_rotation, no_bias), before, rtol=0, atol=1e-4)
+    torch.testing.assert_close(attention(x, plain(pos)), before, rtol=0, atol=1e-4)
     with torch.no_grad():
         attention.q_norm.weight.mul_(7)
-    after = attention(x, pos, no_rotation, no_bias)
+    after = attention(x, plain(pos))
     assert (after - before).abs().max() > 0.01
 
 
@@ -80,9 +88,7 @@ def test_every_kernel_gives_the_textbook_result(
     q, k, v = random(2, 4, queries, 8), random(2, 2, keys, 8, seed=1), random(2, 2, keys, 8, seed=2)
     added = random(4, queries, keys, seed=3) if biased else None
     q_pos, k_pos = torch.arange(keys - queries, keys), torch.arange(keys)
-    scores = q @ k.repeat_interleave(2, dim=1).mT / 8**0.5
-    scores = scores + (0 if added is None else added) + causal_mask(q_pos, k_pos, q.dtype)
-    expected = scores.softmax(dim=-1) @ v.repeat_interleave(2, dim=1)
+    expected = reference_attention(q, k, v, q_pos, k_pos, added)
     actual = attend(q, k, v, q_pos, k_pos, lambda *_: added)
     torch.testing.assert_close(actual, expected)
 
@@ -104,7 +110,7 @@ def test_the_kernel_does_not_depend_on_the_variant(
     device: str, dtype: torch.dtype, length: int
 ) -> None:
     kernels = {
-        build(attn, pos).kernels(device, dtype, length)[0]
+        training_kernels(build(attn, pos), device, dtype, length)[0]
         for attn in ("mha", "gqa", "mqa")
         for pos in ("learned", "rope", "none")
     }
@@ -128,20 +134,20 @@ def test_the_fused_kernel_is_the_one_that_is_named(pos: str, queries: int) -> No
 
 def test_a_model_without_grouping_matches_torch() -> None:
     model, x = build("mha", "none"), tokens(1, 16)
-    mechanism = model.mechanisms[0]
+    attention = model.attention_layers[0]
     y = model.blocks[0].attention_norm(model.embed(x))
     heads = [
-        f(y).unflatten(-1, (4, 8)).transpose(1, 2) for f in (mechanism.q, mechanism.k, mechanism.v)
+        f(y).unflatten(-1, (4, 8)).transpose(1, 2) for f in (attention.q, attention.k, attention.v)
     ]
-    expected = mechanism.out(
+    expected = attention.out(
         F.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).flatten(2)
     )
-    actual = mechanism(y, torch.arange(16), no_rotation, no_bias)
+    actual = attention(y, plain(torch.arange(16)))
     torch.testing.assert_close(actual, expected)
 
 
-def sliding_from(full: GQA, window: int) -> Sliding:
-    sliding = Sliding(LONG, 0, window=window, n_kv_heads=full.n_kv_heads)
+def sliding_from(full: GQA, window: int) -> SlidingWindow:
+    sliding = SlidingWindow(LONG, 0, window=window, n_kv_heads=full.n_kv_heads, qk_norm=False)
     sliding.load_state_dict(full.state_dict())
     return sliding
 
@@ -150,76 +156,99 @@ LONG = Shape(dim=32, n_heads=4, n_layers=1, max_len=512, vocab_size=5)
 
 
 @pytest.mark.parametrize("n_kv_heads", [1, 4])
-@pytest.mark.parametrize("window", [0, 1, 2, 9, 64, 150])
+@pytest.mark.parametrize("window", [1, 2, 5, 33, 76])
 @pytest.mark.parametrize("length", [5, 64, 65, 200])
 def test_sliding_equals_masked_full_attention(n_kv_heads: int, window: int, length: int) -> None:
-    full = GQA(LONG, 0, n_kv_heads=n_kv_heads)
+    """A token sees `window` tokens, itself included."""
+    full = GQA(LONG, 0, n_kv_heads=n_kv_heads, qk_norm=False)
     x, pos = random(2, length, 32), torch.arange(length)
 
-    def window_mask(q_pos: Tensor, k_pos: Tensor) -> Tensor:
-        outside = q_pos[:, None] - k_pos > window // 2
-        return torch.zeros(outside.shape).masked_fill(outside, -torch.inf).expand(4, -1, -1)
+    class Window(Position):
+        def bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+            outside = q_pos[:, None] - k_pos >= window
+            return torch.zeros(outside.shape).masked_fill(outside, -torch.inf).expand(4, -1, -1)
 
-    expected = full(x, pos, no_rotation, window_mask)
-    actual = sliding_from(full, window)(x, pos, no_rotation, no_bias)
+    expected = full(x, Window(LONG).at(pos))
+    actual = sliding_from(full, window)(x, plain(pos))
     torch.testing.assert_close(actual, expected)
 
 
-def test_a_window_of_twice_the_others_is_full_attention_and_one_less_is_not() -> None:
-    full, length = GQA(LONG, 0, n_kv_heads=2), 70
+def test_a_window_of_the_whole_text_is_full_attention_and_one_less_is_not() -> None:
+    full, length = GQA(LONG, 0, n_kv_heads=2, qk_norm=False), 70
     x, pos = random(2, length, 32), torch.arange(length)
-    expected = full(x, pos, no_rotation, no_bias)
-    whole = sliding_from(full, 2 * (length - 1))(x, pos, no_rotation, no_bias)
+    expected = full(x, plain(pos))
+    whole = sliding_from(full, length)(x, plain(pos))
     assert torch.equal(whole, expected)
-    less = sliding_from(full, 2 * (length - 1) - 1)(x, pos, no_rotation, no_bias)
+    less = sliding_from(full, length - 1)(x, plain(pos))
     assert torch.equal(less[:, :-1].isclose(expected[:, :-1]).all(), torch.tensor(True))
     assert not torch.allclose(less[:, -1], expected[:, -1])
 
 
 @pytest.mark.parametrize("chunks", [[1] * 40, [23, *[1] * 17], [3, 20, 1, 9, 7]], ids=str)
 def test_a_window_is_all_that_the_cache_keeps(chunks: list[int]) -> None:
-    sliding = Sliding(LONG, 0, window=12, n_kv_heads=2)  # itself and 6 before
+    sliding = SlidingWindow(LONG, 0, window=7, n_kv_heads=2, qk_norm=False)
     x, pos = random(2, 40, 32), torch.arange(40)
-    cache = KVCache(1, 512)
+    cache = sliding.new_cache(512)
     pieces = [
-        sliding(part, at, no_rotation, no_bias, cache)
+        sliding(part, plain(at), cache)
         for part, at in zip(x.split(chunks, 1), pos.split(chunks), strict=True)
     ]
-    torch.testing.assert_close(torch.cat(pieces, 1), sliding(x, pos, no_rotation, no_bias))
-    assert cache.slots[0][0].shape == (2, 2, 7, 8)  # room for the window and no more
-    assert cache.nbytes == 2 * 7 * 2 * 2 * 8 * 4
+    torch.testing.assert_close(torch.cat(pieces, 1), sliding(x, plain(pos)))
+    assert cache.buffers[0].shape == (2, 2, 7, 8)  # room for the window and no more
+    assert KVCache([cache]).nbytes == 2 * 7 * 2 * 2 * 8 * 4
     assert sliding.cache_elements(40) == 7 * 2 * 2 * 8
 
 
 @pytest.mark.parametrize("length", [256, 1024, 4096])
 def test_a_window_costs_as_much_for_each_token_of_a_longer_text(length: int) -> None:
-    sliding = Sliding(LONG, 0, window=64, n_kv_heads=4)
+    sliding = SlidingWindow(LONG, 0, window=33, n_kv_heads=4, qk_norm=False)
     for causal in (True, False):
         once, twice = (sliding.score_flops(n, causal) for n in (length, 2 * length))
         assert once <= twice < 1.15 * once
     assert sliding.score_flops(length, True) <= sliding.score_flops(length, False)
 
 
-def test_a_negative_window_is_refused() -> None:
-    with pytest.raises(ValueError, match="window=-1"):
-        Sliding(SHAPE, 0, window=-1, n_kv_heads=None)
+def test_an_empty_window_is_refused() -> None:
+    with pytest.raises(ValueError, match="window=0 must be at least 1"):
+        SlidingWindow(SHAPE, 0, window=0, n_kv_heads=None, qk_norm=False)
+
+
+def test_a_window_is_half_the_context_by_default() -> None:
+    assert SlidingWindow(SHAPE, 0, window=None, n_kv_heads=None, qk_norm=False).window == 9
+
+
+@pytest.mark.parametrize("attn", ["gqa", "mqa", "sliding"])
+def test_normalised_heads_are_an_option_of_every_grouped_attention(attn: str) -> None:
+    """Sliding too: its scores stay the same however large the projections of queries and keys are."""
+    model, x = build(attn, "rope", "attn.qk_norm=true"), tokens(2, 16)
+    names = {name.rpartition(".")[0] for name, _ in build(attn, "rope").named_parameters()}
+    added = {name.rpartition(".")[0] for name, _ in model.named_parameters()} - names
+    assert added == {f"blocks.{i}.attention.{x}_norm" for i in range(3) for x in "qk"}
+    with torch.no_grad():
+        expected = model(x)
+        for layer in model.attention_layers:
+            layer.q.weight.mul_(7)  # type: ignore[operator, union-attr]
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-3)
 
 
 def test_mla_caches_a_latent_and_one_turned_key() -> None:
-    mla, cache = MLA(SHAPE, 0, latent_dim=12, rope_dim=4), KVCache(1, 16)
-    mla(random(2, 5, 32), torch.arange(5), no_rotation, no_bias, cache)
-    assert [slot.shape for slot in cache.slots[0]] == [(2, 1, 16, 12 + 4)]
+    mla = MLA(SHAPE, 0, latent_dim=12, rope_dim=4)
+    cache = mla.new_cache(16)
+    mla(random(2, 5, 32), plain(torch.arange(5)), cache)
+    assert [buffer.shape for buffer in cache.buffers] == [(2, 1, 16, 12 + 4)]
     assert mla.cache_elements(5) == 5 * (12 + 4)
 
 
 def test_mla_turns_its_rotary_channels_alone() -> None:
     widths = []
 
-    def note(q: Tensor, k: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
-        widths.append((q.shape, k.shape))
-        return q, k
+    class Note(Position):
+        def rotate(self, q: Tensor, k: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
+            widths.append((q.shape, k.shape))
+            return q, k
 
-    MLA(SHAPE, 0, latent_dim=12, rope_dim=4)(random(2, 5, 32), torch.arange(5), note, no_bias)
+    mla = MLA(SHAPE, 0, latent_dim=12, rope_dim=4)
+    mla(random(2, 5, 32), Note(SHAPE).at(torch.arange(5)))
     assert widths == [((2, 4, 5, 4), (2, 1, 5, 4))]
 
 
@@ -242,22 +271,36 @@ def test_fused_kernels_take_values_of_another_width(
     torch.testing.assert_close(attend(q, k, v, pos, pos, no_bias), expected)
 
 
+@pytest.mark.parametrize("attn", ["gqa", "sliding", "mla"])
+@pytest.mark.parametrize("pos", ["rope", "alibi"])
+@torch.no_grad()
+def test_the_weights_for_analysis_are_those_of_the_forward_pass(attn: str, pos: str) -> None:
+    model, x = build(attn, pos), random(2, 16, 32)
+    layer, positions = model.attention_layers[1], model.position.at(torch.arange(16))
+    weights, projected = layer.weights(x, positions), layer.project(x, positions)
+    v = layer.expanded(*projected)[2] if attn == "mla" else projected[2]
+    y = weights @ v.repeat_interleave(4 // v.size(1), dim=1)
+    torch.testing.assert_close(layer.out(y.transpose(1, 2).flatten(2)), layer(x, positions))
+    assert weights.triu(1).abs().max() == 0
+    assert (weights.tril(-9).abs().max() == 0) == (attn == "sliding")  # beyond the window
+
+
 def test_a_pattern_gives_each_layer_its_own_attention() -> None:
-    order = ["attn.order=[local,global]", "attn.local.window=4", "model.n_layers=4"]
+    order = ["attn.pattern=[local,global]", "attn.local.window=4", "model.n_layers=4"]
     model = build("pattern", "rope", *order, "attn@attn.global=gqa", "attn.global.n_kv_heads=1")
-    assert [type(m) for m in model.mechanisms] == [Sliding, GQA, Sliding, GQA]
-    assert [m.n_kv_heads for m in model.mechanisms] == [4, 1, 4, 1]
-    assert [m.layer for m in model.mechanisms] == [0, 1, 2, 3]
-    assert model.mechanisms[0].back == 2
+    assert [type(m) for m in model.attention_layers] == [SlidingWindow, GQA, SlidingWindow, GQA]
+    assert [m.n_kv_heads for m in model.attention_layers] == [4, 1, 4, 1]
+    assert [m.layer for m in model.attention_layers] == [0, 1, 2, 3]
+    assert [m.window for m in model.attention_layers[::2]] == [4, 4]
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("attn.order=[local,far]", "attn.order=far: no such choice; known: global, local"),
-        ("attn.order=[local,local]", r"attn.order=\[local,local\] leaves out global"),
-        ("attn.order=[]", "leaves out global, local"),
-        ("attn.order=local", "attn.order=local is not a list"),
+        ("attn.pattern=[local,far]", "attn.pattern=far: no such choice; known: global, local"),
+        ("attn.pattern=[local,local]", r"attn.pattern=\[local,local\] leaves out global"),
+        ("attn.pattern=[]", "leaves out global, local"),
+        ("attn.pattern=local", "attn.pattern=local is not a list"),
     ],
 )
 def test_patterns_that_make_no_sense_are_refused(override: str, message: str) -> None:

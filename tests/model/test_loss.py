@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import VOCAB, build, tokens
 from torch import Tensor
+from torch.fx import GraphModule
 
 from model import loss as losses
 from model.loss import next_token_loss
@@ -41,6 +42,26 @@ def test_pieces_make_the_same_loss_and_gradients(
         torch.testing.assert_close(ours, theirs, rtol=rtol, atol=rtol * theirs.abs().max().item())
 
 
+def test_a_compiled_model_is_compiled_for_pieces_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.compiler.reset()
+    graphs: list[GraphModule] = []
+
+    def backend(graph: GraphModule, inputs: object) -> GraphModule:
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(losses, "AT_ONCE", 5 * VOCAB)
+    model = build("mha", "rope")
+    expected, _ = trained(model)
+    model.compile(backend=backend, fullgraph=True)
+    loss, _ = trained(model)
+    torch.testing.assert_close(loss, expected)
+    assert len(graphs) == 1
+    model(tokens(3, 16))  # the whole, which holds `hidden`, is one graph as well
+    assert len(graphs) == 2
+    torch.compiler.reset()
+
+
 def test_pieces_hold_less_memory_than_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("mha", "rope", "model.vocab_size=4000")
     whole = allocation_peak(lambda: trained(model))
@@ -54,8 +75,8 @@ def test_blocks_computed_again_train_the_same_bit_for_bit(attn: str, dtype: torc
     model = build(attn, "rope", "model.dropout=0.2")
     loss, gradients = trained(model, dtype)
     again = build(attn, "rope", "model.dropout=0.2", "memory=lean")
-    assert again.recompute
-    assert not model.recompute
+    assert again.activation_checkpointing
+    assert not model.activation_checkpointing
     again_loss, again_gradients = trained(again, dtype)
     assert torch.equal(loss, again_loss)
     assert all(map(torch.equal, gradients, again_gradients))

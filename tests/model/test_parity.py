@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.cache import KVCache
-from model.position.rope import geometric
+from model.position.rope import inv_freq
 from model.position.rope_yarn import YaRN
 from model.position.t5 import T5
 from model.shape import Shape
@@ -62,7 +61,7 @@ ROPES: dict[str, tuple[list[str], dict[str, Any]]] = {
     # theirs grows with the text: a factor of 2 counts 2 * 80 / 32 - (2 - 1) = 4 times
     "rope_ntk": (["pos.factor=4"], {"rope_type": "dynamic", "factor": 2.0}),
     "rope_yarn": (
-        ["pos.factor=4", "pos.original_len=32", "pos.beta_fast=1", "pos.beta_slow=0.1"],
+        ["pos.factor=4", "pos.original_max_len=32", "pos.beta_fast=1", "pos.beta_slow=0.1"],
         {
             "rope_type": "yarn",
             "factor": 4.0,
@@ -118,7 +117,7 @@ def reference_of(kind: Any, model: Transformer, state: dict[str, Tensor], **more
 def llama_of(model: Transformer, kind: Any, **more: Any) -> Any:
     """Llama or one of its relatives, with our tensors."""
     sizes = {
-        "num_key_value_heads": model.mechanisms[0].n_kv_heads,
+        "num_key_value_heads": model.attention_layers[0].n_kv_heads,
         "head_dim": model.shape.head_dim,
         "rms_norm_eps": 1e-5,
     }
@@ -136,7 +135,7 @@ def assert_same(model: Transformer, reference: Any, length: int = LENGTH) -> Non
     expected = reference(x, use_cache=False).logits
     assert expected.std() > 0.5  # so that the tolerance means something
     torch.testing.assert_close(model(x), expected, atol=1e-4, rtol=0)
-    cache = KVCache(model.shape.n_layers, length)
+    cache = model.new_cache(length)
     decoded = torch.cat([model(token, cache) for token in x.split(1, dim=1)], dim=1)
     torch.testing.assert_close(decoded, expected, atol=1e-4, rtol=0)
 
@@ -167,7 +166,7 @@ def test_yarn_keeps_bends_and_slows_the_pairs_that_llama_does(
 
     shape = Shape(dim=width, n_heads=1, n_layers=1, max_len=original, vocab_size=VOCAB)
     betas = {"beta_fast": beta_fast, "beta_slow": beta_slow}
-    yarn = YaRN(shape, base=10000, fraction=1.0, factor=4.0, original_len=None, **betas)
+    yarn = YaRN(shape, base=10000, rotary_fraction=1.0, factor=4.0, original_max_len=None, **betas)
     config = transformers.LlamaConfig(
         head_dim=width,
         max_position_embeddings=4 * original,
@@ -181,10 +180,10 @@ def test_yarn_keeps_bends_and_slows_the_pairs_that_llama_does(
     )
     reference = LlamaRotaryEmbedding(config)
     cpu = torch.device("cpu")
-    ours = yarn.frequencies(width, cpu)
+    ours = yarn.inv_freq(width, cpu)
     torch.testing.assert_close(ours, reference.inv_freq, atol=0, rtol=1e-6)
-    assert yarn.amplitude == pytest.approx(reference.attention_scaling, rel=1e-12)
-    slower = geometric(10000, width, cpu) / ours
+    assert yarn.attention_factor == pytest.approx(reference.attention_scaling, rel=1e-12)
+    slower = inv_freq(10000, width, cpu) / ours
     kept, slowed = slower < 1 + 1e-6, slower > 4 - 1e-5
     assert kept.any()
     assert slowed.any()
@@ -196,12 +195,12 @@ def test_yarn_keeps_bends_and_slows_the_pairs_that_llama_does(
 def test_a_fraction_of_any_rope_is_stablelm(fraction: float, pos: str) -> None:
     overrides, parameters = ROPES[pos]
     recipe = [*LLAMA_RECIPE, "model.norm=layernorm", "attn=gqa", "model.max_len=32"]
-    model = build(*recipe, f"pos={pos}", f"pos.fraction={fraction}", *overrides)
+    model = build(*recipe, f"pos={pos}", f"pos.rotary_fraction={fraction}", *overrides)
     state = renamed(model.state_dict(), LLAMA.names)
     zero = torch.zeros(model.shape.dim)  # it has biases in its norms alone, ours in all or none
     state |= {key.replace("weight", "bias"): zero for key in state if "norm" in key}
     rope = {"rope_theta": 10000.0, "partial_rotary_factor": fraction, **parameters}
-    kv = {"num_key_value_heads": model.mechanisms[0].n_kv_heads}
+    kv = {"num_key_value_heads": model.attention_layers[0].n_kv_heads}
     kind = transformers.StableLmForCausalLM
     assert_same(model, reference_of(kind, model, state, rope_parameters=rope, **kv), 80)
 
@@ -242,13 +241,13 @@ def test_t5_buckets_and_biases_are_t5s(n_buckets: int, max_distance: int) -> Non
     assert torch.equal(t5.bias(pos, pos).tril(), bias.tril())
 
 
-@pytest.mark.parametrize("window", [0, 7, 8, 90, 201])
+@pytest.mark.parametrize("window", [1, 4, 5, 46, 101])
 def test_sliding_is_mistral(window: int) -> None:
     length = 150  # two or three blocks of queries
     sizes = [*LLAMA_RECIPE, "pos=rope", "attn.n_kv_heads=2"]
     model = build(*sizes, "attn=sliding", f"attn.window={window}")
     kind = transformers.MistralForCausalLM
-    assert_same(model, llama_of(model, kind, sliding_window=window // 2 + 1), length)
+    assert_same(model, llama_of(model, kind, sliding_window=window), length)
     full, x = build(*sizes, "attn=gqa"), random_tokens(length)
     assert_same(full, llama_of(full, kind, sliding_window=None), length)
     with torch.no_grad():  # the same weights, so all that differs is the window
@@ -256,7 +255,7 @@ def test_sliding_is_mistral(window: int) -> None:
 
 
 def test_a_pattern_is_ministral() -> None:
-    sizes = ["attn.local.window=20", "attn.order=[local,local,global]", "model.n_layers=4"]
+    sizes = ["attn.local.window=11", "attn.pattern=[local,local,global]", "model.n_layers=4"]
     model = build(*LLAMA_RECIPE, "pos=rope", "attn=pattern", *sizes)
     layers = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
     kind = transformers.MinistralForCausalLM

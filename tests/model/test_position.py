@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import build, tokens
 
-from model.position import rope
+from model.ops import rotary
 from model.position.alibi import slopes
 from model.position.rope import RoPE
 from model.position.rope_linear import LinearRoPE
@@ -18,9 +18,9 @@ from train.config.compose import choices_of
 SHAPE = Shape(dim=32, n_heads=4, n_layers=1, max_len=16, vocab_size=5)
 
 
-ROPE = {"base": 10000, "fraction": 1.0}
+ROPE = {"base": 10000, "rotary_fraction": 1.0}
 CPU = torch.device("cpu")
-YARN = {"original_len": 64, "beta_fast": 4, "beta_slow": 1}
+YARN = {"original_max_len": 64, "beta_fast": 4, "beta_slow": 1}
 
 
 def test_rope_turns_pairs_and_keeps_their_length() -> None:
@@ -39,7 +39,7 @@ def test_rope_angles_are_the_papers() -> None:
 
 def test_partial_rope_leaves_the_other_channels_alone() -> None:
     q = torch.randn(1, 4, 16, 8)
-    turned, _ = RoPE(SHAPE, base=10000, fraction=0.5).rotate(q, q, torch.arange(16))
+    turned, _ = RoPE(SHAPE, base=10000, rotary_fraction=0.5).rotate(q, q, torch.arange(16))
     alone, _ = RoPE(SHAPE, **ROPE).rotate(q[..., :4], q[..., :4], torch.arange(16))
     assert torch.equal(turned[..., 4:], q[..., 4:])
     assert torch.equal(turned[..., :4], alone)
@@ -52,31 +52,31 @@ def test_linear_scaling_is_rope_at_divided_positions() -> None:
 
 
 def test_ntk_scaling_slows_the_slowest_pair_by_the_factor_and_the_fastest_not_at_all() -> None:
-    ratio = NTKRoPE(SHAPE, **ROPE, factor=4).frequencies(8, CPU)
-    ratio = ratio / RoPE(SHAPE, **ROPE).frequencies(8, CPU)
+    ratio = NTKRoPE(SHAPE, **ROPE, factor=4).inv_freq(8, CPU)
+    ratio = ratio / RoPE(SHAPE, **ROPE).inv_freq(8, CPU)
     torch.testing.assert_close(ratio[[0, -1]], torch.tensor([1.0, 0.25]))
     assert (ratio.diff() < 0).all()
 
 
 def test_yarn_keeps_fast_pairs_interpolates_slow_ones_and_joins_them_by_a_ramp() -> None:
     wide = Shape(dim=256, n_heads=4, n_layers=1, max_len=64, vocab_size=5)
-    own = RoPE(wide, **ROPE).frequencies(64, CPU)
+    own = RoPE(wide, **ROPE).inv_freq(64, CPU)
     yarn = YaRN(wide, **ROPE, factor=4, **YARN)
-    ratio = yarn.frequencies(64, CPU) / own
+    ratio = yarn.inv_freq(64, CPU) / own
     turns = 64 * own / (2 * torch.pi)  # of each pair within the original length
     torch.testing.assert_close(ratio[turns > 4.5], torch.ones(int((turns > 4.5).sum())))
     torch.testing.assert_close(ratio[turns < 0.9], torch.full((int((turns < 0.9).sum()),), 0.25))
     between = ratio[(turns < 3.5) & (turns > 1.1)]
     assert len(between) >= 3
     assert ((between < 1) & (between > 0.25)).all()
-    assert yarn.amplitude == pytest.approx(0.1 * 1.3862943611 + 1)
+    assert yarn.attention_factor == pytest.approx(0.1 * 1.3862943611 + 1)
 
 
 @pytest.mark.parametrize("scheme", [LinearRoPE, NTKRoPE])
 def test_a_factor_of_one_scales_nothing(scheme: type) -> None:
-    plain = RoPE(SHAPE, **ROPE).frequencies(8, CPU)
-    assert torch.equal(scheme(SHAPE, **ROPE, factor=1).frequencies(8, CPU), plain)
-    assert torch.equal(YaRN(SHAPE, **ROPE, factor=1, **YARN).frequencies(8, CPU), plain)
+    plain = RoPE(SHAPE, **ROPE).inv_freq(8, CPU)
+    assert torch.equal(scheme(SHAPE, **ROPE, factor=1).inv_freq(8, CPU), plain)
+    assert torch.equal(YaRN(SHAPE, **ROPE, factor=1, **YARN).inv_freq(8, CPU), plain)
 
 
 @pytest.mark.parametrize(
@@ -162,16 +162,16 @@ def test_impossible_choices_are_refused() -> None:
         RoPE(odd, **ROPE)
     for base in (0, 1):
         with pytest.raises(ValueError, match=f"base={base}"):
-            RoPE(SHAPE, base=base, fraction=1.0)
+            RoPE(SHAPE, base=base, rotary_fraction=1.0)
     with pytest.raises(ValueError, match="base=1"):
         Sinusoidal(SHAPE, base=1, amplitude=1.0)
     for fraction in (0, 1.5):
-        with pytest.raises(ValueError, match=f"fraction={fraction} must be above 0"):
-            RoPE(SHAPE, base=10000, fraction=fraction)
+        with pytest.raises(ValueError, match=f"rotary_fraction={fraction} must be above 0"):
+            RoPE(SHAPE, base=10000, rotary_fraction=fraction)
     wide = Shape(dim=200, n_heads=4, n_layers=1, max_len=16, vocab_size=5)
-    assert RoPE(wide, base=10000, fraction=0.28).turned(50) == 14  # 14.000000000000002
-    with pytest.raises(ValueError, match=r"fraction=0.3 of 8 channels is 2.4"):
-        RoPE(SHAPE, base=10000, fraction=0.3)
+    assert RoPE(wide, base=10000, rotary_fraction=0.28).rotary_dim(50) == 14  # 14.000000000000002
+    with pytest.raises(ValueError, match=r"rotary_fraction=0.3 of 8 channels is 2.4"):
+        RoPE(SHAPE, base=10000, rotary_fraction=0.3)
     for scheme in (LinearRoPE, NTKRoPE):
         with pytest.raises(ValueError, match="factor=0.5 must be at least 1"):
             scheme(SHAPE, **ROPE, factor=0.5)
@@ -179,8 +179,8 @@ def test_impossible_choices_are_refused() -> None:
         YaRN(SHAPE, **ROPE, factor=0.5, **YARN)
     with pytest.raises(ValueError, match="beta_slow=5 must be above 0 and below beta_fast=4"):
         YaRN(SHAPE, **ROPE, factor=2, **YARN | {"beta_slow": 5})
-    with pytest.raises(ValueError, match="original_len=0"):
-        YaRN(SHAPE, **ROPE, factor=2, **YARN | {"original_len": 0})
+    with pytest.raises(ValueError, match="original_max_len=0"):
+        YaRN(SHAPE, **ROPE, factor=2, **YARN | {"original_max_len": 0})
     with pytest.raises(ValueError, match="n_buckets=1"):
         T5(SHAPE, n_buckets=1, max_distance=128)
     with pytest.raises(ValueError, match="max_distance=16 must be above n_buckets=32 / 2"):
@@ -191,17 +191,31 @@ def test_impossible_choices_are_refused() -> None:
 def test_the_gradient_of_a_rotation_is_its_own(
     fraction: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rope, "IN_CACHE", 3 * 2 * 5 * 8)  # three rows at once, then the fourth
+    monkeypatch.setattr(rotary, "IN_CACHE", 3 * 2 * 5 * 8)  # three rows at once, then the fourth
     x = torch.randn(4, 2, 5, 8, dtype=torch.float64, requires_grad=True)
-    cos, sin = RoPE(SHAPE, base=10000, fraction=fraction).waves(x, torch.arange(5))
-    assert torch.autograd.gradcheck(lambda x: rope.turn(x, cos, sin), x)
+    positions = RoPE(SHAPE, base=10000, rotary_fraction=fraction).at(torch.arange(5))
+    cos, sin = positions.cos_sin(int(8 * fraction), x.dtype)
+    assert torch.autograd.gradcheck(lambda x: rotary.apply_rotary(x, cos, sin), x)
 
 
-def test_layers_of_other_widths_share_positions_but_not_their_waves() -> None:
-    """As in a pattern of mechanisms, one of which turns a slice of its heads."""
+def test_layers_of_other_widths_share_positions_but_not_their_angles() -> None:
+    """As in a pattern of layers, one of which rotates a slice of its heads."""
     scheme, pos = RoPE(SHAPE, **ROPE), torch.arange(16)
+    positions = scheme.at(pos)
     for width in (8, 4, 8):
         q = torch.randn(1, 4, 16, width)
-        turned, _ = scheme.rotate(q, q, pos)
-        alone, _ = RoPE(SHAPE, **ROPE).rotate(q, q, pos.clone())
-        assert torch.equal(turned, alone)
+        shared, _ = positions.rotate(q, q)
+        alone, _ = scheme.rotate(q, q, pos)
+        assert torch.equal(shared, alone)
+
+
+def test_a_forward_pass_computes_its_angles_once_and_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, calls = build("mha", "rope"), []
+    angles = RoPE.angles
+    monkeypatch.setattr(RoPE, "angles", lambda *args: calls.append(1) or angles(*args))
+    before = dict(vars(model.position))
+    model(tokens(2, 16))
+    assert len(calls) == 1
+    assert vars(model.position) == before

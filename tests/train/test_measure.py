@@ -97,11 +97,13 @@ def test_attention_time_is_that_of_attention_forward_and_backward(
         return hook
 
     model, x = build("mha", "rope").train(), tokens(2, 16)
-    mechanism = model.mechanisms[0]
+    mechanism = model.attention_layers[0]
     mechanism.q.register_forward_hook(takes(2.0))  # inside: forward
     mechanism.q.register_full_backward_hook(takes(3.0))  # inside: backward
     model.blocks[0].feedforward.register_forward_hook(takes(50.0))  # outside
-    seconds = attention_seconds(model.mechanisms, lambda: model(x).sum().backward(), CPU, repeats=3)
+    seconds = attention_seconds(
+        model.attention_layers, lambda: model(x).sum().backward(), CPU, repeats=3
+    )
     assert seconds == 5.0
     assert not mechanism._forward_hooks  # the timers are gone
 

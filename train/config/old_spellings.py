@@ -8,18 +8,22 @@ from train.config.schema import Config
 #: Classes that have moved since.
 TARGETS = {
     "model.attention.latent.MLA": "model.attention.mla.MLA",
-    "model.attention.sliding.Sliding": "model.attention.sliding_window.Sliding",
     "train.optimizer.AdamW": "train.optim.adamw.AdamW",
     "train.optimizer.Muon": "train.optim.muon.Muon",
 }
 
-#: Keys of eval.yaml and sample.yaml that have been renamed, by command.
+#: Keys that have been renamed, by command.
 COMMAND_KEYS = {
     "eval": {"against": "reference", "rows": "num_windows", "rounds": "repeats"},
     "sample": {
         "tokens": "max_new_tokens",
         "count": "num_samples",
         "overflow": "context_overflow",
+    },
+    "train": {
+        "attn.order": "attn.pattern",
+        "pos.fraction": "pos.rotary_fraction",
+        "pos.original_len": "pos.original_max_len",
     },
 }
 
@@ -29,7 +33,38 @@ MISSING: Config = {"tf32": False, "memory": "full", "force": False}
 
 def modernise(config: Config) -> Config:
     """A saved config as today's code would have written it."""
-    return MISSING | {key: moved(value) for key, value in config.items()}
+    config = MISSING | {key: moved(value) for key, value in config.items()}
+    if isinstance(config.get("attn"), dict):
+        config["attn"], choices = attention(config["attn"]), config.get("choices")
+        if isinstance(choices, dict) and choices.get("attn") == "qk_norm":
+            kind = "gqa" if "n_kv_heads" in config["attn"] else "mha"
+            config["choices"] = choices | {"attn": kind}
+    if isinstance(config.get("pos"), dict):
+        keys = {"fraction": "rotary_fraction", "original_len": "original_max_len"}
+        config["pos"] = {keys.get(key, key): value for key, value in config["pos"].items()}
+    return config
+
+
+def attention(node: Any) -> Any:
+    """A node of attention, or of a pattern of it, as today's code would have written it.
+
+    Query-key norm was a class, and the window of the class `Sliding` counted the tokens on both
+    sides of one.
+    """
+    if not isinstance(node, dict):
+        return node
+    node = {"pattern" if k == "order" else k: attention(v) for k, v in node.items()}
+    kind = str(node.get("_target_")).rpartition(".")[2]
+    if kind == "QKNorm":
+        kv_heads = node.pop("n_kv_heads", None)
+        kind = "MHA" if kv_heads is None else "GQA"
+        node |= {"_target_": f"model.attention.grouped.{kind}", "qk_norm": True}
+        node |= {} if kv_heads is None else {"n_kv_heads": kv_heads}
+    if kind == "Sliding":
+        kind, window = "SlidingWindow", node.get("window")
+        node["_target_"] = "model.attention.sliding_window.SlidingWindow"
+        node["window"] = window // 2 + 1 if isinstance(window, int) else window
+    return {"qk_norm": False} | node if kind in ("MHA", "GQA", "MQA", "SlidingWindow") else node
 
 
 def current_overrides(
@@ -39,6 +74,11 @@ def current_overrides(
     keys = COMMAND_KEYS.get(command, {})
     for old in (key for key in keys if any(o.startswith(f"{key}=") for o in overrides)):
         notify(f"note: {old}=... is now {keys[old]}=...")
+    if command == "train" and "attn=qk_norm" in overrides:
+        grouped = any(o.startswith("attn.n_kv_heads=") for o in overrides)
+        now = [f"attn={'gqa' if grouped else 'mha'}", "attn.qk_norm=true"]
+        notify(f"note: attn=qk_norm is now {' '.join(now)}")
+        overrides = [*(o for o in overrides if o != "attn=qk_norm"), *now]
     parts = (override.partition("=") for override in overrides)
     return ["".join((keys.get(key, key), *value)) for key, *value in parts]
 

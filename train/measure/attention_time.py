@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Callable, Iterable
 from time import perf_counter
-from typing import cast
 
 from torch import nn
 
@@ -11,7 +10,7 @@ from train.measure.device import Device
 
 
 def attention_seconds(
-    mechanisms: Iterable[object], step: Callable[[], object], device: Device, repeats: int
+    layers: Iterable[nn.Module], step: Callable[[], object], device: Device, repeats: int
 ) -> float:
     """Seconds that a step spends in attention layers, forward and backward, projections included.
 
@@ -32,12 +31,12 @@ def attention_seconds(
 
     handles = [
         handle
-        for m in cast(Iterable[nn.Module], mechanisms)
+        for layer in layers
         for handle in (
-            m.register_forward_pre_hook(start),
-            m.register_forward_hook(stop),
-            m.register_full_backward_pre_hook(start),
-            m.register_full_backward_hook(stop),
+            layer.register_forward_pre_hook(start),
+            layer.register_forward_hook(stop),
+            layer.register_full_backward_pre_hook(start),
+            layer.register_full_backward_hook(stop),
         )
     ]
     totals = []

@@ -11,7 +11,8 @@ from torch.overrides import TorchFunctionMode
 
 from data.batches import SAMPLINGS, Batches
 from data.corpus import Source, prepare
-from model.attention.base import Mechanism
+from model.attention.base import Attention
+from model.cost import count_parameters
 from model.feedforward import FEEDFORWARDS
 from model.norm import NORMS
 from model.shape import Shape
@@ -78,7 +79,7 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
     except ValueError as error:
         variant = f"model={choices['model']} attn={choices['attn']} pos={choices['pos']}"
         raise ValueError(f"{variant}: {error}") from error
-    model.recompute = config["memory"] == "lean"
+    model.activation_checkpointing = config["memory"] == "lean"
     return model
 
 
@@ -89,11 +90,11 @@ def try_model(config: Config) -> None:
     Through one layer of each kind, uninitialised. Where even those would take much memory it is on
     the meta device, which has torch import its compiler, for a second.
     """
-    kinds = len(config["attn"].get("order", [0]))
+    kinds = len(config["attn"].get("pattern", [0]))
     few = {"n_layers": min(kinds, config["model"]["n_layers"]), "vocab_size": 1}
     config = config | {"model": config["model"] | few}
     with torch.device("meta"):
-        total, _ = build_model(config, 1).count_parameters()
+        total, _ = count_parameters(build_model(config, 1))
     with torch.device("meta" if total > LARGE else "cpu"):
         build_model(config, 1)(torch.zeros(1, 1, dtype=torch.int64))
 
@@ -116,7 +117,7 @@ class Uninitialised(TorchFunctionMode):
 def init_model(model: Transformer, config: Config, seed: int) -> None:
     """Draw the parameters of a model as its config says."""
     _, names = arguments("model", config["model"] | {"vocab_size": 1}, Shape, parts)
-    model.init(seed, scaled=parts(**names)[2])
+    model.init_weights(seed, scaled=parts(**names)[2])
 
 
 def parts(*, feedforward: str, norm: str, scaled_init: str) -> tuple[type, type, str]:
@@ -128,13 +129,13 @@ def parts(*, feedforward: str, norm: str, scaled_init: str) -> tuple[type, type,
     )
 
 
-def attention_of_layers(node: Config) -> Callable[[Shape, int], Mechanism]:
-    """The attention of each layer: one mechanism for all, or those of a pattern in their order.
+def attention_of_layers(node: Config) -> Callable[[Shape, int], Attention]:
+    """The attention of each layer: one for all, or those of a pattern in turn.
 
-    A pattern is a node of named mechanisms and an `order` of their names, repeated or cut to the
-    model's depth. Raises ValueError for an order that is empty, names others, or leaves one out.
+    A pattern is a node of named attentions and a `pattern` of their names, repeated or cut to the
+    model's depth. Raises ValueError for one that is empty, names others, or leaves one out.
     """
-    if "order" not in node:
+    if "pattern" not in node:
         return factory("attn", node)
     parts = {
         key: factory("attn", part, where=f"attn.{key}")
@@ -142,16 +143,16 @@ def attention_of_layers(node: Config) -> Callable[[Shape, int], Mechanism]:
         if isinstance(part, dict)
     }
     rest = {key: value for key, value in node.items() if key not in parts}
-    order = arguments("attn", rest, pattern)[0]["order"]
-    for name in order:
-        choose("attn.order", name, parts)
-    if unused := sorted(parts.keys() - set(order)):
-        raise ValueError(f"attn.order=[{','.join(order)}] leaves out {', '.join(unused)}")
-    return lambda shape, layer: parts[order[layer % len(order)]](shape, layer)
+    pattern = arguments("attn", rest, pattern_keys)[0]["pattern"]
+    for name in pattern:
+        choose("attn.pattern", name, parts)
+    if unused := sorted(parts.keys() - set(pattern)):
+        raise ValueError(f"attn.pattern=[{','.join(pattern)}] leaves out {', '.join(unused)}")
+    return lambda shape, layer: parts[pattern[layer % len(pattern)]](shape, layer)
 
 
-def pattern(*, order: list[str]) -> None:
-    """The keys of a pattern, beside its mechanisms."""
+def pattern_keys(*, pattern: list[str]) -> None:
+    """The keys of a pattern, beside its attentions."""
 
 
 def factory(group: str, node: Config, where: str = "") -> Callable[..., Any]:

@@ -67,7 +67,7 @@ SCALINGS = {  # of rotary positions: their rope_type, and our keys with theirs
     "rope_yarn": (
         "yarn",
         pairs(
-            "factor=factor original_len=original_max_position_embeddings "
+            "factor=factor original_max_len=original_max_position_embeddings "
             "beta_fast=beta_fast beta_slow=beta_slow"
         ),
     ),
@@ -78,8 +78,9 @@ LLAMA = Family(
     architecture="LlamaForCausalLM",
     fits={
         "attn": GROUPED,
+        "attn.qk_norm": (False,),
         "pos": ROPES,
-        "pos.fraction": (1.0,),
+        "pos.rotary_fraction": (1.0,),
         "model.norm": ("rmsnorm",),
         "model.feedforward": ("swiglu",),
     },
@@ -114,7 +115,7 @@ QWEN3 = replace(
     LLAMA,
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
-    fits=LLAMA.fits | {"attn": ("qk_norm",), "model.bias": (False,)},
+    fits=LLAMA.fits | {"attn": GROUPED, "attn.qk_norm": (True,), "model.bias": (False,)},
     keys=LLAMA.keys | {"head_dim": "head_dim"},
     names=LLAMA.names
     | layered(
@@ -156,6 +157,7 @@ GPT2 = Family(
     architecture="GPT2LMHeadModel",
     fits={
         "attn": GROUPED,
+        "attn.qk_norm": (False,),
         "pos": ("learned", "sinusoidal", "none"),
         "model.norm": ("layernorm",),
         "model.feedforward": tuple(GELUS.values()),
@@ -187,6 +189,7 @@ MPT = Family(
     architecture="MptForCausalLM",
     fits={
         "attn": GROUPED,
+        "attn.qk_norm": (False,),
         "pos": ("alibi",),
         "model.norm": ("layernorm",),
         "model.feedforward": ("gelu",),
@@ -268,8 +271,11 @@ def differences(one: Config, other: Config) -> tuple[str, str]:
 
 def their_config(family: Family, model: Transformer, config: Config) -> dict[str, Any]:
     """The config.json of a model, but for its special tokens."""
-    shape, attention = model.shape, cast(GQA, model.mechanisms[0])
-    own = vars(shape) | {"n_kv_heads": attention.n_kv_heads, "window": attention.keep}
+    shape, attention = model.shape, cast(GQA, model.attention_layers[0])
+    own = vars(shape) | {
+        "n_kv_heads": attention.n_kv_heads,
+        "window": getattr(attention, "window", None),
+    }
     own["head_dim"] = shape.head_dim
     own["ff_dim"] = model.get_submodule("blocks.0.feedforward.out").in_features
     theirs = {ours: name for name, ours in reversed(family.feedforwards.items())}
@@ -456,7 +462,9 @@ def our_keys(family: Family, theirs: Keys) -> Keys:
     if head_dim is not None and head_dim * heads != own["dim"]:
         raise ValueError(f"head_dim={head_dim}: ours would be {own['dim']} / {heads}")
     kv_heads, window = own.pop("n_kv_heads", None), own.pop("window", None)
-    attention = our_attention(recipe["attn"], heads, kv_heads, window)
+    attention = our_attention(heads, kv_heads, window)
+    if recipe["attn.qk_norm"]:
+        attention["attn.qk_norm"] = True
     own["bias"] = bool(family.always_biased) or any(theirs.get(key) for key in family.biases)
     own["feedforward"] = family.feedforwards.get(name, recipe["model.feedforward"])
     own["norm"] = recipe["model.norm"]
@@ -465,16 +473,11 @@ def our_keys(family: Family, theirs: Keys) -> Keys:
     return {"model": preset, **{f"model.{k}": x for k, x in own.items()}, **attention, **position}
 
 
-def our_attention(name: str, heads: int, kv_heads: int | None, window: int | None) -> Keys:
-    """Attention in our keys, of a family whose attention has this name with us.
-
-    Their window ends with the token itself, ours has it in the middle.
-    """
+def our_attention(heads: int, kv_heads: int | None, window: int | None) -> Keys:
+    """Attention of these sizes in our keys."""
     kv_heads = heads if kv_heads is None else kv_heads
-    if name == "qk_norm":
-        return {"attn": name, "attn.n_kv_heads": kv_heads}
     if window is not None:
-        return {"attn": "sliding", "attn.window": 2 * (window - 1), "attn.n_kv_heads": kv_heads}
+        return {"attn": "sliding", "attn.window": window, "attn.n_kv_heads": kv_heads}
     if kv_heads in (1, heads):
         return {"attn": "mha" if kv_heads == heads else "mqa"}
     return {"attn": "gqa", "attn.n_kv_heads": kv_heads}

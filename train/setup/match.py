@@ -2,6 +2,7 @@
 
 import shlex
 
+from model.cost import count_parameters, flops_per_token
 from train.config.compose import compose, group_of, parse, quoted
 from train.config.schema import Config, choose
 
@@ -74,8 +75,8 @@ def budget(config: Config, match: str, ff_dim: int | None = None) -> float:
     with torch.device("meta"):
         model = build_model(config | {"model": node}, vocab_size=1)
     if match == "params":
-        return model.count_parameters()[0]
-    return model.flops_per_token(model.shape.max_len)
+        return count_parameters(model)[0]
+    return flops_per_token(model, model.shape.max_len)
 
 
 def resized(config: Config, match: str, target: float) -> Config:

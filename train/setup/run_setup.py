@@ -11,6 +11,7 @@ import torch
 from data.batches import Batches
 from data.corpus import Corpus, Source, prepare
 from data.tokenizer import encode
+from model.cost import count_parameters
 from model.transformer import Transformer
 from train.config.compose import compose
 from train.config.options import APART, Reporting, Sampling, Settings, Tracking
@@ -109,14 +110,14 @@ def check(config: Config, *, begun: bool = False) -> Plan:
 
 
 def least_bytes(model: Transformer, settings: Settings) -> int:
-    """Bytes that training cannot do without, whatever the mechanisms: more will be needed.
+    """Bytes that training cannot do without, whatever the attention: more will be needed.
 
     Float32 parameters, their gradients and one state of the optimizer, the residual stream into each
     block in two bytes, and the tokens of a batch.
     """
     length, dim, layers = model.shape.max_len, model.shape.dim, model.shape.n_layers
     stream = max(settings.rows * length * dim * layers, settings.eval_batch_size * length * dim)
-    parameters, _ = model.count_parameters()
+    parameters, _ = count_parameters(model)
     trained = 12 * parameters + 2 * stream + 16 * settings.batch_size * length
     return trained if settings.steps else 4 * parameters
 

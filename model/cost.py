@@ -1,0 +1,32 @@
+"""Parameters, FLOPs and kernels of a model."""
+
+import torch
+from torch import nn
+
+from model.transformer import Transformer
+
+
+def count_parameters(model: Transformer) -> tuple[int, int]:
+    """(all parameters, those outside token and position tables and a tied head)."""
+    total = sum(p.numel() for p in model.parameters())
+    tables = model.embed.weight.numel() + sum(p.numel() for p in model.position.parameters())
+    return total, total - tables
+
+
+def flops_per_token(model: Transformer, length: int, *, causal: bool = True) -> float:
+    """FLOPs of training on one token of a sequence of this length, forward and backward.
+
+    2 per weight of a matrix product plus the scores of each attention layer, times 3: the backward
+    pass has two products for each one of the forward. Embedding look-ups and elementwise operations
+    are not counted; causal scores count half of the full square.
+    """
+    weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    scores = sum(layer.score_flops(length, causal) for layer in model.attention_layers)
+    return 3 * (2 * weights + scores)
+
+
+def training_kernels(model: Transformer, device: str, dtype: torch.dtype, length: int) -> list[str]:
+    """The attention kernel of each layer in training at this length."""
+    pos = torch.arange(1, device=model.embed.weight.device)
+    biased = model.position.bias(pos, pos) is not None
+    return [layer.kernel(device, dtype, length, biased) for layer in model.attention_layers]
