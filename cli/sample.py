@@ -8,7 +8,7 @@ from tokenizers.decoders import DecodeStream
 from cli.entry import compose_command, renamed
 from compare.evaluate.load import LoadedRun, parse_options
 from data.tokenizer import END_OF_TEXT, decode, encode
-from model.generate import Draw, generate
+from model.generate import Sampler, generate
 from train.config.schema import at_least, choose
 from train.record.terminal import printable, tracked
 
@@ -48,8 +48,8 @@ class Options:
         choose("context_overflow", self.context_overflow, dict.fromkeys(("slide", "refuse")))
 
     @property
-    def draw(self) -> Draw:
-        return Draw(**{field.name: getattr(self, field.name) for field in fields(Draw)})
+    def sampler(self) -> Sampler:
+        return Sampler(**{field.name: getattr(self, field.name) for field in fields(Sampler)})
 
 
 def sample(overrides: list[str]) -> int:
@@ -59,7 +59,7 @@ def sample(overrides: list[str]) -> int:
     if composed is None:
         return 0
     selector, options = parse_options(overrides, composed, Options)
-    draw = options.draw
+    sampler = options.sampler
     run = selector.load(selector.only)
     prompt = encode(run.tokenizer, "\n" if options.prompt is None else options.prompt)
     context = run.context(options.context)
@@ -73,12 +73,12 @@ def sample(overrides: list[str]) -> int:
             run.model,
             prompt,
             options.max_new_tokens,
-            draw=draw,
+            sampler=sampler,
             seed=options.seed,
-            rows=options.num_samples,
-            context=context,
-            cached=options.cache,
-            end=run.tokenizer.token_to_id(END_OF_TEXT),
+            num_samples=options.num_samples,
+            context_length=context,
+            use_cache=options.cache,
+            eos_id=run.tokenizer.token_to_id(END_OF_TEXT),
         )
         if options.num_samples == 1:
             stream(run, prompt, (token for (token,) in rows if token is not None))

@@ -1,6 +1,6 @@
-"""Text from a model, one token at a time.
+"""Autoregressive generation.
 
-Shapes: B texts at once, T tokens so far, V vocab_size.
+Shapes: B samples, T tokens so far, V vocab_size.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,13 +13,13 @@ from model.transformer import Transformer, derive_seed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draw:
-    """How a token is chosen from logits. Raises ValueError for impossible choices."""
+class Sampler:
+    """Sampling of the next token from logits. Raises ValueError for impossible parameters."""
 
-    temperature: float = 1.0  # 0 takes the likeliest
-    top_k: int | None = None  # of so many likeliest
-    top_p: float | None = None  # of the fewest likeliest that hold so much of the probability
-    repetition_penalty: float = 1.0  # above 1: tokens of the text so far become less likely
+    temperature: float = 1.0  # 0: the most likely token
+    top_k: int | None = None  # from the k most likely tokens; None: from all
+    top_p: float | None = None  # from the fewest most likely tokens with this much probability
+    repetition_penalty: float = 1.0  # above 1 penalises tokens already in the text
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -34,16 +34,16 @@ class Draw:
     def __call__(
         self, logits: Tensor, text: Tensor, generators: Sequence[torch.Generator]
     ) -> Tensor:
-        """Next tokens (B,) by logits (B, V), given the text (B, T) so far; a generator for each."""
-        logits = self.penalised(logits, text)
+        """Next tokens (B,) from logits (B, V) after text (B, T), with a generator for each sample."""
+        logits = self.apply_repetition_penalty(logits, text)
         if self.temperature == 0:
             return logits.argmax(dim=-1)
-        weights = self.kept(logits / self.temperature).softmax(dim=-1)
+        weights = self.filter_top_k_top_p(logits / self.temperature).softmax(dim=-1)
         rows = zip(weights, generators, strict=True)
         return torch.cat([torch.multinomial(row, 1, generator=g) for row, g in rows])
 
-    def penalised(self, logits: Tensor, text: Tensor) -> Tensor:
-        """Logits of tokens that the text has, divided by the penalty; multiplied where negative.
+    def apply_repetition_penalty(self, logits: Tensor, text: Tensor) -> Tensor:
+        """Logits of tokens already in the text, divided by the penalty; multiplied where negative.
 
         Keskar et al. 2019, section 4.1, https://arxiv.org/abs/1909.05858.
         """
@@ -54,8 +54,8 @@ class Draw:
         less = torch.where(logits > 0, logits / penalty, logits * penalty)
         return torch.where(seen, less, logits)
 
-    def kept(self, logits: Tensor) -> Tensor:
-        """Logits with -inf for what top-k, then top-p (Holtzman et al. 2019) leave out."""
+    def filter_top_k_top_p(self, logits: Tensor) -> Tensor:
+        """Logits with -inf for tokens outside top-k, then top-p (Holtzman et al. 2019)."""
         if self.top_k is not None and self.top_k < logits.size(-1):
             least = logits.topk(self.top_k).values[:, -1:]
             logits = logits.masked_fill(logits < least, -torch.inf)
@@ -71,43 +71,45 @@ class Draw:
 def generate(
     model: Transformer,
     prompt: Sequence[int],
-    n: int,
+    max_new_tokens: int,
     *,
-    draw: Draw,
+    sampler: Sampler,
     seed: int,
-    rows: int = 1,
-    context: int | None = None,
-    cached: bool = True,
-    end: int | None = None,
+    num_samples: int = 1,
+    context_length: int | None = None,
+    use_cache: bool = True,
+    eos_id: int | None = None,
 ) -> Iterator[list[int | None]]:
-    """Up to n times the next token of each of B texts that continue a prompt; None after its end.
+    """Yield the next token of each of B samples that continue a prompt; None after a sample's end.
 
-    A text ends with the token `end`, which is still given; when all have, nothing more is. Text b
-    draws from (seed, b), whatever B is. The model looks back on `context` tokens, the length of its
-    training by default: when they are full, it goes on from the last half of them, so that any
-    position scheme may write for ever. Without a cache all of them are read again for each token.
+    A sample ends with `eos_id`, which is still yielded; generation stops when all have ended. Sample
+    b draws from (seed, b), whatever B is. The model sees at most `context_length` tokens, max_len by
+    default: when they are full, generation continues from the last half of them, so that any
+    position scheme can generate without end. Without a cache all of them are read for each token.
     Raises ValueError for an empty prompt, or a context that the positions do not reach.
     """
     if not prompt:
         raise ValueError("the prompt is empty")
-    room = context or model.shape.max_len
-    if model.position.max_len is not None and room > model.position.max_len:
-        raise ValueError(f"context={room}: its positions end at {model.position.max_len} tokens")
-    generators = [torch.Generator().manual_seed(derive_seed(seed, row)) for row in range(rows)]
+    context = context_length or model.shape.max_len
+    if model.position.max_len is not None and context > model.position.max_len:
+        raise ValueError(f"context={context}: its positions end at {model.position.max_len} tokens")
+    seeds = [derive_seed(seed, sample) for sample in range(num_samples)]
+    generators = [torch.Generator().manual_seed(s) for s in seeds]
     device = model.embed.weight.device
-    text = torch.tensor([prompt] * rows, device=device)  # (B, T)
-    start, cache = max(0, len(prompt) - room), model.new_cache(room)
-    going = [True] * rows
-    for _ in range(n):
-        if text.size(1) - start > room:
-            start = text.size(1) - max(1, room // 2)
-            cache = model.new_cache(room)
+    text = torch.tensor([prompt] * num_samples, device=device)  # (B, T)
+    start, cache = max(0, len(prompt) - context), model.new_cache(context)
+    unfinished = [True] * num_samples
+    for _ in range(max_new_tokens):
+        if text.size(1) - start > context:
+            start = text.size(1) - max(1, context // 2)
+            cache = model.new_cache(context)
         unread = text[:, start + len(cache) :]
-        x = model.hidden(unread, cache if cached else None)[:, -1]  # (B, D)
-        logits = model.head(x).float().cpu()  # (B, V)
-        new = draw(logits, text.cpu(), generators)
+        x = model.hidden(unread, cache if use_cache else None)[:, -1:]  # (B, 1, D)
+        logits = model.head(x)[:, 0].float().cpu()  # (B, V)
+        new = sampler(logits, text.cpu(), generators)
         text = torch.cat((text, new[:, None].to(device)), dim=1)
-        yield [token if on else None for token, on in zip(new.tolist(), going, strict=True)]
-        going = [on and token != end for token, on in zip(new.tolist(), going, strict=True)]
-        if not any(going):
+        tokens = list(zip(new.tolist(), unfinished, strict=True))
+        yield [token if going else None for token, going in tokens]
+        unfinished = [going and token != eos_id for token, going in tokens]
+        if not any(unfinished):
             return

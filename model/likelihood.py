@@ -1,4 +1,4 @@
-"""How well a model predicts a text: the one ruler for training, evaluation and comparison.
+"""Likelihood of a text under a model: the same measure in training, evaluation and comparison.
 
 Shapes: N tokens of the text, T context, B rows, V vocab_size.
 """
@@ -10,36 +10,36 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-PIECE = 512  # logits in float32 at once: many would cost memory, and more time than they save
+CHUNK = 512  # rows of logits in float32 at once: more take memory and are no faster
 
 
-def score(
+def nll(
     model: Callable[[Tensor], Tensor],
     tokens: Tensor,
     *,
     context: int,
     batch_size: int,
     device: str,
-    between: Callable[[], object] = lambda: None,
+    on_batch: Callable[[], object] = lambda: None,
 ) -> tuple[float, int]:
-    """The negative log-likelihood of a text in nats, summed in float64, and the tokens it is of.
+    """Negative log-likelihood of a text in nats, summed in float64, and the number of tokens scored.
 
-    As `token_nats` without overlap: every token is read once.
+    As `token_nll` without overlap.
     """
-    nats = token_nats(
+    losses = token_nll(
         model,
         tokens,
         context=context,
         stride=context,
         batch_size=batch_size,
         device=device,
-        between=between,
+        on_batch=on_batch,
     )
-    return nats.sum(dtype=torch.float64).item(), len(nats)
+    return losses.sum(dtype=torch.float64).item(), len(losses)
 
 
 @torch.no_grad()
-def token_nats(
+def token_nll(
     model: Callable[[Tensor], Tensor],
     tokens: Tensor,
     *,
@@ -47,13 +47,13 @@ def token_nats(
     stride: int,
     batch_size: int,
     device: str,
-    between: Callable[[], object] = lambda: None,
+    on_batch: Callable[[], object] = lambda: None,
 ) -> Tensor:
     """-log p of each token of a text but the first, which has no context: (N,) -> (N - 1,) float32.
 
     The text is read in windows of T inputs that begin every `stride` tokens. Each token is scored
     once, in the first window that reaches it, so with at least T - stride tokens before it where the
-    text has them. Batch size and padding do not enter. `between` is called before each batch.
+    text has them. Batch size and padding do not affect the result. `on_batch` is called before each.
     Raises ValueError for fewer than 2 tokens, or a stride that would leave tokens out.
     """
     scored = len(tokens) - 1
@@ -68,11 +68,11 @@ def token_nats(
         batches.append((starts[-1:], scored - int(starts[-1])))
     nats = torch.empty(scored)
     for rows, length in batches:
-        between()
+        on_batch()
         window = tokens[rows[:, None] + torch.arange(length + 1)].long().to(device)  # (B, T + 1)
         logits = model(window[:, :-1]).flatten(0, 1)  # (B * T, V)
-        pieces = zip(logits.split(PIECE), window[:, 1:].flatten().split(PIECE), strict=True)
-        losses = torch.cat([F.cross_entropy(x.float(), y, reduction="none") for x, y in pieces])
+        chunks = zip(logits.split(CHUNK), window[:, 1:].flatten().split(CHUNK), strict=True)
+        losses = torch.cat([F.cross_entropy(x.float(), y, reduction="none") for x, y in chunks])
         place = rows[:, None] + torch.arange(length)  # (B, T)
         new = (rows[:, None] == 0) | (torch.arange(length) >= context - stride)
         nats[place[new]] = losses.view_as(place).cpu()[new]
@@ -80,7 +80,7 @@ def token_nats(
 
 
 def perplexity(nats: float) -> float:
-    """exp of the mean nats per token; infinite where a float ends."""
+    """exp of the mean nats per token; infinite above the range of a float."""
     return math.exp(nats) if nats < 700 else math.inf
 
 

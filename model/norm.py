@@ -1,13 +1,10 @@
 """Normalisation over the channels of a token."""
 
-from collections.abc import Callable
-from typing import Any, cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-EPS = 1e-5
+from model.ops.rms_norm import rms_norm
 
 
 class LayerNorm(nn.Module):
@@ -30,30 +27,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            return rms_norm(x, self.weight.to(x.dtype))
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, eps=EPS).to(x.dtype)
+        return rms_norm(x, self.weight, 1e-5)
 
 
-class RootMeanSquare(torch.autograd.Function):
-    """F.rms_norm, which a CPU has as a dozen float32 operations, in three; the sums stay float32."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = (length.square() / x.size(-1) + EPS).rsqrt()  # (..., 1)
-        ctx.save_for_backward(x, weight, scale)
-        return x * scale.to(x.dtype) * weight
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        x, weight, scale = ctx.saved_tensors
-        rows = (grad * x).reshape(-1, x.size(-1))
-        along = torch.mv(rows, weight).view(scale.shape).float() * scale.pow(3) / x.size(-1)
-        scale = scale.to(x.dtype)
-        grad_x = torch.addcmul(grad * weight * scale, x, along.to(x.dtype), value=-1)
-        return grad_x, torch.mv(rows.mT, scale.flatten())
-
-
-rms_norm = cast(Callable[[Tensor, Tensor], Tensor], RootMeanSquare.apply)
 NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from torch import Tensor
 
-from model.likelihood import bits_per_byte, perplexity, score
+from model.likelihood import bits_per_byte, nll, perplexity
 from train.measure.memory import PeakMemory
 from train.measure.timer import StepTimer
 from train.record import checkpoint
@@ -117,7 +117,7 @@ class Trainer:
             return
         start = perf_counter()
         text, text_bytes = corpus.split("val")
-        nats, tokens = self.score(text, between=self.check_signal)
+        nats, tokens = self.score(text, on_batch=self.check_signal)
         if self.step:
             self.peaks.note_validation(self.job.device)
         loss = nats / tokens
@@ -136,19 +136,19 @@ class Trainer:
         )
 
     def score(
-        self, text: Tensor, between: Callable[[], object] = lambda: None
+        self, text: Tensor, on_batch: Callable[[], object] = lambda: None
     ) -> tuple[float, int]:
         """Negative log-likelihood in nats of a text (N,) under the current weights, and its tokens."""
         self.model.eval()
         try:
             with self.job.device.autocast():
-                return score(
+                return nll(
                     self.model,
                     text,
                     context=self.model.shape.max_len,
                     batch_size=self.job.settings.eval_batch_size,
                     device=self.job.device.name,
-                    between=between,
+                    on_batch=on_batch,
                 )
         finally:
             self.model.train()

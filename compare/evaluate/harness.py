@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from compare.evaluate.load import LoadedRun, RunSelector, environment_variables
 from data.tokenizer import END_OF_TEXT, decode, encode, sha256_of
-from model.generate import Draw, generate
+from model.generate import Sampler, generate
 from train.config.schema import at_least
 from train.record.terminal import columns, tracked
 
@@ -149,14 +149,19 @@ class HarnessModel(TemplateLM):
         A prompt that leaves no space in the context for its continuation is cut at the start, to
         half of the context at most.
         """
-        new_tokens, draw, stops = sampling_of(gen_kwargs)
+        new_tokens, sampler, stops = sampling_of(gen_kwargs)
         tokens = self.tok_encode(prompt) or self.begin
         kept = max(1, self.context // 2, self.context - new_tokens)
         self.contexts_cut += len(tokens) > kept
         tokens, text = tokens[-kept:], ""
         start = len(decode(self.run.tokenizer, tokens))
         for (token,) in generate(
-            self.run.model, tokens, new_tokens, draw=draw, seed=seed, context=self.context
+            self.run.model,
+            tokens,
+            new_tokens,
+            sampler=sampler,
+            seed=seed,
+            context_length=self.context,
         ):
             if token is None or token == self.end:
                 break
@@ -167,18 +172,18 @@ class HarnessModel(TemplateLM):
         return text
 
 
-def sampling_of(gen_kwargs: dict[str, Any]) -> tuple[int, Draw, list[str]]:
+def sampling_of(gen_kwargs: dict[str, Any]) -> tuple[int, Sampler, list[str]]:
     """The number of new tokens of a task, its sampling (greedy by default), its stop sequences."""
     from lm_eval.models.utils import normalize_gen_kwargs
 
     settings = normalize_gen_kwargs(gen_kwargs)
-    draw = Draw(
+    sampler = Sampler(
         temperature=settings.get("temperature", 1.0) if settings["do_sample"] else 0,
         top_k=settings.get("top_k") or None,
         top_p=settings.get("top_p") or None,
         repetition_penalty=settings.get("repetition_penalty", 1.0),
     )
-    return settings["max_gen_toks"], draw, [stop for stop in settings["until"] if stop]
+    return settings["max_gen_toks"], sampler, [stop for stop in settings["until"] if stop]
 
 
 def evaluate(selector: RunSelector, options: Options) -> int:

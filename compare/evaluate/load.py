@@ -14,7 +14,7 @@ from torch import Tensor
 from compare.report.runs import read
 from data.atomic import read_json, write_json
 from data.tokenizer import sha256_of
-from model.likelihood import token_nats
+from model.likelihood import token_nll
 from model.transformer import Transformer
 from train.config.compose import keys_set
 from train.config.schema import Config, arguments, at_least
@@ -94,9 +94,9 @@ class LoadedRun:
         return given or int(self.config["eval_batch_size"])
 
     def score(self, tokens: Tensor, **options: Any) -> Tensor:
-        """Nats of each token (N,) but the first, (N - 1,); options as of `token_nats`."""
+        """Nats of each token (N,) but the first, (N - 1,); options of `token_nll`."""
         with self.device.autocast():
-            return token_nats(self.model, tokens, device=self.device.name, **options)
+            return token_nll(self.model, tokens, device=self.device.name, **options)
 
     def write_answer(self, name: str, answer: Config, text: str) -> int:
         """Write an answer to eval/NAME.json in the run folder and print its text; exit code 0."""

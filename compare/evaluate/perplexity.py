@@ -94,7 +94,7 @@ def score_text(run: LoadedRun, text: EvaluationText, options: Options) -> Scored
         context=context,
         stride=stride,
         batch_size=batch_size,
-        between=lambda: next(bar, None),
+        on_batch=lambda: next(bar, None),
     )
     deque(bar, maxlen=0)  # to its end
     return ScoredText(run, text, context, stride, nats)

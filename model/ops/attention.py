@@ -17,7 +17,7 @@ from model.ops.dropout import drop
 Bias = Callable[[Tensor, Tensor], Tensor | None]
 
 
-def reference_attention(
+def attention_reference(
     q: Tensor, k: Tensor, v: Tensor, q_pos: Tensor, k_pos: Tensor, bias: Tensor | None
 ) -> Tensor:
     """softmax(q k^T / sqrt(Dh) + bias) v over keys with k_pos <= q_pos: (B, H, T, Dv)."""

@@ -31,7 +31,7 @@ from compare.report import evaluations
 from compare.report.statistics import ratio_interval
 from compare.report.write import write
 from data.tokenizer import END_OF_TEXT, encode
-from model.likelihood import token_nats
+from model.likelihood import token_nll
 from train.config.compose import CONFIGS, compose
 from train.measure.device import Device
 from train.run import run_training
@@ -83,16 +83,14 @@ def test_each_token_is_scored_once_with_the_history_it_may_have(
         logits = model(text[None, start:t])[0, -1].log_softmax(dim=-1)
         expected.append(-logits[text[t]])
     for rows in (1, 3, 64):
-        nats = token_nats(
-            model, text, context=context, stride=stride, batch_size=rows, device="cpu"
-        )
+        nats = token_nll(model, text, context=context, stride=stride, batch_size=rows, device="cpu")
         torch.testing.assert_close(nats, torch.stack(expected), rtol=1e-5, atol=1e-5)
 
 
 def test_a_stride_that_leaves_tokens_out_is_refused() -> None:
     for stride in (0, 17):
         with pytest.raises(ValueError, match=f"stride={stride}"):
-            token_nats(build("mha", "rope"), tokens(9), context=16, stride=stride, batch_size=1,
+            token_nll(build("mha", "rope"), tokens(9), context=16, stride=stride, batch_size=1,
                        device="cpu")  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from compare.evaluate.load import LoadedRun
 from compare.report.runs import read
 from data import tokenizer as tokenizers
 from data.tokenizer import encode
-from model.likelihood import token_nats
+from model.likelihood import token_nll
 from model.transformer import Transformer
 from train.config.compose import compose
 from train.config.schema import Config
@@ -253,7 +253,7 @@ def test_the_ruler_gives_the_exported_model_the_same_score(tmp_path: Path, overr
     export(run, tmp_path / "hf")
     tokens = torch.tensor(encode(run.tokenizer, mixed_text()[:150]))
     context, stride = 32, 12
-    nats = token_nats(run.model, tokens, context=context, stride=stride, batch_size=4, device="cpu")
+    nats = token_nll(run.model, tokens, context=context, stride=stride, batch_size=4, device="cpu")
     theirs = load(tmp_path / "hf")
     total, count, start, scored = 0.0, 0, 0, 1
     while scored < len(tokens):

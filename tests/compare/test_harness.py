@@ -19,8 +19,8 @@ from cli.entry import run_command
 from cli.evaluate import evaluate
 from compare.evaluate.load import LoadedRun, RunSelector
 from data.tokenizer import END_OF_TEXT, decode, encode, raw_bytes
-from model.generate import Draw, generate
-from model.likelihood import score
+from model.generate import Sampler, generate
+from model.likelihood import nll
 from train.config.compose import compose
 from train.run import run_training
 
@@ -192,7 +192,7 @@ def test_continuations_cost_what_a_plain_reading_says(run: LoadedRun) -> None:
 
 def test_the_greedy_continuation_is_told_from_others(run: LoadedRun) -> None:
     prompt = encode(run.tokenizer, "def")
-    written = generate(run.model, prompt, 3, draw=Draw(temperature=0), seed=0)
+    written = generate(run.model, prompt, 3, sampler=Sampler(temperature=0), seed=0)
     ids = [token for (token,) in written if token is not None]
     model = model_of(run)
     (_, greedy), (_, other) = model.score([model.windows(prompt, ids), model.windows([0], ids)])
@@ -218,7 +218,7 @@ def test_generation_stops(run: LoadedRun) -> None:
         return model.generate_until(requests(("def f(", {"max_gen_toks": 30} | wishes)))[0]
 
     whole, prompt = write(until=[]), encode(run.tokenizer, "def f(")
-    likeliest = generate(run.model, prompt, 30, draw=Draw(temperature=0), seed=0)
+    likeliest = generate(run.model, prompt, 30, sampler=Sampler(temperature=0), seed=0)
     ids = [token for (token,) in likeliest if token is not None]
     assert whole == decode(run.tokenizer, ids)
     end = whole[7:9]
@@ -227,7 +227,7 @@ def test_generation_stops(run: LoadedRun) -> None:
     assert len({write(do_sample=True, temperature=1.0) for _ in range(2)}) == 1
     assert write(do_sample=True, temperature=1.0) != whole
     long = encode(run.tokenizer, LONG)
-    rest = generate(run.model, long[-(CONTEXT - 3) :], 3, draw=Draw(temperature=0), seed=0)
+    rest = generate(run.model, long[-(CONTEXT - 3) :], 3, sampler=Sampler(temperature=0), seed=0)
     last = decode(run.tokenizer, [token for (token,) in rest if token is not None])
     assert model.generate_until(requests((LONG, {"max_gen_toks": 3}))) == [last]
     model.end = ids[4]
@@ -240,7 +240,7 @@ def test_without_an_end_of_text_the_first_token_is_not_scored(run: LoadedRun) ->
     model, text = model_of(raw), "Two whole windows of 16, and one."
     (found,) = model.loglikelihood_rolling(requests((text,)))
     tokens, options = torch.tensor(list(text.encode())), {"context": CONTEXT, "device": "cpu"}
-    nats, count = score(run.model, tokens, batch_size=1, **options)
+    nats, count = nll(run.model, tokens, batch_size=1, **options)
     assert (found, count) == (pytest.approx(-nats, rel=1e-6), len(text) - 1)
     assert model.loglikelihood(requests(("", "x")))[0] == (0, True)
     assert model.loglikelihood(requests(("y", "x")))[0][0] < 0

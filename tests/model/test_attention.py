@@ -13,7 +13,7 @@ from model.attention.mla import MLA
 from model.attention.sliding_window import SlidingWindow
 from model.cache import KVCache
 from model.cost import training_kernels
-from model.ops.attention import reference_attention
+from model.ops.attention import attention_reference
 from model.position.base import Position, Positions
 from model.shape import Shape
 
@@ -88,7 +88,7 @@ def test_every_kernel_gives_the_textbook_result(
     q, k, v = random(2, 4, queries, 8), random(2, 2, keys, 8, seed=1), random(2, 2, keys, 8, seed=2)
     added = random(4, queries, keys, seed=3) if biased else None
     q_pos, k_pos = torch.arange(keys - queries, keys), torch.arange(keys)
-    expected = reference_attention(q, k, v, q_pos, k_pos, added)
+    expected = attention_reference(q, k, v, q_pos, k_pos, added)
     actual = attend(q, k, v, q_pos, k_pos, lambda *_: added)
     torch.testing.assert_close(actual, expected)
 

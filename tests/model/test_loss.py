@@ -35,7 +35,7 @@ def test_pieces_make_the_same_loss_and_gradients(
 ) -> None:
     model = build("mha", "rope", f"model.tie_embeddings={tied}")
     whole, gradients = trained(model, dtype)
-    monkeypatch.setattr(losses, "AT_ONCE", 5 * VOCAB)  # 48 rows in pieces of 5, the last of 3
+    monkeypatch.setattr(losses, "CHUNK", 5 * VOCAB)  # 48 rows in pieces of 5, the last of 3
     pieces, of_pieces = trained(model, dtype)
     torch.testing.assert_close(pieces, whole, rtol=rtol / 10, atol=0)
     for ours, theirs in zip(of_pieces, gradients, strict=True):
@@ -50,7 +50,7 @@ def test_a_compiled_model_is_compiled_for_pieces_too(monkeypatch: pytest.MonkeyP
         graphs.append(graph)
         return graph
 
-    monkeypatch.setattr(losses, "AT_ONCE", 5 * VOCAB)
+    monkeypatch.setattr(losses, "CHUNK", 5 * VOCAB)
     model = build("mha", "rope")
     expected, _ = trained(model)
     model.compile(backend=backend, fullgraph=True)
@@ -65,7 +65,7 @@ def test_a_compiled_model_is_compiled_for_pieces_too(monkeypatch: pytest.MonkeyP
 def test_pieces_hold_less_memory_than_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("mha", "rope", "model.vocab_size=4000")
     whole = allocation_peak(lambda: trained(model))
-    monkeypatch.setattr(losses, "AT_ONCE", 4 * 4000)
+    monkeypatch.setattr(losses, "CHUNK", 4 * 4000)
     assert allocation_peak(lambda: trained(model)) < whole / 2
 
 

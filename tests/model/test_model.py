@@ -9,8 +9,8 @@ from tiny import VOCAB, build, tokens
 from torch.nn import functional as F
 
 from model.cost import count_parameters
-from model.generate import Draw, generate
-from model.likelihood import bits_per_byte, perplexity, score
+from model.generate import Sampler, generate
+from model.likelihood import bits_per_byte, nll, perplexity
 from model.norm import RMSNorm
 from model.shape import Shape
 from model.transformer import Transformer
@@ -119,7 +119,7 @@ def test_impossible_shapes_are_refused(wrong: dict[str, int], message: str) -> N
 
 def test_a_score_is_the_sum_over_every_token_but_the_first() -> None:
     model, text = build("mha", "rope"), tokens(100)
-    total, scored = score(model, text, context=16, batch_size=4, device="cpu")
+    total, scored = nll(model, text, context=16, batch_size=4, device="cpu")
     expected = 0.0
     for start in range(0, 99, 16):
         window = text[start : start + 17]
@@ -135,7 +135,7 @@ def test_a_score_does_not_depend_on_the_batch_size(length: int, dtype: str) -> N
     model, text = build("gqa", "learned"), tokens(length)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
         scores = [
-            score(model, text, context=16, batch_size=size, device="cpu") for size in (1, 3, 64)
+            nll(model, text, context=16, batch_size=size, device="cpu") for size in (1, 3, 64)
         ]
     assert {tokens for _, tokens in scores} == {length - 1}
     assert scores[0][0] == pytest.approx(scores[1][0], rel=1e-5)
@@ -144,7 +144,7 @@ def test_a_score_does_not_depend_on_the_batch_size(length: int, dtype: str) -> N
 
 def test_a_text_of_one_token_cannot_be_scored() -> None:
     with pytest.raises(ValueError, match="a text of 1 tokens"):
-        score(build("mha", "none"), tokens(1), context=16, batch_size=1, device="cpu")
+        nll(build("mha", "none"), tokens(1), context=16, batch_size=1, device="cpu")
 
 
 def test_the_units_of_a_score() -> None:
@@ -166,8 +166,8 @@ def lively(attn: str, pos: str) -> Transformer:
 
 def written(model: Transformer, prompt: list[int], n: int, **options: Any) -> list[list[int]]:
     """The texts that `generate` gives, a list of tokens for each."""
-    draw = Draw(**{k: options.pop(k) for k in tuple(options) if k in Draw.__annotations__})
-    columns = generate(model, prompt, n, draw=draw, **{"seed": 0, **options})
+    sampler = Sampler(**{k: options.pop(k) for k in tuple(options) if k in Sampler.__annotations__})
+    columns = generate(model, prompt, n, sampler=sampler, **{"seed": 0, **options})
     return [[t for t in row if t is not None] for row in zip(*columns, strict=True)]
 
 
@@ -175,8 +175,8 @@ def written(model: Transformer, prompt: list[int], n: int, **options: Any) -> li
 @pytest.mark.parametrize("attn", ["gqa", "mla", "pattern"])
 def test_greedy_text_with_a_cache_is_that_without(attn: str, pos: str) -> None:
     model, prompt = lively(attn, pos), [1, 2, 3]
-    with_cache = written(model, prompt, 40, temperature=0, rows=2)  # slides twice
-    assert with_cache == written(model, prompt, 40, temperature=0, rows=2, cached=False)
+    with_cache = written(model, prompt, 40, temperature=0, num_samples=2)  # slides twice
+    assert with_cache == written(model, prompt, 40, temperature=0, num_samples=2, use_cache=False)
     text = list(prompt)
     with torch.no_grad():
         for _ in range(12):
@@ -192,18 +192,18 @@ def test_a_prompt_longer_than_the_context_counts_by_its_end() -> None:
     assert drawn == written(model, prompt[-16:], 50, temperature=0)
     assert len(drawn[0]) == 50
     wide = lively("mha", "rope")
-    assert written(wide, prompt, 20, temperature=0, context=64) != written(
+    assert written(wide, prompt, 20, temperature=0, context_length=64) != written(
         wide, prompt, 20, temperature=0
     )
     with pytest.raises(ValueError, match="context=17"):
-        written(model, prompt, 1, context=17)
+        written(model, prompt, 1, context_length=17)
 
 
 def test_a_text_ends_with_its_last_token_and_the_others_go_on() -> None:
     model = build("mha", "rope")
-    free = written(model, [1], 14, temperature=5.0, rows=3)
+    free = written(model, [1], 14, temperature=5.0, num_samples=3)
     end = free[0][4]
-    stopped = written(model, [1], 14, temperature=5.0, rows=3, end=end)
+    stopped = written(model, [1], 14, temperature=5.0, num_samples=3, eos_id=end)
     for whole, cut in zip(free, stopped, strict=True):
         assert cut == (whole[: whole.index(end) + 1] if end in whole else whole)
     assert len({len(row) for row in stopped}) > 1
@@ -211,7 +211,7 @@ def test_a_text_ends_with_its_last_token_and_the_others_go_on() -> None:
 
 def test_drawing_follows_its_seed_and_each_text_has_its_own() -> None:
     model = build("mha", "rope")
-    draws = [written(model, [1], 14, temperature=5.0, rows=n, seed=0) for n in (1, 3)]
+    draws = [written(model, [1], 14, temperature=5.0, num_samples=n, seed=0) for n in (1, 3)]
     assert draws[0] == draws[1][:1]
     assert len({tuple(row) for row in draws[1]}) == 3
     assert written(model, [1], 14, temperature=5.0, seed=1) != draws[0]
@@ -232,7 +232,7 @@ def test_drawing_follows_its_seed_and_each_text_has_its_own() -> None:
 )
 def test_impossible_draws_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Draw(**options)
+        Sampler(**options)
     with pytest.raises(ValueError, match="prompt is empty"):
         written(build("mha", "rope"), [], 1)
 
@@ -243,14 +243,16 @@ def test_draws_keep_what_those_of_transformers_keep(options: dict[str, Any]) -> 
     theirs = pytest.importorskip(
         "transformers", reason="the optional group peers is not installed"
     ).generation.logits_process
-    draw, text = Draw(**options), tokens(3, 6)
+    sampler, text = Sampler(**options), tokens(3, 6)
     logits = torch.randn(3, 17, generator=torch.Generator().manual_seed(0)) * 3
-    expected = theirs.RepetitionPenaltyLogitsProcessor(draw.repetition_penalty)(text, logits)
-    expected = theirs.TemperatureLogitsWarper(draw.temperature)(text, expected)
-    if draw.top_k:
-        expected = theirs.TopKLogitsWarper(draw.top_k)(text, expected)
-    if draw.top_p:
-        expected = theirs.TopPLogitsWarper(draw.top_p)(text, expected)
-    found = draw.kept(draw.penalised(logits, text) / draw.temperature)
+    expected = theirs.RepetitionPenaltyLogitsProcessor(sampler.repetition_penalty)(text, logits)
+    expected = theirs.TemperatureLogitsWarper(sampler.temperature)(text, expected)
+    if sampler.top_k:
+        expected = theirs.TopKLogitsWarper(sampler.top_k)(text, expected)
+    if sampler.top_p:
+        expected = theirs.TopPLogitsWarper(sampler.top_p)(text, expected)
+    found = sampler.filter_top_k_top_p(
+        sampler.apply_repetition_penalty(logits, text) / sampler.temperature
+    )
     assert found.isinf().any()
     torch.testing.assert_close(found, expected)

@@ -1,9 +1,22 @@
-"""Dropout by random bytes."""
+"""Fast paths of the model, each held to its plain form."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
+from model.ops.attention import (
+    attention_reference,
+    causal_mask,
+    fused_attention,
+    matmul_attention,
+)
+from model.ops.cross_entropy import chunked_cross_entropy, cross_entropy_reference
 from model.ops.dropout import dropout
+from model.ops.rms_norm import rms_norm, rms_norm_reference
+from model.ops.rotary import apply_rotary, rotary_reference
 
 
 @pytest.mark.parametrize(("p", "rounded"), [(0.1, 26 / 256), (0.2, 51 / 256), (0.5, 0.5)])
@@ -36,3 +49,91 @@ def test_gradients_flow_where_values_do(dtype: torch.dtype) -> None:
     y = dropout(x, 0.5, training=True)
     y.sum().backward()
     assert torch.equal(x.grad, y.detach())
+
+
+precisions = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+
+
+def assert_same(
+    fast: Callable[..., Tensor], reference: Callable[..., Tensor], *inputs: Tensor
+) -> None:
+    """A fast form has the values and gradients of its reference, computed in float64."""
+    exact = [x.double().requires_grad_() for x in inputs]
+    inputs = tuple(x.detach().requires_grad_() for x in inputs)
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 3e-2}[inputs[0].dtype]
+    expected, actual = reference(*exact), fast(*inputs)
+    grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    expected.backward(grad.double())
+    actual.backward(grad.to(actual.dtype))
+    for ours, theirs in [
+        (actual, expected),
+        *((x.grad, y.grad) for x, y in zip(inputs, exact, strict=True)),
+    ]:
+        scale = theirs.abs().max().item()
+        torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=tolerance * scale)
+
+
+def random(dtype: torch.dtype, *shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@precisions
+def test_rms_norm_is_its_reference(dtype: torch.dtype) -> None:
+    x, weight = random(dtype, 3, 5, 16), random(dtype, 16, seed=1)
+    assert_same(
+        lambda x, w: rms_norm(x, w, 1e-5),
+        lambda x, w: x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * w,
+        x,
+        weight,
+    )
+    weight = weight.float()
+    torch.testing.assert_close(
+        rms_norm(x, weight, 1e-5), rms_norm_reference(x, weight, 1e-5), rtol=1.6e-2, atol=1e-5
+    )
+
+
+@precisions
+@pytest.mark.parametrize("width", [8, 4])
+def test_rotation_is_its_reference(dtype: torch.dtype, width: int) -> None:
+    angles = torch.arange(6)[:, None] * torch.ones(width // 2)
+    cos = torch.cat((angles.cos(), angles.cos()), dim=-1).to(dtype)
+    sin = torch.cat((-angles.sin(), angles.sin()), dim=-1).to(dtype)
+    assert_same(
+        lambda x: apply_rotary(x, cos, sin),
+        lambda x: rotary_reference(x, cos.double(), sin.double()),
+        random(dtype, 2, 3, 6, 8),
+    )
+
+
+@precisions
+def test_cross_entropy_by_chunks_is_its_reference(dtype: torch.dtype) -> None:
+    targets = torch.arange(10) % 7
+    assert_same(
+        lambda x, w: chunked_cross_entropy(x, w, targets, 3),
+        lambda x, w: F.cross_entropy(x @ w.T, targets),
+        random(dtype, 10, 4),
+        random(dtype, 7, 4, seed=1),
+    )
+    x, weight = random(dtype, 10, 4), random(dtype, 7, 4, seed=1)
+    whole = cross_entropy_reference(x, weight, targets)
+    torch.testing.assert_close(chunked_cross_entropy(x, weight, targets, 3), whole)
+
+
+@precisions
+@pytest.mark.parametrize(("queries", "biased"), [(6, False), (6, True), (2, True), (1, False)])
+def test_attention_is_its_reference(dtype: torch.dtype, queries: int, biased: bool) -> None:
+    q, k, v = random(dtype, 2, 4, queries, 8), random(dtype, 2, 2, 6, 8), random(dtype, 2, 2, 6, 8)
+    q_pos, k_pos = torch.arange(6 - queries, 6), torch.arange(6)
+    bias = random(torch.float32, 4, queries, 6, seed=3) if biased else None
+    mask = causal_mask(q_pos, k_pos, dtype) + (0 if bias is None else bias.to(dtype))
+
+    def reference(*qkv: Tensor) -> Tensor:
+        return attention_reference(*qkv, q_pos, k_pos, bias)
+
+    assert_same(lambda *x: matmul_attention(*x, q_pos, k_pos, bias, 0.0), reference, q, k, v)
+    for copy_heads in (False, True):
+
+        def fused(*qkv: Tensor, copy_heads: bool = copy_heads) -> Tensor:
+            return fused_attention(*qkv, mask, 0.0, is_causal=False, copy_heads=copy_heads)
+
+        assert_same(fused, reference, q, k, v)

@@ -120,7 +120,9 @@ def init_model(model: Transformer, config: Config, seed: int) -> None:
     model.init_weights(seed, scaled=parts(**names)[2])
 
 
-def parts(*, feedforward: str, norm: str, scaled_init: str) -> tuple[type, type, str]:
+def parts(
+    *, feedforward: str, norm: str, scaled_init: str
+) -> tuple[Callable[..., torch.nn.Module], type, str]:
     """What a model's names stand for: its feed-forward, its norm, the ending of scaled matrices."""
     return (
         choose("model.feedforward", feedforward, FEEDFORWARDS),
