@@ -1,1 +1,1 @@
-"""Decoder-only language models whose attention and positions are parts to choose."""
+"""Decoder-only language models with exchangeable attention and position schemes."""

@@ -92,7 +92,9 @@ def generate(
         raise ValueError("the prompt is empty")
     context = context_length or model.shape.max_len
     if model.position.max_len is not None and context > model.position.max_len:
-        raise ValueError(f"context={context}: its positions end at {model.position.max_len} tokens")
+        raise ValueError(
+            f"context={context} exceeds max_len={model.position.max_len} of the positions"
+        )
     seeds = [derive_seed(seed, sample) for sample in range(num_samples)]
     generators = [torch.Generator().manual_seed(s) for s in seeds]
     device = model.embed.weight.device

@@ -1,8 +1,8 @@
-"""The sizes that every part of a model shares."""
+"""Sizes that all parts of a model share."""
 
 from dataclasses import dataclass
 
-#: The largest sizes taken: what a config asks for beyond them is a slip, or an attack on memory.
+#: Upper bounds: larger values in a config are mistakes, or attacks on memory.
 LARGEST = {
     "dim": 2**17,
     "n_heads": 2**12,
@@ -15,9 +15,9 @@ LARGEST = {
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Sizes of a decoder-only Transformer, and the choices that all of its layers share.
+    """Sizes of a decoder-only Transformer, and the options that all of its layers share.
 
-    Raises ValueError, naming the values and what would work, if they cannot make a model.
+    Raises ValueError, with the values and what would work, if they do not fit each other.
     """
 
     dim: int  # width of the residual stream
@@ -25,10 +25,10 @@ class Shape:
     n_layers: int
     max_len: int  # tokens of context in training
     vocab_size: int
-    ff_dim: int | None = None  # hidden width of the feed-forward; None: its own rule from dim
-    bias: bool = True  # biases in every Linear but the head, and in LayerNorm
+    ff_dim: int | None = None  # hidden width of the feed-forward; None: derived from dim
+    bias: bool = True  # biases of all Linear layers but the head, and of LayerNorm
     dropout: float = 0.0  # on embeddings, attention weights and both residual branches
-    tie_embeddings: bool = False  # the output head is the token table
+    tie_embeddings: bool = False  # the head shares the weights of the token embedding
 
     def __post_init__(self) -> None:
         for name in ("dim", "n_heads", "n_layers", "max_len", "vocab_size"):

@@ -88,12 +88,12 @@ class Transformer(nn.Module):
         end = start + tokens.size(1)
         if self.position.max_len is not None and end > self.position.max_len:
             raise ValueError(
-                f"{type(self.position).__name__.lower()} positions end at {self.position.max_len}; "
-                f"{end} tokens are too many"
+                f"a sequence of {end} tokens exceeds max_len={self.position.max_len} of "
+                f"{type(self.position).__name__.lower()} positions"
             )
         positions = self.position.at(torch.arange(start, end, device=tokens.device))
         x = self.position.embed(self.embed(tokens), positions.pos)  # (B, T, D)
-        # Under autocast the residual stream, too, is bfloat16; elsewhere it is often kept in float32.
+        # Under autocast the residual stream is bfloat16 too; nanoGPT and others keep it in float32.
         x = dropout(x.to(compute_dtype(x)), self.shape.dropout, self.training)
         recompute = self.activation_checkpointing and cache is None and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):

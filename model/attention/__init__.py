@@ -1,1 +1,1 @@
-"""Attention mechanisms, one file each; what each must offer is in base.py."""
+"""Attention mechanisms, one file each; their interface is in base.py."""

@@ -56,12 +56,15 @@ def choose_kernel(
     latter with KV heads copied out. `decoding` is one query per sequence; `trained` means that a
     backward pass may follow.
 
-        CPU   decoding     float32  matmul            half  flash
-              no backward  flash
-              training     matmul with a bias, a mask or dropout, and up to 128 keys in float32,
-                           1024 in bfloat16, where the backward of flash is slow: else flash
-        CUDA  half without bias or mask  flash
-        else  decoding  matmul, which copies no heads    otherwise  sdpa
+        CPU   training     matmul with a bias, a mask or dropout, or up to 128 keys (1024 in half
+                           precision); else flash
+              no backward  flash, but matmul for decoding in float32
+        CUDA  half precision without bias or mask: flash
+        else  matmul for decoding, which copies no heads; else sdpa
+
+    Measured on 2 cores (AMX, torch 2.13), bfloat16, forward and backward, H = 6, D = 64: at B = 64
+    and T = 16, matmul 1.3 ms and flash 14; at T = 256, 60 and 119; at T = 1024 flash is faster.
+    Dropout inside torch's call would force its slow math path.
     """
     half = dtype in (torch.bfloat16, torch.float16)
     if device == "cpu":

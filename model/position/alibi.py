@@ -25,12 +25,12 @@ class ALiBi(Position):
 
 
 def slopes(n_heads: int) -> list[float]:
-    """2^(-8 i / n) for i = 1 ... n, where n heads are a power of two.
+    """2^(-8 i / n) for i = 1 ... n, if the number n of heads is a power of two.
 
-    For other numbers those of the power of two below, then every second one of the power above:
+    Otherwise the slopes of the next lower power of two, then every second one of the next higher:
     the authors' rule, https://github.com/ofirpress/attention_with_linear_biases.
     """
     n = 1 << (n_heads.bit_length() - 1)
-    own = [2 ** (-8 * i / n) for i in range(1, n + 1)]
-    between = [2 ** (-4 * i / n) for i in range(1, 2 * n + 1, 2)]
-    return own + between[: n_heads - n]
+    lower = [2 ** (-8 * i / n) for i in range(1, n + 1)]
+    higher = [2 ** (-4 * i / n) for i in range(1, 2 * n + 1, 2)]
+    return lower + higher[: n_heads - n]

@@ -7,7 +7,7 @@ from model.shape import Shape
 
 
 class Learned(Position):
-    """One trained vector per position, added to the embedding (GPT-2); undefined past max_len."""
+    """One learned vector per position, added to the embedding (GPT-2); undefined past max_len."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape)

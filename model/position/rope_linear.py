@@ -1,4 +1,4 @@
-"""Rotary positions, interpolated to a longer context."""
+"""Rotary positions, linearly interpolated to a longer context."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from model.shape import Shape
 
 
 class LinearRoPE(RoPE):
-    """RoPE at positions p / factor: `factor` times the length spans the angles that were trained.
+    """RoPE at positions p / factor: `factor` times the context covers the trained range of angles.
 
     Position interpolation, Chen et al. 2023, https://arxiv.org/abs/2306.15595.
     Raises ValueError for a factor below 1.

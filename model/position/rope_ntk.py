@@ -8,9 +8,9 @@ from model.shape import Shape
 
 
 class NTKRoPE(RoPE):
-    """RoPE with base * factor^(w / (w - 2)), w channels: the slowest pair turns `factor` times slower.
+    """RoPE with base * factor^(w / (w - 2)) for w rotary channels.
 
-    The fastest pair is left as it was. "NTK-aware" scaling, described in section 3.1 of
+    The slowest pair rotates `factor` times slower, the fastest as before. "NTK-aware" scaling, described in section 3.1 of
     https://arxiv.org/abs/2309.00071. Raises ValueError for a factor below 1, or a single pair.
     """
 
@@ -20,5 +20,5 @@ class NTKRoPE(RoPE):
 
     def inv_freq(self, width: int, device: torch.device) -> Tensor:
         if width < 4:
-            raise ValueError(f"NTK scaling needs at least 4 turned channels, not {width}")
+            raise ValueError(f"NTK scaling needs at least 4 rotary channels, not {width}")
         return inv_freq(self.base * self.factor ** (width / (width - 2)), width, device)

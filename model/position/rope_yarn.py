@@ -1,4 +1,4 @@
-"""Rotary positions, YaRN's way to a longer context."""
+"""Rotary positions, extended to a longer context by YaRN."""
 
 import math
 
@@ -10,13 +10,13 @@ from model.shape import Shape
 
 
 class YaRN(RoPE):
-    """RoPE whose slow pairs are interpolated by `factor` while its fast ones stay as they are.
+    """RoPE with its slow pairs interpolated by `factor` and its fast pairs unchanged.
 
-    A pair that turns more than `beta_fast` times within `original_max_len` tokens keeps its frequency,
-    one that turns less than `beta_slow` times has it divided by `factor`, and a ramp joins the two.
-    Turned channels grow by 0.1 ln(factor) + 1, which sharpens the softmax over more keys. Peng et al.
-    2023, https://arxiv.org/abs/2309.00071; the ends of the ramp are rounded outwards to whole pairs,
-    as in the authors' code. Raises ValueError for a factor below 1, or a ramp without ends.
+    A pair with more than `beta_fast` rotations in `original_max_len` tokens keeps its frequency, one
+    with fewer than `beta_slow` has it divided by `factor`, with a linear ramp between. Rotary
+    channels are multiplied by 0.1 ln(factor) + 1, which sharpens the softmax over more keys. Peng et
+    al. 2023, https://arxiv.org/abs/2309.00071; the ends of the ramp are rounded outwards to whole
+    pairs, as in the authors' code. Raises ValueError for a factor below 1, or an empty ramp.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class YaRN(RoPE):
         self.attention_factor = 0.1 * math.log(factor) + 1
 
     def inv_freq(self, width: int, device: torch.device) -> Tensor:
-        fast = max(math.floor(self.pair_turning(self.beta_fast, width)), 0)
-        slow = min(math.ceil(self.pair_turning(self.beta_slow, width)), width - 1)
+        fast = max(math.floor(self.pair_of(self.beta_fast, width)), 0)
+        slow = min(math.ceil(self.pair_of(self.beta_slow, width)), width - 1)
         pair = torch.arange(width // 2, device=device, dtype=torch.float32)
         interpolated = ((pair - fast) / max(slow - fast, 1e-3)).clamp(0, 1)
-        own = super().inv_freq(width, device)
-        return own * (1 - interpolated) + own / self.factor * interpolated
+        original = super().inv_freq(width, device)
+        return original * (1 - interpolated) + original / self.factor * interpolated
 
-    def pair_turning(self, times: float, width: int) -> float:
-        """The (fractional) pair that turns so many times within the original length."""
-        turned = self.original_max_len / (2 * math.pi * times)
-        return width * math.log(turned) / (2 * math.log(self.base))
+    def pair_of(self, rotations: float, width: int) -> float:
+        """The (fractional) index of the pair with this many rotations in the original length."""
+        wavelength = self.original_max_len / (2 * math.pi * rotations)
+        return width * math.log(wavelength) / (2 * math.log(self.base))

@@ -11,8 +11,8 @@ class Sinusoidal(Position):
     """Adds amplitude * PE, with PE(p, 2i) = sin(p / base^(2i/D)), PE(p, 2i+1) = cos(the same).
 
     Vaswani et al. 2017, section 3.5, https://arxiv.org/abs/1706.03762. The paper adds waves of
-    amplitude 1 to embeddings of spread 1; ours start with a spread of 0.02, so the same balance is
-    an `amplitude` of 0.02. Raises ValueError if dim is odd.
+    amplitude 1 to embeddings with a standard deviation of 1; ours are initialised with 0.02, so an
+    `amplitude` of 0.02 keeps the ratio. Raises ValueError if dim is odd.
     """
 
     def __init__(self, shape: Shape, *, base: float, amplitude: float) -> None:
@@ -28,7 +28,7 @@ class Sinusoidal(Position):
         return x + self.amplitude * self.encoding(x.size(-1), pos).to(x.dtype)
 
     def encoding(self, dim: int, pos: Tensor) -> Tensor:
-        """The encoding itself, float32: pos (T,) -> (T, dim)."""
+        """PE, float32: pos (T,) -> (T, dim)."""
         even = torch.arange(0, dim, 2, device=pos.device, dtype=torch.float32)
         angles = pos[:, None].float() * self.base ** (-even / dim)
         return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)

@@ -10,10 +10,10 @@ from model.shape import Shape
 
 
 class T5(Position):
-    """Adds a trained number for each head and bucket of distance to the scores; all layers share it.
+    """Adds a learned bias per head and bucket of distances to the scores, shared by all layers.
 
-    Half of the buckets hold one distance each, the other half ranges that grow by a constant factor
-    up to `max_distance`; all beyond falls into the last. Raffel et al. 2019, section 2.1,
+    Half of the buckets hold one distance each, the other half ranges that grow geometrically up to
+    `max_distance`; the last bucket holds all larger distances. Raffel et al. 2019, section 2.1,
     https://arxiv.org/abs/1910.10683, in its causal form. Our scores are scaled by 1 / sqrt(Dh), T5's
     are not. Raises ValueError for fewer than 2 buckets, or too short a distance for them.
     """
@@ -25,7 +25,7 @@ class T5(Position):
         if max_distance <= n_buckets // 2:
             raise ValueError(
                 f"max_distance={max_distance} must be above n_buckets={n_buckets} / 2, "
-                "where buckets of one distance end"
+                "where the buckets of one distance end"
             )
         self.n_buckets, self.max_distance = n_buckets, max_distance
         self.table = nn.Embedding(n_buckets, shape.n_heads)
@@ -35,7 +35,7 @@ class T5(Position):
         return self.table(self.bucket(distance)).permute(2, 0, 1)  # (H, T, S)
 
     def bucket(self, distance: Tensor) -> Tensor:
-        """The bucket of each distance, int64; keys that lie ahead share the bucket of 0."""
+        """Bucket of each distance, int64; negative distances, of later keys, are in that of 0."""
         single = self.n_buckets // 2
         growth = math.log(self.max_distance / single)
         octaves = torch.log(distance.clamp(min=1).float() / single) / growth  # 0 to 1

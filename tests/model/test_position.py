@@ -152,7 +152,7 @@ def test_schemes_without_a_table_go_on_past_the_training_length(pos: str) -> Non
 
 
 def test_a_learned_table_ends_in_a_clear_error() -> None:
-    with pytest.raises(ValueError, match="learned positions end at 16; 17 tokens are too many"):
+    with pytest.raises(ValueError, match="17 tokens exceeds max_len=16 of learned positions"):
         build("mha", "learned")(tokens(1, 17))
 
 
