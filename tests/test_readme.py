@@ -11,7 +11,7 @@ from cli.entry import compose_command, renamed
 from cli.evaluate import with_commas
 from compare.report.style import ALONE, Figure
 from model.position.base import Position
-from train.config.compose import choices_of, compose, expand
+from train.config.compose import choices_of, compose, expand, keys_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -106,3 +106,23 @@ def test_the_example_scheme_is_a_scheme() -> None:
     scheme = names[path.rsplit(".", 1)[1]]
     assert issubclass(scheme, Position)
     assert f"`{path.rsplit('.', 1)[0].replace('.', '/')}.py`" in README
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_key_exists(page: str) -> None:
+    """Those of `attn.window`, `optim.lr=X` and `threads=N`, wherever a page names them."""
+    groups = ("attn", "pos", "model", "data", "optim")
+    keys = {g: {k for path in ROOT.glob(f"configs/{g}/*") for k in keys_of(path)} for g in groups}
+    plain = {k for path in ROOT.glob("configs/**/*.yaml") for k in keys_of(path)}
+    plain |= {*groups, "eval", "experiment"}
+    usages = "".join(
+        p.read_text() for folder in ("bench", "cli") for p in ROOT.glob(f"{folder}/*.py")
+    )
+    unknown = []
+    for code in re.findall(r"`([^`\n]+)`", PAGES[page]):
+        for group, key in re.findall(r"(?<![\w/.])([a-z0-9_]+)\.([a-z0-9_]+)(?==| |$|,)", code):
+            if key not in keys.get(group, {key}):
+                unknown.append(f"{group}.{key}")
+        own = re.findall(r"^([a-z_]+)=", code)
+        unknown += [key for key in own if key not in plain and f" [{key}=" not in usages]
+    assert not unknown
