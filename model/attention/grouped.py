@@ -66,7 +66,12 @@ class GQA(Attention):
     def weights(self, x: Tensor, positions: Positions) -> Tensor:
         q, k, _ = self.project(x, positions)
         pos = positions.pos
-        return attention_weights(q.float(), k.float(), pos, pos, positions.bias(pos, pos))
+        bias = self.within(positions.bias)(pos, pos)
+        return attention_weights(q.float(), k.float(), pos, pos, bias)
+
+    def within(self, bias: Bias) -> Bias:
+        """The bias, and -inf for keys that this attention does not see; here it sees them all."""
+        return bias
 
     def heads(self, x: Tensor, n: int) -> Tensor:
         """(B, T, n * Dh) -> (B, n, T, Dh)."""

@@ -11,8 +11,7 @@ from torch import Tensor
 from model.attention.attend import choose_kernel
 from model.attention.grouped import GQA
 from model.cache import LayerCache, RingCache
-from model.ops.attention import Bias, attention_weights
-from model.position.base import Positions
+from model.ops.attention import Bias
 from model.shape import Shape
 
 #: Minimum number of queries per block: smaller blocks compute fewer hidden pairs in more calls.
@@ -61,19 +60,11 @@ class SlidingWindow(GQA):
             self.reachable(k_pos, sizes, 0),
             strict=True,
         )
-        outputs = []
-        for block in blocks:
-            outputs.append(super().attend(*block, within))  # noqa: PERF401 - super() needs a loop
-        return torch.cat(outputs, dim=2)
-
-    def weights(self, x: Tensor, positions: Positions) -> Tensor:
-        q, k, _ = self.project(x, positions)
-        pos = positions.pos
-        bias = self.within(positions.bias)(pos, pos)
-        return attention_weights(q.float(), k.float(), pos, pos, bias)
+        attend = super().attend
+        return torch.cat([attend(*block, within) for block in blocks], dim=2)
 
     def within(self, bias: Bias) -> Bias:
-        """A bias with -inf for keys that lie before the window."""
+        """The bias, and -inf for keys before the window."""
 
         def masked(q_pos: Tensor, k_pos: Tensor) -> Tensor:
             far = q_pos[:, None] - k_pos >= self.window
