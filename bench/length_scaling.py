@@ -93,7 +93,7 @@ def layer_pass(overrides: list[str], length: int, device: Device) -> tuple[Calla
     model.to(device.name)
     attention = model.attention_layers[0]
     x = torch.randn(1, length, model.shape.dim, device=device.name, requires_grad=True)
-    positions = model.position.at(torch.arange(length, device=device.name))
+    positions = model.position.at(torch.arange(length, device=device.name)).of_layer(0)
 
     def run() -> None:
         with device.autocast():

@@ -6,11 +6,13 @@ from time import perf_counter
 from cli.entry import run_command
 from compare.check.doctor import check_all, compiler_fails, matrix, variant_of
 from compare.check.properties import PROPERTIES
+from model.transformer import PairRefused
 from train.config.compose import choices_of, expand, group_of
 
 USAGE = """\
 Check the properties of every attention with every position scheme, with tiny models on this machine's
-device and dtype; about half a minute on 2 cores. Exit code 1 if a property does not hold.
+device and dtype; about two minutes on 2 cores. A dash is a pair that is refused: the attention has no
+use for such positions. Exit code 1 if a property does not hold.
 
   python -m cli.doctor [KEY=VALUE ...]      keys: attn, pos, their options, device and dtype; separate
                                             several values by commas
@@ -33,7 +35,14 @@ def main(overrides: list[str]) -> int:
         if group_of(key) not in ("attn", "pos", "device", "dtype"):
             raise ValueError(f"{key}: the doctor takes attn, pos, their options, device and dtype")
     every = [f"{g}={','.join(choices_of(g))}" for g in ("attn", "pos") if g not in groups]
-    variants = [variant_of(cell) for cell in expand([*every, *overrides])]
+    variants, refused = [], None
+    for cell in expand([*every, *overrides]):
+        try:
+            variants.append(variant_of(cell))
+        except PairRefused as error:
+            refused = error
+    if not variants and refused:
+        raise refused
     start = perf_counter()
     print(
         f"{len(variants)} variants on {variants[0].device.name} in {variants[0].device.dtype_name}"

@@ -10,33 +10,49 @@ from torch import Tensor
 
 
 class LayerCache:
-    """Tensors (B, *, T, *) of the tokens that one layer has read, allocated at the first append."""
+    """What one layer keeps of the tokens it has read.
+
+    `buffers` hold tensors (B, *, T, *) by token, allocated at the first append. `state` holds tensors
+    whose size does not grow with the text: a mechanism reads and replaces them itself. A layer that
+    keeps its state alone uses this class as it is, and counts its tokens with `advance`.
+    """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity  # tokens that may be read
         self.size = capacity  # tokens that the buffers hold
         self.length = 0  # tokens read so far
         self.buffers: tuple[Tensor, ...] = ()
+        self.state: tuple[Tensor, ...] = ()
 
     def append(self, *new: Tensor) -> tuple[Tensor, ...]:
         """Store T new tokens: the positions (S,) of all that a query may need, then their tensors."""
         raise NotImplementedError
 
-    def advance(self, *new: Tensor) -> tuple[int, int]:
-        """The positions, from and to, of T new tokens. Raises ValueError past the capacity."""
-        start, self.length = self.length, self.length + new[0].size(2)
+    def advance(self, tokens: int) -> tuple[int, int]:
+        """The positions, from and to, of new tokens. Raises ValueError past the capacity."""
+        start, self.length = self.length, self.length + tokens
         if self.length > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} tokens, not {self.length}")
+        return start, self.length
+
+    def allocate(self, *new: Tensor) -> None:
+        """Make buffers for tensors like these, unless they exist."""
         if not self.buffers:
             self.buffers = tuple(x.new_empty(*x.shape[:2], self.size, x.size(3)) for x in new)
-        return start, self.length
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tokens held so far, over all sequences, and of the state."""
+        held = sum(buffer[:, :, : self.length].nbytes for buffer in self.buffers)
+        return held + sum(x.nbytes for x in self.state)
 
 
 class FullCache(LayerCache):
     """A cache of all tokens, in order."""
 
     def append(self, *new: Tensor) -> tuple[Tensor, ...]:
-        start, end = self.advance(*new)
+        start, end = self.advance(new[0].size(2))
+        self.allocate(*new)
         for buffer, x in zip(self.buffers, new, strict=True):
             buffer[:, :, start:end] = x
         return torch.arange(end, device=new[0].device), *(b[:, :, :end] for b in self.buffers)
@@ -57,7 +73,8 @@ class RingCache(FullCache):
         """
         if self.length + new[0].size(2) <= self.size:
             return super().append(*new)
-        start, end = self.advance(*new)
+        start, end = self.advance(new[0].size(2))
+        self.allocate(*new)
         device = new[0].device
         if end == start + 1:
             for buffer, x in zip(self.buffers, new, strict=True):
@@ -88,5 +105,5 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tokens held so far, over all layers and sequences."""
-        return sum(b[:, :, : layer.length].nbytes for layer in self.layers for b in layer.buffers)
+        """Bytes of all layers."""
+        return sum(layer.nbytes for layer in self.layers)

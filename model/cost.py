@@ -26,7 +26,10 @@ def flops_per_token(model: Transformer, length: int, *, causal: bool = True) -> 
 
 
 def training_kernels(model: Transformer, device: str, dtype: torch.dtype, length: int) -> list[str]:
-    """The attention kernel of each layer in training at this length."""
-    pos = torch.arange(1, device=model.embed.weight.device)
-    biased = model.position.bias(pos, pos) is not None
-    return [layer.kernel(device, dtype, length, biased) for layer in model.attention_layers]
+    """The attention kernel of each layer in training at this length.
+
+    Raises ValueError where a kernel that was asked for cannot do it.
+    """
+    biased = ["bias" in model.position.of_layer(i).hooks for i in range(model.shape.n_layers)]
+    layers = zip(model.attention_layers, biased, strict=True)
+    return [layer.kernel(device, dtype, length, bias) for layer, bias in layers]

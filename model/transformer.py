@@ -74,6 +74,7 @@ class Transformer(nn.Module):
         self.head = nn.Linear(shape.dim, shape.vocab_size, bias=False)
         if shape.tie_embeddings:
             self.head.weight = self.embed.weight
+        check_hooks(self.position, self.attention_layers)
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits of the token after each one: (B, T) -> (B, T, V). With a cache, T are the new ones.
@@ -97,7 +98,8 @@ class Transformer(nn.Module):
         x = dropout(x.to(compute_dtype(x)), self.shape.dropout, self.training)
         recompute = self.activation_checkpointing and cache is None and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
-            inputs = (x, positions, None if cache is None else cache.layers[layer])
+            layer_cache = None if cache is None else cache.layers[layer]
+            inputs = (x, positions.of_layer(layer), layer_cache)
             x = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
         return self.norm(x)
 
@@ -115,13 +117,21 @@ class Transformer(nn.Module):
 
         Variants that share a tensor, by name and shape, therefore start from the same values.
         Matrices N(0, 0.02); those whose name ends in `scaled`, the last of a residual branch,
-        N(0, 0.02 / sqrt(2 n_layers)) (GPT-2); biases 0, norms 1.
+        N(0, 0.02 / sqrt(2 n_layers)) (GPT-2); biases 0, norms 1. A module with an `init_std` has its
+        matrices N(0, init_std).
         """
+        own = {
+            f"{module}.{name}": std
+            for module, part in self.named_modules()
+            if (std := getattr(part, "init_std", None)) is not None
+            for name, _ in part.named_parameters(recurse=False)
+        }
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2:
                 nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
                 continue
             std = 0.02 / math.sqrt(2 * self.shape.n_layers) if name.endswith(scaled) else 0.02
+            std = own.get(name, std)
             generator = torch.Generator().manual_seed(derive_seed(seed, name))
             with torch.no_grad():
                 parameter.copy_(torch.empty(parameter.shape).normal_(0, std, generator=generator))
@@ -130,6 +140,24 @@ class Transformer(nn.Module):
     def attention_layers(self) -> list[Attention]:
         """The attention of each layer."""
         return [block.attention for block in self.blocks.children() if isinstance(block, Block)]
+
+
+class PairRefused(ValueError):
+    """An attention has no use for a position scheme."""
+
+
+def check_hooks(position: Position, layers: list[Attention]) -> None:
+    """Raise PairRefused for a scheme with a hook that none of its layers has a use for."""
+    for scheme in dict.fromkeys(position.of_layer(i) for i in range(len(layers))):
+        its = [a for i, a in enumerate(layers) if position.of_layer(i) is scheme]
+        heeded = frozenset[str]().union(*(attention.heeds for attention in its))
+        if unused := sorted(scheme.hooks - heeded):
+            kinds = " and ".join(dict.fromkeys(type(attention).__name__ for attention in its))
+            raise PairRefused(
+                f"{type(scheme).__name__} acts through `{unused[0]}`, which {kinds} has no use for; "
+                f"schemes that act through {' or '.join(sorted(heeded)) or 'nothing'} alone work, "
+                "and pos=none"
+            )
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -23,7 +23,7 @@ from train.setup.build import build_model
 
 
 def variant_of(cell: list[str]) -> TinyVariant:
-    """The tiny variant that a command line describes. Raises ValueError if it makes no model."""
+    """The tiny variant of a command line. Raises ValueError, as PairRefused, if it makes no model."""
     config = compose([*TINY, *cell])
     device = devices.select_device(
         config["device"], config["dtype"], config["compile"], config["steps"]
@@ -60,16 +60,18 @@ def failures_of(variant: TinyVariant) -> list[str]:
 
 
 def matrix(failures: dict[TinyVariant, list[str]]) -> str:
-    """Attention by rows, positions by columns: ok, or the number of properties that do not hold."""
+    """Attention by rows, positions by columns: ok, or the number of properties that do not hold.
+
+    A dash is a pair that was not checked.
+    """
     attns = list(dict.fromkeys(v.attn for v in failures))
     positions = list(dict.fromkeys(v.pos for v in failures))
     counts: dict[tuple[str, str], int] = {}
     for variant, lines in failures.items():
         key = (variant.attn, variant.pos)
         counts[key] = counts.get(key, 0) + len(lines)
-    rows = [
-        [a, *(f"{counts[a, p]} FAIL" if counts[a, p] else "ok" for p in positions)] for a in attns
-    ]
+    words = {key: f"{count} FAIL" if count else "ok" for key, count in counts.items()}
+    rows = [[a, *(words.get((a, p), "-") for p in positions)] for a in attns]
     return columns([["", *positions], *rows])
 
 

@@ -4,6 +4,7 @@ The tests check all of them; `python -m cli.doctor` checks them on a user's mach
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -15,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from compare.cost.counts import weights_outside_attention
 from model.cost import flops_per_token
 from model.position.base import Position
-from model.transformer import Transformer
-from train.config.compose import compose
+from model.transformer import PairRefused, Transformer
+from train.config.compose import choices_of, compose
 from train.config.schema import Config
 from train.measure.device import Device
 from train.setup.build import build_model, init_model
@@ -39,6 +40,22 @@ CPU = Device("cpu", torch.float32)
 def composed(*overrides: str) -> Config:
     """The config of a tiny model."""
     return compose([*TINY, *overrides])
+
+
+@functools.cache
+def pairs() -> dict[tuple[str, str], str | None]:
+    """Every attention with every position scheme by name, and the reason where one is refused."""
+    attns = {attn: composed(f"attn={attn}")["attn"] for attn in choices_of("attn")}
+    schemes = {pos: composed(f"pos={pos}")["pos"] for pos in choices_of("pos")}
+    refused: dict[tuple[str, str], str | None] = {}
+    for attn, pos in itertools.product(attns, schemes):
+        refused[attn, pos] = None
+        try:
+            with torch.device("meta"):
+                build_model(composed() | {"attn": attns[attn], "pos": schemes[pos]}, VOCAB)
+        except PairRefused as error:
+            refused[attn, pos] = str(error)
+    return refused
 
 
 class PropertyViolated(AssertionError):
@@ -178,9 +195,11 @@ def visible_pairs(variant: TinyVariant) -> None:
     """Causal score FLOPs count the pairs that queries attend to, each query's own key half."""
     variant = replace(variant, device=CPU)
     model = variant.model()
-    for attention in model.attention_layers:
+    for layer, attention in enumerate(model.attention_layers):
+        if not attention.has_weights:
+            continue  # it compares no pairs of tokens
         x = torch.randn(1, LENGTH, model.shape.dim, requires_grad=True)
-        y = attention(x, model.position.at(torch.arange(LENGTH)))
+        y = attention(x, model.position.at(torch.arange(LENGTH)).of_layer(layer))
         seen = 0
         for t in range(LENGTH):
             (gradient,) = torch.autograd.grad(y[0, t].square().sum(), x, retain_graph=True)
@@ -195,7 +214,7 @@ def visible_pairs(variant: TinyVariant) -> None:
 
 def rotation(variant: TinyVariant) -> None:
     """Rotary scores depend on i - j alone, at distant positions and in a bfloat16 model too."""
-    position = variant.model().to(torch.bfloat16).position
+    position = variant.model().to(torch.bfloat16).position.of_layer(0)
     if type(position).rotate is Position.rotate:
         return
     generator = torch.Generator().manual_seed(0)

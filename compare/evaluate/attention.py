@@ -41,6 +41,9 @@ def evaluate(selector: RunSelector, options: Options) -> int:
 def measure(selector: RunSelector, folder: Path, options: Options) -> tuple[Path, Config]:
     """Readouts of every head, on text and on random tokens that are repeated once."""
     run = selector.load(folder)
+    for attention in run.model.attention_layers:
+        if not attention.has_weights:
+            raise ValueError(f"run={folder}: {type(attention).__name__} has no attention weights")
     text = open_text(run, options.split, selector.data, selector.data_name)
     length = min(run.model.shape.max_len, len(text.tokens))
     starts = torch.linspace(0, len(text.tokens) - length, options.num_windows).long()

@@ -8,15 +8,24 @@ from torch import Tensor
 
 from model.ops.attention import Bias, causal_mask, fused_attention, matmul_attention
 
+KERNELS = ("auto", "matmul", "flash", "sdpa")
+
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, q_pos: Tensor, k_pos: Tensor, bias: Bias, p: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_pos: Tensor,
+    k_pos: Tensor,
+    bias: Bias,
+    p: float = 0.0,
+    kernel: str = "auto",
 ) -> Tensor:
     """Causal attention of q (B, H, T, Dh) over k (B, Hkv, S, Dh) and v (B, Hkv, S, Dv).
 
     Returns (B, H, T, Dv). Query i sees the keys with k_pos <= q_pos[i]. `bias(q_pos, k_pos)` is
-    added to the scores; `p` is dropout on the weights, for training. KV heads are copied out to H
-    heads only for kernels that do not take grouped ones.
+    added to the scores; `p` is dropout on the weights, for training. `kernel` is one of KERNELS. KV
+    heads are copied out to H heads only for kernels that do not take grouped ones.
     """
     added = bias(q_pos, k_pos)
     T, S = q.size(2), k.size(2)
@@ -29,6 +38,7 @@ def attend(
         p=p,
         decoding=T == 1,
         trained=torch.is_grad_enabled(),
+        asked=kernel,
     )
     if kernel == "matmul":
         return matmul_attention(q, k, v, q_pos, k_pos, added, p)
@@ -49,6 +59,7 @@ def choose_kernel(
     p: float,
     decoding: bool = False,
     trained: bool = True,
+    asked: str = "auto",
 ) -> str:
     """The fastest correct kernel for keys of this length, whatever the mechanism.
 
@@ -65,8 +76,15 @@ def choose_kernel(
     Measured on 2 cores (AMX, torch 2.13), bfloat16, forward and backward, H = 6, D = 64: at B = 64
     and T = 16, matmul 1.3 ms and flash 14; at T = 256, 60 and 119; at T = 1024 flash is faster.
     Dropout inside torch's call would force its slow math path.
+
+    `asked` other than auto is taken as it is, for measuring what a kernel costs. Raises ValueError
+    where torch's flash kernel cannot do it.
     """
     half = dtype in (torch.bfloat16, torch.float16)
+    if asked == "flash":
+        check_flash(device, half, biased=biased, p=p)
+    if asked != "auto":
+        return asked
     if device == "cpu":
         if decoding or not trained:
             return "matmul" if decoding and not half else "flash"
@@ -74,3 +92,14 @@ def choose_kernel(
     if device == "cuda" and half and not biased:
         return "flash"
     return "matmul" if decoding else "sdpa"
+
+
+def check_flash(device: str, half: bool, *, biased: bool, p: float) -> None:
+    """Raise ValueError where torch would leave its flash kernel for another."""
+    if device == "cpu" and p > 0:
+        raise ValueError(f"kernel=flash has no dropout on a CPU, and dropout is {p}; matmul has it")
+    if device == "cuda" and (biased or not half):
+        what = "takes no bias and no mask" if biased else "needs bfloat16 or float16"
+        raise ValueError(f"kernel=flash on CUDA {what}; matmul and sdpa work")
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"kernel=flash does not exist on {device}; matmul and sdpa work")

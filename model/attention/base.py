@@ -6,8 +6,10 @@ Shapes: B batch, T new tokens, S tokens so far, D dim, H heads.
 import torch
 from torch import Tensor, nn
 
+from model.attention.attend import attend, choose_kernel
 from model.cache import FullCache, LayerCache
-from model.position.base import Positions
+from model.ops.attention import Bias
+from model.position.base import HOOKS, Positions
 from model.shape import Shape
 
 
@@ -20,6 +22,10 @@ class Attention(nn.Module):
 
     #: Number of key/value heads; None for a mechanism without them.
     n_kv_heads: int | None = None
+    #: The hooks of position schemes that the mechanism has a use for; others are refused.
+    heeds: frozenset[str] = HOOKS
+    #: The kernel asked for: auto, matmul, flash or sdpa.
+    asked_kernel = "auto"
 
     def __init__(self, shape: Shape, layer: int) -> None:
         super().__init__()
@@ -33,6 +39,18 @@ class Attention(nn.Module):
     def weights(self, x: Tensor, positions: Positions) -> Tensor:
         """Attention weights (B, H, T, T) over x (B, T, D), float32, for analysis alone."""
         raise NotImplementedError
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, q_pos: Tensor, k_pos: Tensor, bias: Bias
+    ) -> Tensor:
+        """Causal attention of q (B, H, T, Dh) over k and v (B, Hkv, S, *), with dropout in training."""
+        p = self.dropout if self.training else 0.0
+        return attend(q, k, v, q_pos, k_pos, bias, p, self.asked_kernel)
+
+    @property
+    def has_weights(self) -> bool:
+        """True for a mechanism that weighs pairs of tokens: one with `weights`."""
+        return type(self).weights is not Attention.weights
 
     def new_cache(self, capacity: int) -> LayerCache:
         """An empty cache of this layer for up to `capacity` tokens."""
@@ -58,5 +76,10 @@ class Attention(nn.Module):
         raise NotImplementedError
 
     def kernel(self, device: str, dtype: torch.dtype, length: int, biased: bool) -> str:
-        """The kernel that `attend` uses in training at this length."""
-        raise NotImplementedError
+        """The kernel that computes attention in training at this length.
+
+        Raises ValueError where the kernel asked for cannot do it.
+        """
+        return choose_kernel(
+            device, dtype, length, biased=biased, p=self.dropout, asked=self.asked_kernel
+        )

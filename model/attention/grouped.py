@@ -3,10 +3,8 @@
 Shapes: B batch, T new tokens, S tokens so far, D dim, H query heads, Hkv KV heads, Dh head_dim.
 """
 
-import torch
 from torch import Tensor, nn
 
-from model.attention.attend import attend, choose_kernel
 from model.attention.base import Attention
 from model.cache import LayerCache
 from model.norm import RMSNorm
@@ -57,12 +55,6 @@ class GQA(Attention):
         v = self.heads(self.v(x), self.n_kv_heads)
         return *positions.rotate(self.q_norm(q), self.k_norm(k)), v
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, q_pos: Tensor, k_pos: Tensor, bias: Bias
-    ) -> Tensor:
-        """Attention over all keys at or before each query -> (B, H, T, Dh)."""
-        return attend(q, k, v, q_pos, k_pos, bias, self.dropout if self.training else 0.0)
-
     def weights(self, x: Tensor, positions: Positions) -> Tensor:
         q, k, _ = self.project(x, positions)
         pos = positions.pos
@@ -92,9 +84,6 @@ class GQA(Attention):
         weights = sum(p.weight.numel() for p in (self.q, self.k, self.v, self.out))
         again = 0 if cached else (self.k.weight.numel() + self.v.weight.numel()) * length
         return 2 * (weights + again) + self.score_flops(length + 1, causal=False)
-
-    def kernel(self, device: str, dtype: torch.dtype, length: int, biased: bool) -> str:
-        return choose_kernel(device, dtype, length, biased=biased, p=self.dropout)
 
 
 class MHA(GQA):

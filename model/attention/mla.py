@@ -8,7 +8,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from model.attention.attend import attend, choose_kernel
 from model.attention.base import Attention
 from model.cache import LayerCache
 from model.norm import RMSNorm
@@ -56,8 +55,7 @@ class MLA(Attention):
             k_pos, latent_kv = cache.append(latent_kv)  # (B, 1, S, C + R)
         absorb = latent_kv.size(2) > x.size(1)  # cached latents would be expanded at every step
         q, k, v = (self.absorbed if absorb else self.expanded)(q, q_rope, latent_kv)
-        p = self.dropout if self.training else 0.0
-        y = attend(q, k, v, positions.pos, k_pos, positions.bias, p)
+        y = self.attend(q, k, v, positions.pos, k_pos, positions.bias)
         if absorb:
             y = y @ self.up_heads[1].mT  # (B, H, T, Dh)
         return self.out(y.transpose(1, 2).flatten(2))  # (B, T, D)
@@ -120,6 +118,3 @@ class MLA(Attention):
         again = 0 if cached else self.down.weight.numel() * length
         channels = 2 * self.latent_dim + self.rope_dim
         return 2 * (weights + again) + 2 * self.n_heads * channels * (length + 1)
-
-    def kernel(self, device: str, dtype: torch.dtype, length: int, biased: bool) -> str:
-        return choose_kernel(device, dtype, length, biased=biased, p=self.dropout)

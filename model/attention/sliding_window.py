@@ -8,7 +8,6 @@ import math
 import torch
 from torch import Tensor
 
-from model.attention.attend import choose_kernel
 from model.attention.grouped import GQA
 from model.cache import LayerCache, RingCache
 from model.ops.attention import Bias
@@ -127,4 +126,4 @@ class SlidingWindow(GQA):
         if length <= self.window:
             return super().kernel(device, dtype, length, biased)
         keys = min(length, max(BLOCK, self.window - 1) + self.window - 1)
-        return choose_kernel(device, dtype, keys, biased=True, p=self.dropout)
+        return super().kernel(device, dtype, keys, biased=True)

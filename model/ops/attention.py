@@ -53,9 +53,20 @@ def attention_weights(
             mask, bias = mask + bias.to(mask.dtype), None
         scores = torch.baddbmm(mask.repeat(G, 1), q, k.transpose(1, 2))  # (B * Hkv, G * T, S)
     scores = scores.view(B, H, T, S)
-    scores = scores if bias is None else scores + bias.to(scores.dtype)
+    return softmax(scores if bias is None else scores + bias.to(scores.dtype))
+
+
+def masked_softmax(scores: Tensor, q_pos: Tensor, k_pos: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention weights of finished scores (B, H, T, S): softmax(scores + bias) over visible keys."""
+    mask = causal_mask(q_pos, k_pos, scores.dtype)
+    mask = mask if bias is None else mask + bias.to(scores.dtype)
+    return softmax(scores + mask)
+
+
+def softmax(scores: Tensor) -> Tensor:
+    """Softmax over the last dimension, in the dtype of the scores."""
     # On a CPU, softmax of such short rows is slower in bfloat16 than in float32.
-    exact = torch.float32 if S < 32 and scores.dtype == torch.bfloat16 else None
+    exact = torch.float32 if scores.size(-1) < 32 and scores.dtype == torch.bfloat16 else None
     return scores.softmax(dim=-1, dtype=exact).to(scores.dtype)
 
 
@@ -63,9 +74,13 @@ def matmul_attention(
     q: Tensor, k: Tensor, v: Tensor, q_pos: Tensor, k_pos: Tensor, bias: Tensor | None, p: float
 ) -> Tensor:
     """Attention as two batched products, with dropout p on the weights: (B, H, T, Dv)."""
-    B, H, T, _ = q.shape
-    Hkv, S = k.shape[1:3]
-    weights = attention_weights(q, k, q_pos, k_pos, bias)
+    return weighted_values(attention_weights(q, k, q_pos, k_pos, bias), v, p)
+
+
+def weighted_values(weights: Tensor, v: Tensor, p: float) -> Tensor:
+    """Weights (B, H, T, S), with dropout p, times values (B, Hkv, S, Dv): (B, H, T, Dv)."""
+    B, H, T, S = weights.shape
+    Hkv = v.size(1)
     if p > 0:
         weights, scale = drop(weights, p)
         v = v * scale  # fewer numbers than the weights
@@ -87,9 +102,9 @@ def fused_attention(
     if copy_heads and k.size(1) != q.size(1):
         group = q.size(1) // k.size(1)
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-    width = v.size(-1)
-    if width != k.size(-1):
-        v = F.pad(v, (0, k.size(-1) - width))  # they take values as wide as keys only
+    scale, width = 1 / math.sqrt(q.size(-1)), v.size(-1)
+    common = max(width, k.size(-1))  # they take values as wide as keys only
+    q, k, v = (x if x.size(-1) == common else F.pad(x, (0, common - x.size(-1))) for x in (q, k, v))
     if mask is not None and mask.dim() == 3:
         mask = mask[None]  # with three dimensions torch falls back to its slow kernel
     y = F.scaled_dot_product_attention(
@@ -99,6 +114,7 @@ def fused_attention(
         mask,
         dropout_p=p,
         is_causal=is_causal,
+        scale=scale,
         enable_gqa=k.size(1) != q.size(1),
     )
     return y[..., :width]

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from model.shape import Shape
 
+#: What a scheme may act on: embeddings, queries and keys, scores.
+HOOKS = frozenset({"embed", "rotate", "bias"})
+
 
 class Position(nn.Module):
     """A position scheme: three hooks that change nothing unless overridden.
@@ -33,6 +36,16 @@ class Position(nn.Module):
         """The bias of the scores: q_pos (T,), k_pos (S,) -> (H, T, S), or None for none."""
         return None
 
+    @property
+    def hooks(self) -> frozenset[str]:
+        """Those of the three hooks that the scheme uses."""
+        own, base = type(self), Position
+        return frozenset(h for h in HOOKS if getattr(own, h) is not getattr(base, h))
+
+    def of_layer(self, layer: int) -> "Position":
+        """The scheme of a layer: this one, unless layers differ."""
+        return self
+
     def at(self, pos: Tensor) -> "Positions":
         """The hooks for one forward pass over tokens at pos (T,).
 
@@ -42,11 +55,19 @@ class Position(nn.Module):
 
 
 class Positions:
-    """The positions of one forward pass: `pos` (T,) and the hooks of the scheme, for every layer."""
+    """The positions of one forward pass: `pos` (T,) and the hooks of the scheme, for every layer.
+
+    `shared` is where a layer leaves a tensor for later layers of the same pass.
+    """
 
     def __init__(self, scheme: Position, pos: Tensor) -> None:
         self.scheme = scheme
         self.pos = pos
+        self.shared: dict[str, Tensor] = {}
+
+    def of_layer(self, layer: int) -> "Positions":
+        """The positions as a layer sees them: these, unless layers differ."""
+        return self
 
     def rotate(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Queries (B, H, T, Dh) and keys (B, Hkv, T, Dh) of these tokens, rotated."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny import build, tokens
 
+from compare.check.properties import VOCAB, composed
 from model.ops import rotary
 from model.position.alibi import slopes
 from model.position.rope import RoPE
@@ -14,6 +15,7 @@ from model.position.sinusoidal import Sinusoidal
 from model.position.t5 import T5
 from model.shape import Shape
 from train.config.compose import choices_of
+from train.setup.build import build_model, init_model
 
 SHAPE = Shape(dim=32, n_heads=4, n_layers=1, max_len=16, vocab_size=5)
 
@@ -219,3 +221,38 @@ def test_a_forward_pass_computes_its_angles_once_and_leaves_nothing_behind(
     model(tokens(2, 16))
     assert len(calls) == 1
     assert vars(model.position) == before
+
+
+def test_a_pattern_of_one_scheme_is_that_scheme() -> None:
+    for pos in sorted(set(choices_of("pos")) - {"pattern"}):
+        alone = build("mha", pos)
+        node = composed(f"pos={pos}")["pos"]
+        config = composed("pos=pattern") | {"pos": {"only": node, "pattern": ["only"]}}
+        pattern = build_model(config, VOCAB)
+        init_model(pattern, config, 0)
+        for name, value in pattern.named_parameters():
+            value.data.copy_(alone.get_parameter(name.replace("schemes.only.", "")))
+        x = tokens(2, 16)
+        assert torch.equal(alone(x), pattern.eval()(x)), pos
+
+
+def test_a_pattern_gives_each_layer_its_own_scheme() -> None:
+    two_bases = ["pos@pos.global=rope", "pos.global.base=1e6", "pos.pattern=[local,global,local]"]
+    model = build("mha", "pattern", *two_bases)
+    positions = model.position.at(torch.arange(16))
+    q = torch.randn(1, 4, 16, 8)
+    rotated = [positions.of_layer(layer).rotate(q, q)[0] for layer in range(3)]
+    assert torch.equal(rotated[0], rotated[2])
+    assert torch.equal(
+        rotated[0], build("mha", "rope").position.at(torch.arange(16)).rotate(q, q)[0]
+    )
+    assert not torch.allclose(rotated[0], rotated[1])
+
+
+def test_a_pattern_ends_where_its_shortest_scheme_does() -> None:
+    learned = build("mha", "pattern", "pos@pos.global=learned")
+    with pytest.raises(ValueError, match="17 tokens exceeds max_len=16"):
+        learned(tokens(1, 17))
+    assert learned.position.hooks == {"embed", "rotate"}
+    with pytest.raises(ValueError, match=r"pos\.pattern=\[local\] leaves out global"):
+        build("mha", "pattern", "pos.pattern=[local]")

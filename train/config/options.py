@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from model.attention.attend import KERNELS
 from train.config.schema import at_least, choose
 
 HOW = ("mean", "first", "random")  # of KV heads, see train/setup/convert.py
@@ -32,6 +33,7 @@ class Settings:
     compile: bool | str
     tf32: bool
     memory: str
+    kernel: str
     force: bool
 
     def __post_init__(self) -> None:
@@ -44,6 +46,7 @@ class Settings:
             )
         choose("convert", self.convert, dict.fromkeys(HOW))
         choose("memory", self.memory, dict.fromkeys(("full", "lean")))
+        choose("kernel", self.kernel, dict.fromkeys(KERNELS))
         if self.name is not None and not re.fullmatch(r"\w[\w.-]*", self.name):
             raise ValueError(f"name={self.name!r} may hold letters, digits, '-', '_' and '.' alone")
 

@@ -15,6 +15,8 @@ from model.attention.base import Attention
 from model.cost import count_parameters
 from model.feedforward import FEEDFORWARDS
 from model.norm import NORMS
+from model.position.base import Position
+from model.position.pattern import Pattern
 from model.shape import Shape
 from model.transformer import Transformer
 from train.config.schema import Config, arguments, choose
@@ -35,11 +37,13 @@ def target(group: str, node: Config, where: str) -> type:
     """The class that the `_target_` of a node names; the node is called `where` in errors.
 
     Configs are rebuilt from runs that people share, so only a class that is defined in a module of
-    its group's package counts: `model.attention.grouped.GQA`, but not what such a module imported.
+    its group's package counts, or in one of its folders: `model.attention.grouped.GQA`, but not what
+    such a module imported.
     Raises ValueError for anything else.
     """
     path = str(node.get("_target_"))
-    match = re.fullmatch(rf"({re.escape(PACKAGES[group])}\.[a-z0-9_]+)\.([A-Za-z0-9]+)", path)
+    module = rf"{re.escape(PACKAGES[group])}(?:\.[a-z0-9_]+){{1,2}}"
+    match = re.fullmatch(rf"({module})\.([A-Za-z0-9]+)", path)
     if match:
         try:
             found = getattr(importlib.import_module(match[1]), match[2], None)
@@ -66,7 +70,7 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
             "null takes the tokenizer's"
         )
     feedforward, norm, _ = parts(**names)
-    attention, position = attention_of_layers(config["attn"]), factory("pos", config["pos"])
+    attention, position = attention_of_layers(config["attn"]), position_of_layers(config["pos"])
     try:
         with Uninitialised():
             model = Transformer(
@@ -78,8 +82,10 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
             )
     except ValueError as error:
         variant = f"model={choices['model']} attn={choices['attn']} pos={choices['pos']}"
-        raise ValueError(f"{variant}: {error}") from error
+        raise type(error)(f"{variant}: {error}") from error
     model.activation_checkpointing = config["memory"] == "lean"
+    for layer in model.attention_layers:
+        layer.asked_kernel = config["kernel"]
     return model
 
 
@@ -90,7 +96,7 @@ def try_model(config: Config) -> None:
     Through one layer of each kind, uninitialised. Where even those would take much memory it is on
     the meta device, which has torch import its compiler, for a second.
     """
-    kinds = len(config["attn"].get("pattern", [0]))
+    kinds = max(len(config[group].get("pattern", [0])) for group in ("attn", "pos"))
     few = {"n_layers": min(kinds, config["model"]["n_layers"]), "vocab_size": 1}
     config = config | {"model": config["model"] | few}
     with torch.device("meta"):
@@ -132,29 +138,42 @@ def parts(
 
 
 def attention_of_layers(node: Config) -> Callable[[Shape, int], Attention]:
-    """The attention of each layer: one for all, or those of a pattern in turn.
-
-    A pattern is a node of named attentions and a `pattern` of their names, repeated or cut to the
-    model's depth. Raises ValueError for one that is empty, names others, or leaves one out.
-    """
+    """The attention of each layer: one for all, or those of a pattern in turn."""
     if "pattern" not in node:
         return factory("attn", node)
+    parts, pattern = parts_of_pattern("attn", node)
+    return lambda shape, layer: parts[pattern[layer % len(pattern)]](shape, layer)
+
+
+def position_of_layers(node: Config) -> Callable[[Shape], Position]:
+    """The position scheme: one for all layers, or a pattern of schemes."""
+    if "pattern" not in node:
+        return factory("pos", node)
+    parts, pattern = parts_of_pattern("pos", node)
+    return partial(Pattern, schemes=parts, pattern=pattern)
+
+
+def parts_of_pattern(group: str, node: Config) -> tuple[dict[str, Callable[..., Any]], list[str]]:
+    """The named parts of a pattern of layers, and the order of their names, which repeats.
+
+    Raises ValueError for a pattern that is empty, names others, or leaves one out.
+    """
     parts = {
-        key: factory("attn", part, where=f"attn.{key}")
+        key: factory(group, part, where=f"{group}.{key}")
         for key, part in node.items()
         if isinstance(part, dict)
     }
     rest = {key: value for key, value in node.items() if key not in parts}
-    pattern = arguments("attn", rest, pattern_keys)[0]["pattern"]
+    pattern = arguments(group, rest, pattern_keys)[0]["pattern"]
     for name in pattern:
-        choose("attn.pattern", name, parts)
+        choose(f"{group}.pattern", name, parts)
     if unused := sorted(parts.keys() - set(pattern)):
-        raise ValueError(f"attn.pattern=[{','.join(pattern)}] leaves out {', '.join(unused)}")
-    return lambda shape, layer: parts[pattern[layer % len(pattern)]](shape, layer)
+        raise ValueError(f"{group}.pattern=[{','.join(pattern)}] leaves out {', '.join(unused)}")
+    return parts, pattern
 
 
 def pattern_keys(*, pattern: list[str]) -> None:
-    """The keys of a pattern, beside its attentions."""
+    """The keys of a pattern, beside its parts."""
 
 
 def factory(group: str, node: Config, where: str = "") -> Callable[..., Any]:

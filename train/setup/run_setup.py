@@ -11,7 +11,7 @@ import torch
 from data.batches import Batches
 from data.corpus import Corpus, Source, prepare
 from data.tokenizer import encode
-from model.cost import count_parameters
+from model.cost import count_parameters, training_kernels
 from model.transformer import Transformer
 from train.config.compose import compose
 from train.config.options import APART, Reporting, Sampling, Settings, Tracking
@@ -89,6 +89,7 @@ def check(config: Config, *, begun: bool = False) -> Plan:
     with torch.device("meta"):
         model = build_model(config, vocab_size=1)
         build_optimizer(config, model, settings.steps)
+        check_kernel(model, settings.kernel, device)
     if not settings.force:
         devices.check_memory(least_bytes(model, settings), device)
     try_model(config)
@@ -107,6 +108,14 @@ def check(config: Config, *, begun: bool = False) -> Plan:
         corpus=corpus,
         batches=batches,
     )
+
+
+def check_kernel(model: Transformer, asked: str, device: Device) -> None:
+    """Raise ValueError if a layer does not train with the kernel that is asked for."""
+    kernels = training_kernels(model, device.name, device.dtype, model.shape.max_len)
+    for layer, kernel in zip(model.attention_layers, kernels, strict=True):
+        if asked not in ("auto", kernel):
+            raise ValueError(f"kernel={asked}: {type(layer).__name__} computes by {kernel} alone")
 
 
 def least_bytes(model: Transformer, settings: Settings) -> int:
