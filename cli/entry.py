@@ -1,4 +1,4 @@
-"""What the commands share: errors in one line, help pages, and their configs."""
+"""Shared by all commands: one-line errors, help pages and configs."""
 
 import functools
 import os

@@ -1,4 +1,4 @@
-"""Folders that are either complete and verified, or not there: used for token caches and checkpoints."""
+"""Atomic folders and files: complete and verified, or absent. For token caches and checkpoints."""
 
 import contextlib
 import hashlib
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "MANIFEST.json"
-TEMPORARY = ".tmp-"  # how the names of folders begin that were never finished
+TEMPORARY = ".tmp-"  # prefix of unfinished folders
 
 
 def publish(folder: Path, write: Callable[[Path], None], needs: int) -> None:
@@ -45,7 +45,7 @@ def publish(folder: Path, write: Callable[[Path], None], needs: int) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Delete a folder, if it is there: it is gone at once, and never half there."""
+    """Delete a folder, if it exists, in one step: it is never partly there."""
     going = folder.parent / f"{TEMPORARY}{folder.name}-old"
     shutil.rmtree(going, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
@@ -95,7 +95,7 @@ LARGEST = 1 << 26  # bytes of a JSON file that are read
 
 
 def replace(path: Path, text: str) -> None:
-    """Write a file through a temporary one, so that it is never half there."""
+    """Write a file through a temporary one, so that it is never partly there."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -106,7 +106,7 @@ def replace(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write a JSON object whole."""
+    """Write a JSON object atomically."""
     replace(path, json.dumps(content, indent=1) + "\n")
 
 

@@ -37,12 +37,12 @@ class Batches:
         return rows[:, :-1], rows[:, 1:]
 
     def crops(self, step: int) -> Tensor:
-        """Where the rows of a step begin, drawn with replacement: (B,)."""
+        """First token of each row of a step, drawn with replacement: (B,)."""
         last = len(self.tokens) - self.length - 1
         return torch.from_numpy(self.random(step).integers(last + 1, size=self.rows))
 
     def epochs(self, step: int) -> Tensor:
-        """Where the rows of a step begin, each row once an epoch: (B,)."""
+        """First token of each row of a step, each row once per epoch: (B,)."""
         n = (len(self.tokens) - 1) // self.length
         first = step * self.rows
         needed = range(first // n, (first + self.rows - 1) // n + 1)
@@ -51,5 +51,5 @@ class Batches:
         return torch.from_numpy(order[begin : begin + self.rows] * self.length)
 
     def random(self, index: int) -> np.random.Generator:
-        # Not torch's generator: on a CPU it heeds 32 bits of its seed, so two numbers do not fit.
+        # Not torch's generator: on a CPU it uses 32 bits of its seed, too few for two numbers.
         return np.random.default_rng((self.seed, index))

@@ -59,14 +59,14 @@ class Corpus:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What tells these tokens from others, as runs record it."""
+        """The identity of these tokens, as runs record it."""
         return {
             "data_fingerprint": self.fingerprint,
             "tokenizer_sha256": tokenizers.sha256_of(self.tokenizer_json),
         }
 
     def check_identity(self, recorded: Mapping[str, str], doing: str) -> None:
-        """Raise ValueError, saying what one was `doing`, if a run began with other tokens."""
+        """Raise ValueError, naming the operation `doing`, if a run began with other tokens."""
         for key, now in self.identity.items():
             if recorded[key] != now:
                 raise ValueError(f"{doing}: {key} is {now}, but the run began with {recorded[key]}")
@@ -82,7 +82,7 @@ def prepare(
     cache: str,
     say: Callable[[str], None] = lambda line: None,
 ) -> Corpus:
-    """The corpus of a source: from the cache if it was prepared before, and built there if not.
+    """The corpus of a source, read from the cache or built there.
 
     A source without a validation split of its own gives up the last `val_fraction` of its
     characters, after shuffling its documents once (always in the same way) if `shuffle`.
@@ -171,7 +171,7 @@ def fingerprint(splits: dict[str, list[str]]) -> str:
 
 
 def encode_all(codec: Tokenizer, documents: list[str]) -> Iterator[tuple[int, list[int]]]:
-    """Token ids of all documents in order, piece by piece, each with its document's number.
+    """Token ids of all documents in order, one piece at a time, with the number of its document.
 
     Raises ValueError if decoding them gives another text.
     """
@@ -195,7 +195,7 @@ def encode_all(codec: Tokenizer, documents: list[str]) -> Iterator[tuple[int, li
 
 
 def batched(numbered: list[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    """Runs of pieces of about 16 full ones: enough to keep all cores busy, bounded in memory."""
+    """Batches of pieces, each about 16 full ones: enough for all cores, and bounded in memory."""
     batch: list[tuple[int, str]] = []
     held = 0
     for number, piece in numbered:
@@ -218,7 +218,7 @@ def pieces(document: str) -> Iterator[str]:
 
 
 def check_lossless(texts: Iterable[str], decoded: Iterable[str]) -> None:
-    """Raise ValueError at the first text that did not survive: its bits per byte would be wrong."""
+    """Raise ValueError for text that the tokenizer does not reproduce: its bits per byte would be wrong."""
     for text, back in zip(texts, decoded, strict=True):
         if text != back:
             pairs = enumerate(zip(text, back, strict=False))
@@ -238,7 +238,7 @@ def is_intact(folder: Path) -> bool:
 
 
 def load(folder: Path) -> Corpus:
-    """Map a prepared corpus into memory. Raises ValueError if its files are something else."""
+    """Map a prepared corpus into memory. Raises ValueError for files that are not one."""
     try:
         return mapped(folder)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, BadZipFile) as error:

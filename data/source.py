@@ -1,4 +1,4 @@
-"""Where text comes from: the standard library, local files, or any dataset of the Hugging Face hub.
+"""Sources of text: the standard library, local files, or any dataset of the Hugging Face hub.
 
 A source offers `key()`, a string that changes whenever its text does, and `load()`, the documents
 of each split: {"train": [...]}, and "val" if the source has its own.
@@ -137,7 +137,7 @@ def open_dataset(path: str, **options: object) -> Iterable[dict[str, object]]:
 def rows_to_texts(
     rows: Iterable[dict[str, object]], column: str, where: str, max_bytes: int | None = None
 ) -> list[str]:
-    """The text column of rows, as far as `max_bytes` go. Raises ValueError if one is not text."""
+    """The text column of rows, up to `max_bytes`. Raises ValueError if one is not text."""
     texts, size = [], 0
     for number, row in enumerate(rows, 1):
         text = row.get(column)
@@ -187,7 +187,7 @@ def check_text(path: Path) -> None:
 
 
 def is_text(path: Path) -> bool:
-    """Whether a file is non-empty UTF-8 text."""
+    """True for a file of non-empty UTF-8 text."""
     try:
         check_text(path)
     except ValueError:

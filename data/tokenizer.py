@@ -61,7 +61,7 @@ def raw_bytes() -> Tokenizer:
 
 
 def bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE with an end-of-text token. On little text the vocabulary stays smaller."""
+    """Byte-level BPE with an end-of-text token. Little text yields a smaller vocabulary."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -76,7 +76,7 @@ def bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def with_short_words(documents: Iterable[str]) -> Iterator[str]:
-    """Documents, cut within words that are too long: training takes the square of a word's length."""
+    """Documents with very long words cut: BPE training is quadratic in the length of a word."""
     for document in documents:
         yield from filter(None, LONG_WORD.split(document))
 
@@ -110,7 +110,7 @@ def from_text(text: str) -> Tokenizer:
 
 
 def sha256_of(text: str) -> str:
-    """What tells one tokenizer from another: the SHA-256 of its tokenizer.json."""
+    """SHA-256 of the tokenizer.json: the identity of a tokenizer."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -129,7 +129,7 @@ def decode(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
 
 
 def bytes_of(tokenizer: Tokenizer, token: int) -> int:
-    """How many UTF-8 bytes of text a token stands for; it may be a part of a character alone."""
+    """Number of UTF-8 bytes of a token, which may be part of a character."""
     text, name = decode(tokenizer, [token]), str(tokenizer.id_to_token(token))
     partial = "\ufffd" in text and "\ufffd" not in name
-    return len(name) if partial else len(text.encode())  # byte-level names have a letter a byte
+    return len(name) if partial else len(text.encode())  # byte-level names have one letter per byte

@@ -130,7 +130,7 @@ def measure(trainer: Trainer, summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def measuring_passes(trainer: Trainer, summary: dict[str, Any]) -> dict[str, Callable[[], float]]:
-    """What to measure on the run's device, by key of the summary."""
+    """The measuring passes of the run's device, by key of the summary."""
     job = trainer.job
     alive = summary["parameter_bytes"] + summary["optimizer_bytes"]
 

@@ -18,7 +18,7 @@ CONSOLE = Console(stderr=True, highlight=False)
 
 
 def say(line: str) -> None:
-    """A line for people, on stderr; above the bar if there is one."""
+    """Print a line to stderr, above the progress bar if there is one."""
     CONSOLE.print(printable(line), markup=False, soft_wrap=True)
 
 
@@ -63,12 +63,12 @@ class Bar:
         self.progress.update(self.task, completed=step, loss=loss, speed=speed)
 
     def doing(self, what: str) -> None:
-        """Show what the run is busy with."""
+        """Show the current phase."""
         self.progress.update(self.task, description=what)
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """The answer of a run, for people."""
+    """The results of a run as a table."""
     rows = [
         ("perplexity", number(summary["val_perplexity"], ".3f")),
         ("bits per byte", number(summary["val_bits_per_byte"], ".4f")),
@@ -114,5 +114,5 @@ def size(value: float | None) -> str:
 
 
 def printable(text: str) -> str:
-    """Text for a terminal: control characters, of a model or a stranger, are shown, not obeyed."""
+    """Text that is safe to print: control characters are shown escaped."""
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

@@ -1,4 +1,4 @@
-"""Config nodes to objects. The only place that turns a name in a config into code."""
+"""Objects from config nodes: the only place that turns a name in a config into code."""
 
 import importlib
 import re
@@ -106,9 +106,9 @@ def try_model(config: Config) -> None:
 
 
 class Uninitialised(TorchFunctionMode):
-    """Within it torch's layers leave their parameters as they come: ours are drawn by `init_model`.
+    """Context in which torch's layers skip their own initialisation: `init_model` does it.
 
-    On the meta device their own start, too, would have torch import its compiler.
+    On the meta device torch's own would also import its compiler.
     """
 
     def __torch_function__(
@@ -121,7 +121,7 @@ class Uninitialised(TorchFunctionMode):
 
 
 def init_model(model: Transformer, config: Config, seed: int) -> None:
-    """Draw the parameters of a model as its config says."""
+    """Initialise the parameters of a model by its config."""
     _, names = arguments("model", config["model"] | {"vocab_size": 1}, Shape, parts)
     model.init_weights(seed, scaled=parts(**names)[2])
 
@@ -129,7 +129,7 @@ def init_model(model: Transformer, config: Config, seed: int) -> None:
 def parts(
     *, feedforward: str, norm: str, scaled_init: str
 ) -> tuple[Callable[..., torch.nn.Module], type, str]:
-    """What a model's names stand for: its feed-forward, its norm, the ending of scaled matrices."""
+    """The feed-forward, the norm and the name ending of scaled matrices that a config names."""
     return (
         choose("model.feedforward", feedforward, FEEDFORWARDS),
         choose("model.norm", norm, NORMS),
@@ -177,7 +177,7 @@ def pattern_keys(*, pattern: list[str]) -> None:
 
 
 def factory(group: str, node: Config, where: str = "") -> Callable[..., Any]:
-    """The class that a group's node names, waiting for a shape, with the node's own keys filled in."""
+    """A factory of the class that a group's node names, with the keys of the node filled in."""
     part = target(group, node, where or group)
     return partial(part, **arguments(where or group, node, part)[0])
 

@@ -1,4 +1,4 @@
-"""Weights of one variant as the start of another."""
+"""Conversion of the weights of one variant to those of another."""
 
 import re
 
@@ -9,7 +9,7 @@ from model.transformer import Transformer
 
 
 def adapt(weights: dict[str, Tensor], model: Transformer, how: str) -> dict[str, Tensor]:
-    """Weights by name, reshaped to a model where there is a known way; all else as it is.
+    """Weights by name, converted to the shapes of a model where a conversion is known.
 
     Keys and values of fewer heads are made from groups of neighbours, those that one of the new heads
     will serve: their `mean` (Ainslie et al. 2023, section 2.1), the `first` of each, or the model's
@@ -34,14 +34,14 @@ def adapt(weights: dict[str, Tensor], model: Transformer, how: str) -> dict[str,
             head_dim = model.shape.head_dim
             if len(theirs) % len(mine) == 0:
                 groups = theirs.unflatten(0, (len(mine) // head_dim, -1, head_dim))
-                mean = groups.double().mean(1).to(groups.dtype)  # of equal heads, exactly these
+                mean = groups.double().mean(1).to(groups.dtype)  # equal heads are kept exactly
                 pooled = {"mean": mean.flatten(0, 1), "first": groups[:, 0].flatten(0, 1)}
                 adapted[name] = pooled.get(how, mine.detach())
     return adapted
 
 
 def needless(name: str, weight: Tensor, model: Transformer) -> bool:
-    """Whether a weight adds nothing to a model without it: zeros, or positions that it computes."""
+    """True if a model without this weight computes the same: zero biases, or computed positions."""
     if weight.is_meta:
         return False
     if name == "position.table.weight":
@@ -51,7 +51,7 @@ def needless(name: str, weight: Tensor, model: Transformer) -> bool:
 
 @torch.no_grad()
 def table_of(model: Transformer, rows: int) -> Tensor:
-    """What a model's positions add to the embeddings of the first tokens: (rows, D)."""
+    """The vectors that a position scheme adds to the embeddings of the first tokens: (rows, D)."""
     weight = model.embed.weight
     nothing = torch.zeros(1, rows, weight.size(1), device=weight.device)
     return model.position.embed(nothing, torch.arange(rows, device=weight.device))[0]

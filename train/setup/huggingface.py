@@ -1,4 +1,4 @@
-"""Folders of transformers, both ways: the model there that computes what one of ours does.
+"""Conversion to and from model folders of Hugging Face transformers.
 
 A family is data that both directions read. transformers itself is not needed: a folder is JSON and
 safetensors, and nothing else of it is opened.
@@ -28,18 +28,18 @@ Keys = dict[str, Any]  # a config, flat: {"attn": "gqa", "attn.n_kv_heads": 2, "
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A class of models in transformers: which of ours it computes, and its names for all of it."""
+    """An architecture of transformers: the configs of ours that it covers, and its names for them."""
 
     model_type: str
     architecture: str
     fits: dict[
         str, tuple[Any, ...]
-    ]  # values that our keys may have; what is read becomes the first
-    keys: dict[str, str]  # our sizes and choices, and its keys
-    names: dict[str, str]  # our modules, and its own; {} is the layer
-    fixed: dict[str, Any]  # its keys that can have one value only
-    left_out: dict[str, Any]  # what it takes for keys that its config does not have
-    feedforwards: dict[str, str] = field(default_factory=dict)  # its names, and ours
+    ]  # values that our keys may have; an imported model gets the first
+    keys: dict[str, str]  # our sizes and choices: its keys
+    names: dict[str, str]  # our modules: its modules; {} is the layer
+    fixed: dict[str, Any]  # its keys with one possible value
+    left_out: dict[str, Any]  # its defaults for keys missing in a config
+    feedforwards: dict[str, str] = field(default_factory=dict)  # its names: ours
     dropouts: tuple[str, ...] = ()  # its keys of dropout
     biases: tuple[str, ...] = ()  # its keys of biases
     always_biased: tuple[
@@ -230,7 +230,7 @@ BUFFERS = re.compile(r"\.rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
 
 
 def flat(config: Config) -> Keys:
-    """What makes the model of a config."""
+    """The keys of a config that determine its model."""
     groups = ("attn", "pos", "model")
     keys = {f"{g}.{key}": x for g in groups for key, x in config[g].items() if key != "_target_"}
     return {group: config["choices"][group] for group in groups} | keys
@@ -262,7 +262,7 @@ def home_of(config: Config) -> Family:
 
 
 def differences(one: Config, other: Config) -> tuple[str, str]:
-    """The keys beside sizes in which two models differ, with the values of one and the other."""
+    """The keys, sizes apart, in which two models differ, with the values of each."""
     mine, theirs = flat(one), flat(other)
     sizes = {key for key in mine if key.startswith("model")} - {"model.feedforward", "model.norm"}
     keys = [key for key in mine if key not in sizes and mine[key] != theirs.get(key, mine[key])]
@@ -296,7 +296,7 @@ def their_config(family: Family, model: Transformer, config: Config) -> dict[str
 
 
 def their_rope(name: str, position: RoPE, width: int) -> dict[str, Any]:
-    """What they call the rotary positions of heads of this width."""
+    """The RoPE parameters in their config, for heads of this width."""
     base = position.base
     if isinstance(position, NTKRoPE):  # nothing but another base
         name, base = "rope", base * position.factor ** (width / (width - 2))
@@ -343,7 +343,7 @@ def our_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def joined(weights: dict[str, Tensor], head_dim: int) -> dict[str, Tensor]:
-    """Weights with q, k and v of each attention in one, keys and values repeated to all heads."""
+    """Weights with q, k and v of each attention fused, keys and values repeated to all heads."""
     weights = dict(weights)
     for name in [name for name in weights if ".attention.q." in name]:
         parts = [weights.pop(name.replace(".q.", f".{part}.")) for part in "qkv"]
@@ -354,7 +354,7 @@ def joined(weights: dict[str, Tensor], head_dim: int) -> dict[str, Tensor]:
 
 
 def parted(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights with q, k and v of each attention apart."""
+    """Weights with the fused q, k and v of each attention split."""
     weights = dict(weights)
     for name in [name for name in weights if ".attention.qkv." in name]:
         for part, x in zip("qkv", weights.pop(name).tensor_split(3), strict=True):
@@ -371,7 +371,7 @@ def turned(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def renamed(
     weights: dict[str, Tensor], names: dict[str, str], where: str = ""
 ) -> dict[str, Tensor]:
-    """Weights by other names of their modules. Raises ValueError for a module that has none."""
+    """Weights with their modules renamed. Raises ValueError for an unknown module."""
     found = {}
     for name, x in weights.items():
         module, _, kind = name.rpartition(".")
@@ -430,7 +430,7 @@ def open_theirs(folder: Path) -> tuple[Family, Keys]:
 
 
 def check_fixed(fixed: Keys, theirs: Keys, where: str) -> None:
-    """Raise ValueError for a key with another value than the one it can have."""
+    """Raise ValueError for a key whose value is not the only one supported."""
     for key, value in fixed.items():
         other = theirs.get(key, value)
         if isinstance(value, dict) and isinstance(other, dict):
@@ -449,7 +449,7 @@ def overrides_of(folder: Path) -> list[str]:
 
 
 def our_keys(family: Family, theirs: Keys) -> Keys:
-    """A config of theirs in our keys. Raises ValueError for a value that ours cannot have."""
+    """Their config in our keys. Raises ValueError for a value that ours do not support."""
     own = {ours: theirs[key] for ours, key in family.keys.items()}
     recipe = {key: fit[0] for key, fit in family.fits.items()}
     name = own.pop("feedforward", None)
@@ -504,12 +504,12 @@ def our_rope(theirs: Keys) -> Keys:
 
 
 def check_rest(rest: Keys, found: Keys) -> None:
-    """Raise ValueError for further parameters of rotary positions, unless they change nothing."""
+    """Raise ValueError for unsupported RoPE parameters, unless they change nothing."""
     usual = {"partial_rotary_factor": 1.0, "truncate": True}
     usual["attention_factor"] = 0.1 * math.log(found.get("factor") or 1) + 1
     for key, value in rest.items():
         if value not in (None, usual.get(key)):
-            raise ValueError(f"{key}={value} of its rotary positions is nothing that ours have")
+            raise ValueError(f"{key}={value} is an unsupported RoPE parameter")
 
 
 def numeric(key: str, value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Equal budgets: a variant's feed-forward resized until it costs what a baseline costs."""
+"""Matched budgets: the feed-forward of a variant resized to the cost of a baseline."""
 
 import shlex
 
@@ -31,7 +31,7 @@ def compose_matched(overrides: list[str]) -> Config:
 
 
 def replaced(key: str, named: set[str]) -> bool:
-    """Whether a baseline that sets the keys `named` makes an override void: attn=gqa voids attn.*"""
+    """True if a baseline that sets the keys `named` replaces an override: attn=gqa replaces attn.*"""
     return key in named or group_of(key) in named
 
 
@@ -57,7 +57,7 @@ def baseline_of(overrides: list[str]) -> str:
 
 
 def with_baseline(cells: list[list[str]]) -> list[list[str]]:
-    """Cells of a sweep that ask to be matched and name no baseline: the first one is it."""
+    """The cells of a sweep, with the first as the baseline to match where none is named."""
     first = compose(cells[0])
     if first["match"] is None or first["baseline"] is not None:
         return cells

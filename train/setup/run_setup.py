@@ -1,4 +1,4 @@
-"""Everything that one training run needs, put together from its config and checked."""
+"""Setup of a training run: its config checked, its corpus, model and optimizer built."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ from train.setup.weights import take_over
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A config whose every part is checked, as far as that goes without reading the text."""
+    """A config that has been checked in every part, without reading the text."""
 
     config: Config
     settings: Settings
@@ -119,7 +119,7 @@ def check_kernel(model: Transformer, asked: str, device: Device) -> None:
 
 
 def least_bytes(model: Transformer, settings: Settings) -> int:
-    """Bytes that training cannot do without, whatever the attention: more will be needed.
+    """A lower bound on the bytes that training needs, whatever the attention.
 
     Float32 parameters, their gradients and one state of the optimizer, the residual stream into each
     block in two bytes, and the tokens of a batch.
@@ -224,7 +224,7 @@ def start_from(
     folder = Path(origin)
     if open_tokenizer(folder).to_str() != corpus.tokenizer.to_str():
         raise ValueError(
-            f"init_from={origin}: its tokenizer is another; data.tokenizer={origin}/tokenizer.json takes it over"
+            f"init_from={origin}: tokenizer mismatch; set data.tokenizer={origin}/tokenizer.json to reuse it"
         )
     if is_hf_folder(folder):
         start_from_theirs(folder, how, now, model)
