@@ -6,7 +6,7 @@ from time import perf_counter
 from cli.entry import run_command
 from compare.check.doctor import check_all, compiler_fails, matrix, variant_of
 from compare.check.properties import PROPERTIES
-from model.transformer import PairRefused
+from model.attention.base import PairRefused
 from train.config.compose import choices_of, expand, group_of
 
 USAGE = """\

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.transformer import Transformer, derive_seed
+from model.init import derive_seed
+from model.transformer import Transformer
 
 
 @dataclass(frozen=True, kw_only=True)

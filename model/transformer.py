@@ -3,8 +3,6 @@
 Shapes: B batch, T tokens, D dim, V vocab_size.
 """
 
-import hashlib
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.attention.base import Attention
+from model.attention.base import Attention, check_hooks
 from model.cache import KVCache, LayerCache
 from model.ops.dropout import dropout
 from model.position.base import Position, Positions
@@ -47,7 +45,7 @@ class Transformer(nn.Module):
     """Decoder-only Transformer: next-token logits from tokens, its parts made by factories.
 
     `attention(shape, layer)`, `position(shape)`, `feedforward(shape)` and `norm(dim, bias)` build
-    the parts. Parameters stay uninitialised until `init_weights`.
+    the parts. `model.init.init_weights` draws the parameters.
     """
 
     #: Recompute each block in the backward pass of training, instead of keeping its activations.
@@ -112,52 +110,10 @@ class Transformer(nn.Module):
         """An empty KV cache for up to `capacity` tokens."""
         return KVCache([layer.new_cache(capacity) for layer in self.attention_layers])
 
-    def init_weights(self, seed: int, *, scaled: str = "out.weight") -> None:
-        """Draw every parameter from a CPU generator seeded by (seed, its name).
-
-        Variants that share a tensor, by name and shape, therefore start from the same values.
-        Matrices N(0, 0.02); those whose name ends in `scaled`, the last of a residual branch,
-        N(0, 0.02 / sqrt(2 n_layers)) (GPT-2); biases 0, norms 1. A module with an `init_std` has its
-        matrices N(0, init_std).
-        """
-        own = {
-            f"{module}.{name}": std
-            for module, part in self.named_modules()
-            if (std := getattr(part, "init_std", None)) is not None
-            for name, _ in part.named_parameters(recurse=False)
-        }
-        for name, parameter in self.named_parameters():
-            if parameter.dim() < 2:
-                nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
-                continue
-            std = 0.02 / math.sqrt(2 * self.shape.n_layers) if name.endswith(scaled) else 0.02
-            std = own.get(name, std)
-            generator = torch.Generator().manual_seed(derive_seed(seed, name))
-            with torch.no_grad():
-                parameter.copy_(torch.empty(parameter.shape).normal_(0, std, generator=generator))
-
     @property
     def attention_layers(self) -> list[Attention]:
         """The attention of each layer."""
         return [block.attention for block in self.blocks.children() if isinstance(block, Block)]
-
-
-class PairRefused(ValueError):
-    """An attention has no use for a position scheme."""
-
-
-def check_hooks(position: Position, layers: list[Attention]) -> None:
-    """Raise PairRefused for a scheme with a hook that none of its layers has a use for."""
-    for scheme in dict.fromkeys(position.of_layer(i) for i in range(len(layers))):
-        its = [a for i, a in enumerate(layers) if position.of_layer(i) is scheme]
-        heeded = frozenset[str]().union(*(attention.heeds for attention in its))
-        if unused := sorted(scheme.hooks - heeded):
-            kinds = " and ".join(dict.fromkeys(type(attention).__name__ for attention in its))
-            raise PairRefused(
-                f"{type(scheme).__name__} acts through `{unused[0]}`, which {kinds} has no use for; "
-                f"schemes that act through {' or '.join(sorted(heeded)) or 'nothing'} alone work, "
-                "and pos=none"
-            )
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -165,12 +121,3 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     kind = x.device.type
     within = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if within else x.dtype
-
-
-def derive_seed(*parts: object) -> int:
-    """A seed of 63 bits from all parts, as (seed, name) or (seed, step), the same on every machine.
-
-    torch's CPU generator uses its last 32 bits.
-    """
-    digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("model", "data", "train", "compare", "cli", "bench")
 #: The rooms of a package, from the ground up: none imports one above it.
 FLOORS = {
-    "model": "shape ops norm cache position attention feedforward transformer cost loss likelihood generate",
+    "model": "shape ops norm cache position attention feedforward transformer init cost loss likelihood generate",
     "data": "atomic tokenizer source corpus batches",
     "train": "config record measure optim setup step trainer summary run sweep",
     "compare": "cost report check evaluate",

@@ -8,8 +8,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from model.init import derive_seed
 from model.loss import next_token_loss
-from model.transformer import Transformer, derive_seed
+from model.transformer import Transformer
 from train.measure.device import Device
 from train.optim.optimizer import Optimizer
 from train.setup.run_setup import Job

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from compare.cost.counts import weights_outside_attention
+from model.attention.base import PairRefused
 from model.cost import flops_per_token
 from model.position.base import Position
-from model.transformer import PairRefused, Transformer
+from model.transformer import Transformer
 from train.config.compose import choices_of, compose
 from train.config.schema import Config
 from train.measure.device import Device

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from model.attention.attend import attend, choose_kernel
 from model.cache import FullCache, LayerCache
 from model.ops.attention import Bias
-from model.position.base import HOOKS, Positions
+from model.position.base import HOOKS, Position, Positions
 from model.shape import Shape
 
 
@@ -83,3 +83,21 @@ class Attention(nn.Module):
         return choose_kernel(
             device, dtype, length, biased=biased, p=self.dropout, asked=self.asked_kernel
         )
+
+
+class PairRefused(ValueError):
+    """An attention has no use for a position scheme."""
+
+
+def check_hooks(position: Position, layers: list[Attention]) -> None:
+    """Raise PairRefused for a scheme with a hook that none of its layers has a use for."""
+    for scheme in dict.fromkeys(position.of_layer(i) for i in range(len(layers))):
+        its = [a for i, a in enumerate(layers) if position.of_layer(i) is scheme]
+        heeded = frozenset[str]().union(*(attention.heeds for attention in its))
+        if unused := sorted(scheme.hooks - heeded):
+            kinds = " and ".join(dict.fromkeys(type(attention).__name__ for attention in its))
+            raise PairRefused(
+                f"{type(scheme).__name__} acts through `{unused[0]}`, which {kinds} has no use for; "
+                f"schemes that act through {' or '.join(sorted(heeded)) or 'nothing'} alone work, "
+                "and pos=none"
+            )

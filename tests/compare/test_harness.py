@@ -20,6 +20,7 @@ from cli.evaluate import evaluate
 from compare.evaluate.load import LoadedRun, RunSelector
 from data.tokenizer import END_OF_TEXT, decode, encode, raw_bytes
 from model.generate import Sampler, generate
+from model.init import init_weights
 from model.likelihood import nll
 from train.config.compose import compose
 from train.run import run_training
@@ -78,7 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
 def run(folder: Path) -> LoadedRun:
     """The run, with weights that tell tokens apart."""
     run = opened(folder)
-    run.model.init_weights(seed=1)
+    init_weights(run.model, seed=1)
     for parameter in run.model.parameters():
         parameter.data *= 5 if parameter.dim() > 1 else 1
     return run

@@ -14,6 +14,7 @@ from data.corpus import Source, prepare
 from model.attention.base import Attention
 from model.cost import count_parameters
 from model.feedforward import FEEDFORWARDS
+from model.init import init_weights
 from model.norm import NORMS
 from model.position.base import Position
 from model.position.pattern import Pattern
@@ -123,7 +124,7 @@ class Uninitialised(TorchFunctionMode):
 def init_model(model: Transformer, config: Config, seed: int) -> None:
     """Initialise the parameters of a model by its config."""
     _, names = arguments("model", config["model"] | {"vocab_size": 1}, Shape, parts)
-    model.init_weights(seed, scaled=parts(**names)[2])
+    init_weights(model, seed, scaled=parts(**names)[2])
 
 
 def parts(

@@ -1,0 +1,37 @@
+"""Initialisation by (seed, parameter name), so that variants share the tensors they have in common."""
+
+import hashlib
+import math
+
+import torch
+from torch import nn
+
+from model.transformer import Transformer
+
+
+def init_weights(model: Transformer, seed: int, *, scaled: str = "out.weight") -> None:
+    """Draw every parameter from a CPU generator seeded by (seed, its name).
+
+    Variants that share a tensor, by name and shape, therefore start from the same values.
+    Matrices N(0, 0.02); those whose name ends in `scaled`, the last of a residual branch,
+    N(0, 0.02 / sqrt(2 n_layers)) (GPT-2); biases 0, norms 1. A module with an `init_std` has its
+    matrices N(0, init_std).
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2:
+            nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
+            continue
+        std = 0.02 / math.sqrt(2 * model.shape.n_layers) if name.endswith(scaled) else 0.02
+        std = getattr(model.get_submodule(name.rpartition(".")[0]), "init_std", std)
+        generator = torch.Generator().manual_seed(derive_seed(seed, name))
+        with torch.no_grad():
+            parameter.copy_(torch.empty(parameter.shape).normal_(0, std, generator=generator))
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed of 63 bits from all parts, as (seed, name) or (seed, step), the same on every machine.
+
+    torch's CPU generator uses its last 32 bits.
+    """
+    digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
