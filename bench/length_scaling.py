@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import torch
 
 from cli.entry import run_command
@@ -132,8 +133,6 @@ def table(curves: dict[str, list[Result]]) -> list[list[str]]:
 
 def draw(curves: dict[str, list[Result]]) -> Figure:
     """Time and memory against length, on logarithmic axes."""
-    import matplotlib
-
     with matplotlib.rc_context(SETTINGS):
         figure, (time, memory) = canvas(2, 3.4)
         for (name, results), colour, marker in zip(curves.items(), COLOURS, MARKERS, strict=False):

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import quantiles
 
+import matplotlib
+
 from bench.step_time import successive
 from cli.entry import run_command
 from compare.cost.step_estimate import random_token_step
@@ -130,8 +132,6 @@ def table(runs: list[RunCurve], losses: list[float]) -> list[list[str]]:
 
 def draw(runs: list[RunCurve], losses: list[float]) -> Figure:
     """Validation loss against steps and against time, with the losses as dashed lines."""
-    import matplotlib
-
     names = list(dict.fromkeys(run.name for run in runs))
     lowest = min(run.best[2] for run in runs)
     with matplotlib.rc_context(SETTINGS):

@@ -29,14 +29,24 @@ def drop(x: Tensor, p: float) -> tuple[Tensor, float]:
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p), 1.0
     dropped = min(max(round(p * 256), 1), 255)
-    words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64)
+    return apply_mask(x, random_mask(x.shape, dropped)), 256 / (256 - dropped)
+
+
+def random_mask(shape: torch.Size, dropped: int) -> Tensor:
+    """uint8 of this shape: 0 with probability dropped / 256, else 1."""
+    size = shape.numel()
+    words = torch.empty((size + 7) // 8, dtype=torch.int64)
     words.random_(-(2**63), None)  # the whole range: plain random_() never sets the sign bit
-    mask = words.view(torch.uint8)[: x.numel()].view(x.shape).ge_(dropped)
-    return apply_mask(x, mask), 256 / (256 - dropped)
+    return words.view(torch.uint8)[:size].view(shape).ge_(dropped)
+
+
+def apply_mask_reference(x: Tensor, mask: Tensor) -> Tensor:
+    """x where the mask is 1, else 0."""
+    return torch.where(mask.bool(), x, 0)
 
 
 class DropoutMask(torch.autograd.Function):
-    """x * mask (uint8, 0 or 1), saving the mask alone: autograd's product would save x as well."""
+    """`apply_mask_reference` as x * mask (uint8), saving the mask alone: autograd would save x too."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kills import ROOT, Tally
+from tiny import HANG
 
 from data.corpus import prepare
 from model.cost import count_parameters
@@ -21,7 +22,6 @@ from train.setup.run_setup import assemble, check
 from train.step import TrainStep
 
 SMALL = 3 * 10**9  # multiplications of a step that is taken
-PATIENCE = 150  # seconds until something hangs
 GROUPS = ("model", "attn", "pos", "data", "optim")
 SIZES = "1 2 3 4 6 8 12 24 100 0.1 0.5".split()
 NUMBERS = (
@@ -34,22 +34,22 @@ OTHERS = (
 
 
 class Hung(Exception):
-    """Something took longer than PATIENCE."""
+    """Something took longer than HANG."""
 
 
 @contextmanager
-def patience(seconds: int = PATIENCE) -> Iterator[None]:
+def patience(seconds: float = HANG) -> Iterator[None]:
     """Context that raises Hung after this many seconds."""
 
     def give_up(*_: object) -> None:
         raise Hung(f"still running after {seconds} seconds")
 
     before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
@@ -128,7 +128,7 @@ def commanded_configs(trials: int, seed: int, folder: Path) -> Tally:
         try:
             done = subprocess.run(
                 [sys.executable, "train.py", *overrides, *place],
-                cwd=ROOT, capture_output=True, text=True, check=False, timeout=4 * PATIENCE,
+                cwd=ROOT, capture_output=True, text=True, check=False, timeout=HANG,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             tally.faults.append(f"{overrides}: hangs")

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import patch
 
+from tiny import HANG
+
 from data.atomic import TEMPORARY, verify
 from train.config.compose import compose
 from train.config.schema import Config
@@ -39,7 +41,6 @@ RUN = (
 ).split()
 
 LETTERS = 800  # of text: an epoch is 11 steps, so that runs stop within one, and at its edges
-HANG = 600.0  # seconds after which a run is taken to hang, on the slowest of machines
 ROOT = Path(__file__).resolve().parents[2]
 
 Losses = list[tuple[int, str, float]]

@@ -8,17 +8,16 @@ import random
 import resource
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from damage import altered, cuts, flips
 from fuzz import configs, files
 from hostile import GADGETS, gadgets, opening, pickles, seal
 from kills import (
-    HANG,
     Scene,
     Tally,
     crashes,
@@ -32,7 +31,7 @@ from kills import (
     unlike,
     writes_of_a_save,
 )
-from tiny import Documents, corpus, eventually
+from tiny import HANG, Documents, corpus, eventually
 
 from cli.evaluate import evaluate
 from data.atomic import read_json, verify
@@ -91,29 +90,32 @@ def test_a_save_is_on_disk_before_it_is_seen(here: Scene) -> None:
     assert trace[gone[0]][0] == "rename"  # aside, before anything in it is deleted
 
 
-def test_a_second_interrupt_leaves_at_once(here: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = here.folder / "twice"
+def test_a_second_interrupt_leaves_at_once(
+    here: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The first one waits for the end of a step, here one that never ends."""
+    out, begun, noted = here.folder / "twice", tmp_path / "begun", tmp_path / "noted"
     real = Trainer.train_step
 
-    def slow(trainer: Trainer, warm: bool) -> None:
+    def endless(trainer: Trainer, warm: bool) -> None:
         if trainer.step == 7:
-            (out / "slow").touch()
-            for _ in range(2000):  # 20 seconds and more
-                time.sleep(0.01)
+            begun.touch()
+            eventually(lambda: trainer.received_signal)
+            noted.touch()
+            eventually(lambda: False)
         real(trainer, warm)
 
-    monkeypatch.setattr(Trainer, "train_step", slow)
+    monkeypatch.setattr(Trainer, "train_step", endless)
     process = forked(here, out)
-    assert ended(process, HANG, until=(out / "slow").exists) is None
-    os.kill(process, signal.SIGINT)
-    assert ended(process, 0.5) is None  # it waits for the end of its step
-    os.kill(process, signal.SIGINT)
+    for mark in (begun, noted):
+        assert ended(process, HANG, until=mark.exists) is None
+        assert mark.exists()
+        os.kill(process, signal.SIGINT)
     assert ended(process, HANG) == -signal.SIGINT
     found, problems = find(out)
     assert found is not None
     assert (found.step, problems) == (6, [])
     monkeypatch.undo()
-    (out / "slow").unlink()
     assert not unlike(here, out, ended(forked(here, out), HANG))
 
 
@@ -175,17 +177,23 @@ def build(cache: str) -> list[int]:
     )
 
 
+def build_and_die(cache: str) -> None:
+    """Killed with everything written and nothing in its place."""
+    with patch("data.atomic.sha256", lambda path: os.kill(os.getpid(), signal.SIGKILL)):
+        build(cache)
+
+
 def test_of_four_that_build_one_cache_one_may_die(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
-    builders = [context.Process(target=build, args=[str(tmp_path)]) for _ in range(4)]
+    targets = [build_and_die, build, build, build]
+    builders = [context.Process(target=target, args=[str(tmp_path)]) for target in targets]
     builders[0].start()
-    while builders[0].is_alive() and not list(tmp_path.glob(".tmp-*")):
-        time.sleep(0.0005)
-    os.kill(builders[0].pid or 0, signal.SIGKILL)
+    builders[0].join(HANG)
+    assert list(tmp_path.glob(".tmp-*"))
     for builder in builders[1:]:
         builder.start()
-    for builder in builders:
-        builder.join(60)
+    for builder in builders[1:]:
+        builder.join(HANG)
     assert [builder.exitcode for builder in builders] == [-signal.SIGKILL, 0, 0, 0]
     (made,) = tmp_path.glob("*/tokens.bin")
     verify(made.parent)

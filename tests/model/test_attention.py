@@ -1,10 +1,13 @@
 """Properties of single mechanisms and of the kernels behind them."""
 
+from typing import Any
+
 import pytest
 import torch
 from tiny import build, tokens
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend
 
 from model.attention import attend as attend_module
 from model.attention.attend import attend, choose_kernel
@@ -119,17 +122,26 @@ def test_the_kernel_does_not_depend_on_the_variant(
 
 @pytest.mark.parametrize("pos", ["none", "alibi", "t5"])
 @pytest.mark.parametrize("queries", [600, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_the_fused_kernel_is_the_one_that_is_named(pos: str, queries: int) -> None:
+def test_the_fused_kernel_is_the_one_that_is_named(
+    pos: str, queries: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Biases too, one for each head, are masks that it takes."""
-    q, k, k_pos = random(1, 4, queries, 8), random(1, 4, 600, 8), torch.arange(600)
-    bias = build("mha", pos).position.bias
+    q, k = random(1, 4, queries, 8).to(dtype), random(1, 4, 600, 8).to(dtype)
+    k_pos, bias = torch.arange(600), build("mha", pos).position.bias
     biased = bias(k_pos, k_pos) is not None
-    assert choose_kernel("cpu", q.dtype, 600, biased=biased, p=0.0, trained=False) == "flash"
-    with torch.profiler.profile() as recorded:
-        attend(q, k, k, k_pos[-queries:], k_pos, bias)
-    names = {event.key for event in recorded.key_averages()}
-    assert "aten::_scaled_dot_product_flash_attention_for_cpu" in names
+    assert choose_kernel("cpu", dtype, 600, biased=biased, p=0.0, trained=False) == "flash"
+    chosen = []
+
+    def choose_and_attend(*inputs: Tensor, **options: Any) -> Tensor:
+        chosen.append(torch._fused_sdp_choice(*inputs, **options))
+        return real(*inputs, **options)
+
+    real = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", choose_and_attend)
+    attend(q, k, k, k_pos[-queries:], k_pos, bias)
+    assert chosen == [SDPBackend.FLASH_ATTENTION.value]
 
 
 def test_a_model_without_grouping_matches_torch() -> None:

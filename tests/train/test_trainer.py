@@ -51,7 +51,7 @@ RECIPES = {
     "plain": [],
     "dropout": ["model.dropout=0.2"],
     "accumulation": ["accumulate=2", "model.dropout=0.1"],
-    "bfloat16": ["dtype=bfloat16", "model.dropout=0.1"],
+    "bfloat16": ["dtype=bfloat16", "accumulate=2", "model.dropout=0.1"],
     "muon": ["optim=muon"],
     "epochs": ["data.sampling=epochs"],
 }

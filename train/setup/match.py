@@ -2,7 +2,6 @@
 
 import shlex
 
-from model.cost import count_parameters, flops_per_token
 from train.config.compose import compose, group_of, parse, quoted
 from train.config.schema import Config, choose
 
@@ -69,6 +68,7 @@ def budget(config: Config, match: str, ff_dim: int | None = None) -> float:
     """Parameters, or training FLOPs a token, of a config's model with a feed-forward of this width."""
     import torch
 
+    from model.cost import count_parameters, flops_per_token
     from train.setup.build import build_model
 
     node = config["model"] if ff_dim is None else config["model"] | {"ff_dim": ff_dim}

@@ -10,7 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, RunMode
+from omegaconf.errors import OmegaConfBaseException
 
 from train.config.compose import quoted
 from train.record.terminal import say
@@ -24,14 +31,6 @@ def elsewhere(overrides: list[str], folder: Path) -> Place:
 
     Raises ValueError if it is not installed or does not take such keys.
     """
-    from hydra import initialize_config_dir
-    from hydra._internal.callbacks import Callbacks
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.plugins import Plugins
-    from hydra.errors import HydraException
-    from hydra.types import HydraContext, RunMode
-    from omegaconf.errors import OmegaConfBaseException
-
     quiet = ["hydra/hydra_logging=none", "hydra/job_logging=none", "hydra.output_subdir=null"]
     places = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=${hydra.job.num}"]
     try:
