@@ -1,0 +1,82 @@
+"""Theorems and numbers by hand of the attention scores, of Gaussian positions and of merged projections."""
+
+import pytest
+import torch
+from tiny import build, tokens
+from torch import Tensor
+
+from model.attention.base import Attention
+from model.attention.grouped import MHA
+from model.attention.scores.multiplicative import Multiplicative
+from model.position.base import Position, Positions
+from model.shape import Shape
+
+SHAPE = Shape(dim=32, n_heads=4, n_layers=1, max_len=16, vocab_size=5)
+ONE = Shape(dim=1, n_heads=1, n_layers=1, max_len=4, vocab_size=5, bias=False)  # one channel
+
+
+def plain(length: int, shape: Shape = SHAPE) -> Positions:
+    """Positions that neither rotate nor add."""
+    return Position(shape).at(torch.arange(length))
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def by_hand(attention: Attention, **weights: float) -> Tensor:
+    """What the last of two tokens, 0 and 1, looks at in one channel, with all of a weight this number."""
+    with torch.no_grad():
+        for name, value in weights.items():
+            attention.get_parameter(name.replace("__", ".")).fill_(value)
+        return attention.weights(torch.tensor([[[0.0], [1.0]]]), plain(2, ONE))[0, 0, 1]
+
+
+@pytest.mark.parametrize(("attn", "pos"), [("mha", "rope"), ("gqa", "rope"), ("mha", "alibi")])
+@torch.no_grad()
+def test_multiplicative_scores_fold_into_the_query_projection(attn: str, pos: str) -> None:
+    """With every head's W times its query projection, multi-head attention computes the same."""
+    plain_model = build(attn, pos, "model.bias=true")
+    kv_heads = plain_model.attention_layers[0].n_kv_heads
+    model = build("multiplicative", pos, "model.bias=true", f"attn.n_kv_heads={kv_heads}")
+    for number, parameter in enumerate(model.parameters()):
+        parameter.copy_(0.1 * random(*parameter.shape, seed=number))
+    weights = model.state_dict()
+    for layer in range(3):
+        name = f"blocks.{layer}.attention"
+        W = torch.eye(8) + weights.pop(f"{name}.score.weight").unflatten(0, (4, 8))  # (H, Dh, Dh)
+        for part in ("weight", "bias"):
+            q = weights[f"{name}.q.{part}"]
+            weights[f"{name}.q.{part}"] = (W @ q.reshape(4, 8, -1)).reshape(q.shape)
+    x = tokens(2, 16)
+    before = plain_model(x)
+    plain_model.load_state_dict(weights)
+    torch.testing.assert_close(model(x), plain_model(x), rtol=0, atol=1e-5)
+    assert (plain_model(x) - before).abs().max() > 0.1
+
+
+def test_multiplicative_scores_by_hand() -> None:
+    """Keys 0 and 1, query 0.5: W = 2 doubles the score of the dot product."""
+    multiplicative = Multiplicative(ONE, 0, n_kv_heads=None)
+    weights = by_hand(multiplicative, q__weight=0.5, k__weight=1.0, score__weight=1.0)  # W - I
+    torch.testing.assert_close(weights[1].item(), 0.731059, rtol=0, atol=1e-6)
+    weights = by_hand(MHA(ONE, 0, qk_norm=False), q__weight=0.5, k__weight=1.0)
+    torch.testing.assert_close(weights[1].item(), 0.622459, rtol=0, atol=1e-6)
+
+
+def test_only_with_tied_projections_does_a_matrix_between_query_and_key_add_anything() -> None:
+    """Tied projections alone give symmetric scores; a matrix between them gives others too."""
+    multiplicative = Multiplicative(SHAPE, 0, n_kv_heads=None)
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            shared = random(*multiplicative.q.get_parameter(name).shape)
+            multiplicative.q.get_parameter(name).copy_(shared)
+            multiplicative.k.get_parameter(name).copy_(shared)
+        x = random(1, 6, 32, seed=1)
+        asymmetry = []
+        for matrix in (torch.zeros(32, 8), random(32, 8, seed=2)):
+            multiplicative.score.weight.copy_(matrix)
+            q, k, _ = multiplicative.project(x, plain(6))
+            scores = q @ k.mT
+            asymmetry.append((scores - scores.mT).abs().max().item())
+    assert asymmetry[0] < 1e-3 < 1 < asymmetry[1]
