@@ -7,6 +7,7 @@ from torch import Tensor
 
 from model.attention.base import Attention
 from model.attention.grouped import MHA
+from model.attention.scores.concatenated import Concatenated
 from model.attention.scores.multiplicative import Multiplicative
 from model.position.base import Position, Positions
 from model.shape import Shape
@@ -79,4 +80,84 @@ def test_only_with_tied_projections_does_a_matrix_between_query_and_key_add_anyt
             q, k, _ = multiplicative.project(x, plain(6))
             scores = q @ k.mT
             asymmetry.append((scores - scores.mT).abs().max().item())
-    assert asymmetry[0] < 1e-3 < 1 < asymmetry[1]
+    assert asymmetry[0] < 1e-3
+    assert asymmetry[1] > 1
+
+
+def literal_concatenated(
+    attention: Concatenated, x: Tensor, query: Tensor, w_query: Tensor
+) -> Tensor:
+    """Attention with w . [k; q] written out, for a query projection (D, D) and its half of w (H, Dh)."""
+    q, k, v = (
+        (x @ weight.mT + bias).unflatten(-1, (4, 8)).transpose(1, 2)
+        for weight, bias in (
+            (query, torch.zeros(32)),
+            (attention.k.weight, attention.k.bias),
+            (attention.v.weight, attention.v.bias),
+        )
+    )
+    T = x.size(1)
+    keys, queries = (
+        k[:, :, None].expand(-1, -1, T, -1, -1),
+        q[:, :, :, None].expand(-1, -1, -1, T, -1),
+    )
+    both = torch.cat((keys, queries), dim=-1)  # (B, H, T, T, 2 Dh)
+    w = torch.cat((attention.score.weight, w_query), dim=-1)  # (H, 2 Dh)
+    scores = (both * w[:, None, None]).sum(-1)  # (B, H, T, T)
+    ahead = torch.ones(T, T, dtype=torch.bool).triu(1)
+    y = scores.masked_fill(ahead, -torch.inf).softmax(-1) @ v
+    return attention.out(y.transpose(1, 2).flatten(2))
+
+
+def test_concatenated_scores_do_not_depend_on_the_query() -> None:
+    """The written-out formula gives the same output, and its query's half gets no gradient."""
+    attention, x = Concatenated(SHAPE, 0, n_kv_heads=None), random(2, 9, 32)
+    query, w_query = random(32, 32, seed=1).requires_grad_(), random(4, 8, seed=2).requires_grad_()
+    literal = literal_concatenated(attention, x, query, w_query)
+    torch.testing.assert_close(literal, attention(x, plain(9)), rtol=0, atol=1e-5)
+    literal.square().sum().backward()
+    assert w_query.grad.abs().max() < 1e-4  # type: ignore[union-attr]
+    assert query.grad.abs().max() < 1e-4  # type: ignore[union-attr]
+    assert attention.score.weight.grad.abs().max() > 0.1  # type: ignore[union-attr]
+
+
+@torch.no_grad()
+def test_concatenated_weights_are_the_same_for_every_query_that_sees_the_same_keys() -> None:
+    """Up to the keys in sight: the weights of a later query, renormalised over fewer keys."""
+    attention = Concatenated(SHAPE, 0, n_kv_heads=2)
+    weights = attention.weights(3 * random(2, 9, 32), plain(9))
+    last = weights[:, :, -1:]
+    for t in range(9):
+        seen = last[..., : t + 1]
+        torch.testing.assert_close(
+            weights[:, :, t, : t + 1], (seen / seen.sum(-1, keepdim=True))[:, :, 0]
+        )
+    assert weights[:, :, -1].std() > 0.01  # and they are not uniform
+
+
+@pytest.mark.parametrize("size", [0.5, -3.0])
+def test_concatenated_scores_by_hand(size: float) -> None:
+    """Keys 0 and 1 and w = (1, 1): the second weight is 0.731059, whatever the query is."""
+    attention = Concatenated(ONE, 0, n_kv_heads=None)
+    weights = by_hand(attention, k__weight=1.0, score__weight=1.0)
+    torch.testing.assert_close(weights[1].item(), 0.731059, rtol=0, atol=1e-6)
+    literal = torch.tensor([0.0 + size, 1.0 + size]).softmax(-1)
+    torch.testing.assert_close(weights, literal)
+
+
+def test_concatenated_scores_cache_one_number_a_head_and_no_keys() -> None:
+    attention = Concatenated(SHAPE, 0, n_kv_heads=2)
+    cache = attention.new_cache(16)
+    attention(random(3, 5, 32), plain(5), cache)
+    assert [buffer.shape for buffer in cache.buffers] == [(3, 4, 16, 1), (3, 2, 16, 8)]
+    assert attention.cache_elements(5) == 5 * (2 * 8 + 4)
+
+
+def size_of(attention: Attention) -> int:
+    return sum(p.numel() for p in attention.parameters())
+
+
+def test_scores_cost_the_parameters_that_the_table_says() -> None:
+    mha, query = size_of(MHA(SHAPE, 0, qk_norm=False)), 32 * 32 + 32
+    assert size_of(Multiplicative(SHAPE, 0, n_kv_heads=None)) == mha + 4 * 8 * 8
+    assert size_of(Concatenated(SHAPE, 0, n_kv_heads=None)) == mha - query + 4 * 8
