@@ -4,12 +4,17 @@ import pytest
 import torch
 from tiny import build, tokens
 from torch import Tensor
+from torch.nn import functional as F
 
 from model.attention.base import Attention
 from model.attention.grouped import MHA
+from model.attention.scores.blind import Blind
 from model.attention.scores.concatenated import Concatenated
 from model.attention.scores.multiplicative import Multiplicative
+from model.ops.attention import masked_softmax
+from model.position.alibi import ALiBi, slopes
 from model.position.base import Position, Positions
+from model.position.gaussian import Gaussian
 from model.shape import Shape
 
 SHAPE = Shape(dim=32, n_heads=4, n_layers=1, max_len=16, vocab_size=5)
@@ -161,3 +166,133 @@ def test_scores_cost_the_parameters_that_the_table_says() -> None:
     mha, query = size_of(MHA(SHAPE, 0, qk_norm=False)), 32 * 32 + 32
     assert size_of(Multiplicative(SHAPE, 0, n_kv_heads=None)) == mha + 4 * 8 * 8
     assert size_of(Concatenated(SHAPE, 0, n_kv_heads=None)) == mha - query + 4 * 8
+
+
+def gaussian(shape: Shape = SHAPE, *, a: list[float], c: list[float]) -> Gaussian:
+    """Gaussian positions with this sharpness and these centres in each head."""
+    scheme = Gaussian(shape, centres=c, learned=True)
+    with torch.no_grad():
+        scheme.width_bias.copy_((torch.tensor(a) / scheme.sharpness).log())
+    return scheme
+
+
+@pytest.mark.parametrize(
+    ("a", "expected"),
+    [
+        (1.0, [0.209729, 0.570101, 0.209729, 0.010442]),
+        (5.0, [0.006648, 0.986703, 0.006648, 0.0]),
+        (20.0, [0.0, 1.0, 0.0, 0.0]),  # the token before
+    ],
+)
+def test_gaussian_weights_by_hand(a: float, expected: list[float]) -> None:
+    """Around one token back, without content: weights of query 3 on keys 3, 2, 1 and 0."""
+    pos = torch.arange(4)
+    bias = gaussian(a=[a] * 4, c=[1.0] * 4).bias(pos, pos)
+    weights = masked_softmax(torch.zeros(1, 4, 4, 4), pos, pos, bias)
+    for head in weights[0, :, 3].flip(-1):
+        torch.testing.assert_close(head, torch.tensor(expected), rtol=0, atol=1e-6)
+
+
+def test_a_gaussian_bias_is_the_product_of_a_relative_key_and_a_query_of_the_head() -> None:
+    """v . r with r = (d^2, d), d = j - i, and v = -a (1, 2 c): the bias, and a c^2 that softmax drops."""
+    a, c, pos = (
+        torch.tensor([1.0, 0.3, 0.02, 2.0]),
+        torch.tensor([0.0, 2.0, 5.0, 1.5]),
+        torch.arange(9),
+    )
+    d = (pos - pos[:, None]).float()
+    r = torch.stack((d**2, d), dim=-1)  # (T, S, 2)
+    v = -a[:, None] * torch.stack((torch.ones(4), 2 * c), dim=-1)  # (H, 2)
+    product = torch.einsum("tsr,hr->hts", r, v)
+    bias = gaussian(a=a.tolist(), c=c.tolist()).bias(pos, pos)
+    torch.testing.assert_close(product, bias + (a * c**2)[:, None, None], rtol=1e-4, atol=1e-4)
+
+
+def test_gaussian_positions_start_from_a_sharp_head_on_the_token_to_a_wide_one() -> None:
+    model = build("mha", "gaussian")
+    scheme = model.position
+    assert {name for name, _ in scheme.named_parameters()} == {"centre_bias", "width_bias"}
+    start = scheme.bias(torch.arange(16), torch.arange(16))
+    expected = Gaussian(SHAPE, centres=None, learned=False)
+    assert torch.equal(start, expected.bias(torch.arange(16), torch.arange(16)))
+    assert not [*expected.parameters()]
+    assert expected.centres.tolist() == [0, 1, 2, 3]
+    torch.testing.assert_close(expected.sharpness[[0, 3]], torch.tensor([1.0, 1 / 800]))
+    ratio = expected.sharpness[1:] / expected.sharpness[:-1]
+    torch.testing.assert_close(ratio, ratio[:1].expand(3))
+    given = build("mha", "gaussian", "pos.centres=[3,2.5,1,0]", "pos.learned=false").position
+    assert given.centres.tolist() == [3, 2.5, 1, 0]
+
+
+@pytest.mark.parametrize("centres", [[1.0], [0.0, 1.0, 2.0, -1.0], []])
+def test_centres_that_do_not_fit_the_heads_are_refused(centres: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"centres=.*n_heads=4 numbers, none below 0"):
+        Gaussian(SHAPE, centres=centres, learned=True)
+
+
+def test_blind_attention_with_sharp_centres_is_a_causal_convolution() -> None:
+    """Tap h of the kernel is W_v W_out of head h; the text goes on to the left as its first token."""
+    blind, T = Blind(SHAPE, 0, n_kv_heads=None), 12
+    scheme = gaussian(a=[50.0] * 4, c=[0.0, 1.0, 2.0, 3.0])
+    x = random(2, T, 32)
+    taps = torch.einsum(
+        "ohd,hdi->oih", blind.out.weight.unflatten(1, (4, 8)), blind.v.weight.unflatten(0, (4, 8))
+    )  # (D out, D in, H)
+    padded = torch.cat((x[:, :1].expand(-1, 3, -1), x), dim=1)
+    expected = F.conv1d(padded.mT, taps.flip(-1)).mT + blind.out(blind.v.bias)
+    actual = blind(x, scheme.at(torch.arange(T)))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
+
+
+def test_blind_attention_is_the_mean_of_the_past_or_an_exponential_memory() -> None:
+    blind, x = Blind(SHAPE, 0, n_kv_heads=None), random(2, 9, 32)
+    mean = blind.v(x).cumsum(1) / torch.arange(1, 10)[:, None]
+    torch.testing.assert_close(blind(x, plain(9)), blind.out(mean))
+    weights = blind.weights(x, ALiBi(SHAPE).at(torch.arange(9)))[0, :, 8]
+    decay = torch.tensor(slopes(4)).neg().exp()
+    torch.testing.assert_close(weights[:, :-1] / weights[:, 1:], decay[:, None].expand(-1, 8))
+
+
+def test_blind_attention_weighs_every_text_alike_and_shares_values_as_grouped_attention() -> None:
+    blind, x = Blind(SHAPE, 0, n_kv_heads=2), random(3, 9, 32)
+    positions = gaussian(a=[0.1, 1.0, 0.3, 0.01], c=[0.0, 1.0, 2.0, 3.0]).at(torch.arange(9))
+    weights = blind.weights(x, positions)
+    assert weights.shape == (3, 4, 9, 9)
+    assert torch.equal(weights[0], weights[2])
+    v = blind.v(x).unflatten(-1, (2, 8)).transpose(1, 2).repeat_interleave(2, dim=1)
+    expected = blind.out((weights @ v).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(blind(x, positions), expected)
+    blind.dropout = 0.5
+    torch.manual_seed(0)
+    v = v[:, ::2]
+    drawn = torch.stack([blind.weigh(weights[0], v) for _ in range(1000)])
+    torch.testing.assert_close(drawn.mean(0), blind.eval().weigh(weights[0], v), rtol=0, atol=0.3)
+    one, other = blind.train().weigh(weights[0], v[:1].expand(2, -1, -1, -1))
+    assert not torch.equal(one, other)  # each text drops its own
+
+
+def test_blind_attention_refuses_positions_that_rotate() -> None:
+    with pytest.raises(ValueError, match="RoPE acts through `rotate`, which Blind has no use for"):
+        build("blind", "rope")
+
+
+def multiply_adds(attention: Attention, length: int) -> float:
+    """Of one head of a layer over a text: its projections into the head, its scores and values."""
+    into_head = sum(
+        part.weight.numel()
+        for name, part in attention.named_children()
+        if name != "out" and isinstance(part, torch.nn.Linear)
+    )
+    scores = attention.score_flops(length, causal=False) / 2
+    return length * (into_head + scores) / attention.n_heads
+
+
+def test_attention_without_content_costs_what_the_derivation_says() -> None:
+    """N = 1024 tokens of 768 numbers, heads of 64: 2 N Di Dk + N Di Dv + N^2 (Dk + Dv), and N Di Dv + N^2 Dv."""
+    wide = Shape(dim=768, n_heads=12, n_layers=1, max_len=1024, vocab_size=5)
+    mha = MHA(wide, 0, qk_norm=False)
+    assert multiply_adds(mha, 1024) == 285_212_672
+    assert multiply_adds(Blind(wide, 0, n_kv_heads=None), 1024) == 117_440_512
+    # 2 H Di Dk + 2 H Dk + H Dv Di + H Dv + Dout H Dv + Dout
+    assert size_of(mha) == 2_362_368 == 4 * (768**2 + 768)
+    assert size_of(Blind(wide, 0, n_kv_heads=None)) == 2 * (768**2 + 768)
