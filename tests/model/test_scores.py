@@ -10,8 +10,10 @@ from model.attention.base import Attention
 from model.attention.grouped import MHA
 from model.attention.scores.blind import Blind
 from model.attention.scores.concatenated import Concatenated
+from model.attention.scores.merged import Merged
 from model.attention.scores.multiplicative import Multiplicative
-from model.ops.attention import masked_softmax
+from model.attention.scores.rank import Rank
+from model.ops.attention import attention_weights, masked_softmax
 from model.position.alibi import ALiBi, slopes
 from model.position.base import Position, Positions
 from model.position.gaussian import Gaussian
@@ -19,6 +21,11 @@ from model.shape import Shape
 
 SHAPE = Shape(dim=32, n_heads=4, n_layers=1, max_len=16, vocab_size=5)
 ONE = Shape(dim=1, n_heads=1, n_layers=1, max_len=4, vocab_size=5, bias=False)  # one channel
+
+
+@pytest.fixture(autouse=True)
+def _same_parameters() -> None:
+    torch.manual_seed(0)
 
 
 def plain(length: int, shape: Shape = SHAPE) -> Positions:
@@ -296,3 +303,154 @@ def test_attention_without_content_costs_what_the_derivation_says() -> None:
     # 2 H Di Dk + 2 H Dk + H Dv Di + H Dv + Dout H Dv + Dout
     assert size_of(mha) == 2_362_368 == 4 * (768**2 + 768)
     assert size_of(Blind(wide, 0, n_kv_heads=None)) == 2 * (768**2 + 768)
+
+
+def rank_of(rank: int | None, scale: float | None = None, n_kv_heads: int | None = None) -> Rank:
+    return Rank(SHAPE, 0, rank=rank, scale=scale, n_kv_heads=n_kv_heads)
+
+
+@pytest.mark.parametrize("pos", ["rope", "alibi", "learned"])
+def test_queries_and_keys_of_full_width_are_multi_head_attention(pos: str) -> None:
+    mha, rank, x = build("mha", pos), build("rank", pos), tokens(2, 16)
+    pairs = zip(mha.named_parameters(), rank.named_parameters(), strict=True)
+    assert all(n == m and torch.equal(p, q) for (n, p), (m, q) in pairs)
+    assert torch.equal(mha(x), rank(x))
+    narrow = build("rank", pos, "attn.rank=4")
+    assert not torch.allclose(mha(x), narrow(x), atol=1e-4)
+
+
+def test_a_cache_of_narrow_keys_is_smaller() -> None:
+    attention = rank_of(2, n_kv_heads=2)
+    cache = attention.new_cache(16)
+    attention(random(3, 5, 32), plain(5), cache)
+    assert [buffer.shape for buffer in cache.buffers] == [(3, 2, 16, 2), (3, 2, 16, 8)]
+    assert attention.cache_elements(5) == 5 * 2 * (2 + 8)
+
+
+@torch.no_grad()
+def test_a_head_scores_by_a_matrix_of_its_rank_and_merged_projections_by_any() -> None:
+    x = torch.eye(32)[None]  # the scores of all pairs of channels: the matrix between them
+    for attention, expected in (
+        (rank_of(3), 3),
+        (MHA(SHAPE, 0, qk_norm=False), 8),
+        (Multiplicative(SHAPE, 0, n_kv_heads=None), 8),
+        (Merged(SHAPE, 0), 32),
+    ):
+        attention.q.bias.zero_()  # type: ignore[union-attr]
+        if not isinstance(attention, Merged):
+            attention.k.bias.zero_()  # type: ignore[union-attr]
+        q, k, _ = attention.project(x, plain(32))
+        assert torch.linalg.matrix_rank((q @ k.mT).double(), rtol=1e-5).tolist() == [[expected] * 4]
+
+
+@pytest.mark.parametrize("pos", ["none", "alibi"])
+@torch.no_grad()
+def test_merged_projections_compute_what_multi_head_attention_does(pos: str) -> None:
+    """W_h = W_K^T W_Q and Z_h = W_O W_V of each head; the key's bias falls out of the softmax."""
+    mha, merged = MHA(SHAPE, 0, qk_norm=False), Merged(SHAPE, 0)
+    for number, parameter in enumerate(mha.parameters()):
+        parameter.copy_(0.3 * random(*parameter.shape, seed=number))
+    key, value = (part.weight.unflatten(0, (4, 8)) for part in (mha.k, mha.v))  # (H, Dh, D)
+    merged.q.weight.copy_((key.mT @ mha.q.weight.unflatten(0, (4, 8))).flatten(0, 1))
+    merged.q.bias.copy_((key.mT @ mha.q.bias.view(4, 8, 1)).flatten())
+    Z = torch.einsum("ohd,hdi->ohi", mha.out.weight.unflatten(1, (4, 8)), value)
+    merged.out.weight.copy_(Z.flatten(1))
+    merged.out.bias.copy_(mha.out(mha.v.bias))
+    x, positions = random(2, 12, 32), build("mha", pos).position.at(torch.arange(12))
+    expected = mha(x, positions)
+    torch.testing.assert_close(merged(x, positions), expected, rtol=1e-5, atol=1e-5)
+    weights = mha.weights(x, positions)
+    assert weights[:, :, -1].amax() > 0.5  # far from uniform
+    torch.testing.assert_close(merged.weights(x, positions), weights, rtol=0, atol=1e-5)
+
+
+def test_merged_projections_have_the_parameters_of_the_slide() -> None:
+    """512 channels, 8 heads of 64: four times as many for either pair of matrices."""
+    wide = Shape(dim=512, n_heads=8, n_layers=1, max_len=16, vocab_size=5)
+    mha, merged = MHA(wide, 0, qk_norm=False), Merged(wide, 0)
+    assert mha.q.weight.numel() + mha.k.weight.numel() == 524_288
+    assert mha.v.weight.numel() + mha.out.weight.numel() == 524_288
+    assert merged.q.weight.numel() == 2_097_152
+    assert merged.out.weight.numel() == 2_097_152
+    assert merged.cache_elements(1) == mha.cache_elements(1) / 2 == 512
+
+
+def test_merged_projections_start_with_the_spread_of_the_product_that_they_replace() -> None:
+    mha, merged = (
+        build(attn, "none", "model.dim=128", "model.n_layers=2").attention_layers[0]
+        for attn in ("mha", "merged")
+    )
+    W = mha.k.weight.unflatten(0, (4, 32)).mT @ mha.q.weight.unflatten(0, (4, 32))
+    Z = torch.einsum(
+        "ohd,hdi->ohi", mha.out.weight.unflatten(1, (4, 32)), mha.v.weight.unflatten(0, (4, 32))
+    )
+    for merged_weight, product in ((merged.q.weight, W), (merged.out.weight, Z)):
+        ratio = merged_weight.std() / product.std()
+        assert 0.95 < ratio.item() < 1.05
+
+
+@pytest.mark.parametrize(("scale", "variance"), [(None, 1), (1.0, 16)])
+@torch.no_grad()
+def test_the_scale_keeps_the_variance_of_a_score_at_one(scale: float | None, variance: int) -> None:
+    """Standard normal queries and keys of 16 channels; without the scale it is their width."""
+    attention = rank_of(16, scale)
+    attention.q = attention.k = attention.v = torch.nn.Identity()  # type: ignore[assignment]
+    q, _, _ = attention.project(random(1, 4000, 64), plain(4000))
+    _, k, _ = attention.project(random(1, 4000, 64, seed=1), plain(4000))
+    pos = torch.arange(2)
+    q, k = (x.reshape(-1, 1, 2, 16) for x in (q, k))
+    weights = attention_weights(q, k, pos, pos, None)[:, 0, 1].double()  # query 1 on keys 0 and 1
+    difference = (weights[:, 1] / weights[:, 0]).log()  # of two scores: twice the variance of one
+    assert abs(difference.var().item() / (2 * variance) - 1) < 0.08
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("attn.rank=0", "rank=0 must be at least 1, or null for head_dim=8"),
+        ("attn.scale=0", "scale=0.0 must be above 0, or null for 1 / sqrt"),
+        ("attn.scale=-2", "scale=-2.0 must be above 0"),
+        ("attn.n_kv_heads=3", "n_kv_heads=3 must divide n_heads=4"),
+    ],
+)
+def test_ranks_and_scales_out_of_range_are_refused(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build("rank", "none", override)
+
+
+def weights_of(q: Tensor, k: Tensor) -> Tensor:
+    """Attention weights (H, T, T) of queries and keys (H, T, Dh) that all see each other."""
+    now = torch.zeros(q.size(1))
+    return attention_weights(q[None], k[None], now, now, None)[0]
+
+
+def test_equal_projections_make_scores_symmetric_and_not_the_weights() -> None:
+    """One channel, x = (1, 2), queries and keys equal: softmax divides each row by a sum of its own."""
+    x = torch.tensor([[[1.0], [2.0]]])
+    expected = torch.tensor([[[0.268941, 0.731059], [0.119203, 0.880797]]])
+    torch.testing.assert_close(weights_of(x, x), expected, rtol=0, atol=1e-6)
+    orthonormal, _ = torch.linalg.qr(random(6, 6))
+    for same in (orthonormal[None], torch.zeros(1, 6, 6)):  # all rows of exp(scores) have one sum
+        weights = weights_of(same, same)
+        torch.testing.assert_close(weights, weights.mT)
+
+
+def test_one_head_of_two_channels_is_not_two_heads_of_one() -> None:
+    """x1 = (1, 0), x2 = (0, 1): head i reads channel i; one head reads both, with its scale or without."""
+    x = torch.eye(2)  # (T, D)
+    heads, wide = x.mT.unsqueeze(-1), x[None]
+    two = weights_of(heads, heads)
+    expected = torch.tensor(
+        [[[0.731059, 0.268941], [0.5, 0.5]], [[0.5, 0.5], [0.268941, 0.731059]]]
+    )
+    torch.testing.assert_close(two, expected, rtol=0, atol=1e-6)
+    values = x.mT.unsqueeze(-1)  # of each head: its channel
+    output = (two @ values).squeeze(-1).mT
+    torch.testing.assert_close(
+        output, torch.tensor([[0.731059, 0.5], [0.5, 0.731059]]), rtol=0, atol=1e-6
+    )
+    for scale, row in ((1.0, [0.669762, 0.330238]), (2**0.5, [0.731059, 0.268941])):
+        one = weights_of(scale * wide, wide)[0] @ x
+        expected = torch.tensor([row, row[::-1]])
+        torch.testing.assert_close(one, expected, rtol=0, atol=1e-6)
+        assert not torch.allclose(one, output, atol=0.1)
