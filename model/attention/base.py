@@ -68,6 +68,13 @@ class Attention(nn.Module):
         """
         raise NotImplementedError
 
+    def score_backward(self, trains_bias: bool) -> int:
+        """Products of the backward pass for each one that `score_flops` counts in the forward.
+
+        `trains_bias`: the bias that positions add to the scores has parameters.
+        """
+        return 2
+
     def decode_flops(self, length: int, *, cached: bool = True) -> float:
         """FLOPs of one token after `length` others, projections included.
 

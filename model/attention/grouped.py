@@ -23,15 +23,12 @@ class GQA(Attention):
     """
 
     n_kv_heads: int
+    key_dim: int  # channels of a query and of a key
 
     def __init__(self, shape: Shape, layer: int, *, n_kv_heads: int, qk_norm: bool) -> None:
         super().__init__(shape, layer)
-        if n_kv_heads < 1 or shape.n_heads % n_kv_heads:
-            raise ValueError(
-                f"n_kv_heads={n_kv_heads} must divide n_heads={shape.n_heads}; "
-                f"n_kv_heads that work: {divisors(shape.n_heads)}"
-            )
-        self.n_kv_heads = n_kv_heads
+        self.n_kv_heads = kv_heads(shape, n_kv_heads)
+        self.key_dim = shape.head_dim
         kv_dim = n_kv_heads * shape.head_dim
         self.q = nn.Linear(shape.dim, shape.dim, bias=shape.bias)
         self.k = nn.Linear(shape.dim, kv_dim, bias=shape.bias)
@@ -66,24 +63,36 @@ class GQA(Attention):
         return bias
 
     def heads(self, x: Tensor, n: int) -> Tensor:
-        """(B, T, n * Dh) -> (B, n, T, Dh)."""
-        return x.unflatten(-1, (n, self.head_dim)).transpose(1, 2)
+        """(B, T, n * Dh) -> (B, n, T, Dh), whatever the width Dh."""
+        return x.unflatten(-1, (n, -1)).transpose(1, 2)
 
     # Cost
 
     def cache_elements(self, length: int) -> int:
         """One key and one value per KV head and token."""
-        return 2 * self.n_kv_heads * self.head_dim * length
+        return self.n_kv_heads * (self.key_dim + self.head_dim) * length
 
     def score_flops(self, length: int, causal: bool) -> float:
         """q k^T and weights v: every query head against `length` keys."""
-        return 4 * self.n_heads * self.head_dim * length * (0.5 if causal else 1.0)
+        channels = self.key_dim + self.head_dim
+        return 2 * self.n_heads * channels * length * (0.5 if causal else 1.0)
 
     def decode_flops(self, length: int, *, cached: bool = True) -> float:
         """Four projections, and scores and values over the token itself and those before."""
         weights = sum(p.weight.numel() for p in (self.q, self.k, self.v, self.out))
         again = 0 if cached else (self.k.weight.numel() + self.v.weight.numel()) * length
         return 2 * (weights + again) + self.score_flops(length + 1, causal=False)
+
+
+def kv_heads(shape: Shape, asked: int | None) -> int:
+    """The number of KV heads asked for, n_heads for None. Raises ValueError unless it divides n_heads."""
+    number = shape.n_heads if asked is None else asked
+    if number < 1 or shape.n_heads % number:
+        raise ValueError(
+            f"n_kv_heads={number} must divide n_heads={shape.n_heads}; "
+            f"n_kv_heads that work: {divisors(shape.n_heads)}"
+        )
+    return number
 
 
 class MHA(GQA):

@@ -42,6 +42,11 @@ class Position(nn.Module):
         own, base = type(self), Position
         return frozenset(h for h in HOOKS if getattr(own, h) is not getattr(base, h))
 
+    @property
+    def trains_bias(self) -> bool:
+        """True for a scheme whose bias has parameters."""
+        return "bias" in self.hooks and any(True for _ in self.parameters())
+
     def of_layer(self, layer: int) -> "Position":
         """The scheme of a layer: this one, unless layers differ."""
         return self

@@ -70,10 +70,11 @@ def convert(where: str, node: Config, name: str, hint: Any) -> Any:
     value = node[name]
     if fits(value, hint):
         return value
-    if typing.get_origin(hint) is list and isinstance(value, list):
-        (kind,) = typing.get_args(hint)
-        return [convert(where, {name: item}, name, kind) for item in value]
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for kind in kinds:
+        if typing.get_origin(kind) is list and isinstance(value, list):
+            (inner,) = typing.get_args(kind)
+            return [convert(where, {name: item}, name, inner) for item in value]
     if int in kinds and isinstance(value, float) and value.is_integer():
         return int(value)
     if float in kinds and type(value) is int:
