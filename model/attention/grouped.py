@@ -18,18 +18,18 @@ class GQA(Attention):
 
     Ainslie et al. 2023, https://arxiv.org/abs/2305.13245. With `qk_norm`, queries and keys are
     RMS-normalised per head before rotation, with one learned weight per channel that all heads
-    share (Henry et al. 2020, https://arxiv.org/abs/2010.04245, as in Qwen3).
-    Raises ValueError unless n_kv_heads divides n_heads.
+    share (Henry et al. 2020, https://arxiv.org/abs/2010.04245, as in Qwen3). `n_kv_heads` None is
+    n_heads. Raises ValueError unless n_kv_heads divides n_heads.
     """
 
     n_kv_heads: int
     key_dim: int  # channels of a query and of a key
 
-    def __init__(self, shape: Shape, layer: int, *, n_kv_heads: int, qk_norm: bool) -> None:
+    def __init__(self, shape: Shape, layer: int, *, n_kv_heads: int | None, qk_norm: bool) -> None:
         super().__init__(shape, layer)
         self.n_kv_heads = kv_heads(shape, n_kv_heads)
         self.key_dim = shape.head_dim
-        kv_dim = n_kv_heads * shape.head_dim
+        kv_dim = self.n_kv_heads * shape.head_dim
         self.q = nn.Linear(shape.dim, shape.dim, bias=shape.bias)
         self.k = nn.Linear(shape.dim, kv_dim, bias=shape.bias)
         self.v = nn.Linear(shape.dim, kv_dim, bias=shape.bias)
@@ -38,19 +38,32 @@ class GQA(Attention):
         self.k_norm = RMSNorm(shape.head_dim, shape.bias) if qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, positions: Positions, cache: LayerCache | None = None) -> Tensor:
-        q, k, v = self.project(x, positions)
-        k_pos = positions.pos
+        q, k, v = self.project(x, positions, cache)
+        k_pos, keys, values = positions.pos, k, v
         if cache is not None:
-            k_pos, k, v = cache.append(k, v)  # (B, Hkv, S, Dh)
-        y = self.attend(q, k, v, positions.pos, k_pos, positions.bias)
-        return self.out(y.transpose(1, 2).flatten(2))  # (B, T, D)
+            k_pos, keys, values = cache.append(k, v)  # (B, Hkv, S, Dh)
+        y = self.attend(q, keys, values, positions.pos, k_pos, positions.bias)
+        return self.out(self.finish(y, x, v).transpose(1, 2).flatten(2))  # (B, T, D)
 
-    def project(self, x: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
+    def project(
+        self, x: Tensor, positions: Positions, cache: LayerCache | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries (B, H, T, Dh) and keys (B, Hkv, T, Dh), and values (B, Hkv, T, Dh)."""
-        q = self.heads(self.q(x), self.n_heads)
+        q = self.q_norm(self.heads(self.q(x), self.n_heads))
+        k, v = self.keys_values(x, cache)
+        return *positions.rotate(q, k), v
+
+    def keys_values(self, x: Tensor, cache: LayerCache | None) -> tuple[Tensor, Tensor]:
+        """Keys before rotation and values, each (B, Hkv, T, Dh); x follows the tokens of the cache."""
         k = self.heads(self.k(x), self.n_kv_heads)
-        v = self.heads(self.v(x), self.n_kv_heads)
-        return *positions.rotate(self.q_norm(q), self.k_norm(k)), v
+        return self.k_norm(k), self.heads(self.v(x), self.n_kv_heads)
+
+    def finish(self, y: Tensor, x: Tensor, v: Tensor) -> Tensor:
+        """The heads' output (B, H, T, Dh) as `out` takes it; here y, what attention returned.
+
+        x (B, T, D) is the input of the layer, v (B, Hkv, T, Dh) the values of the same tokens.
+        """
+        return y
 
     def weights(self, x: Tensor, positions: Positions) -> Tensor:
         q, k, _ = self.project(x, positions)
@@ -72,16 +85,20 @@ class GQA(Attention):
         """One key and one value per KV head and token."""
         return self.n_kv_heads * (self.key_dim + self.head_dim) * length
 
+    @property
+    def pair_flops(self) -> int:
+        """FLOPs of a query of every head with one key: q k^T and weights v."""
+        return 2 * self.n_heads * (self.key_dim + self.head_dim)
+
     def score_flops(self, length: int, causal: bool) -> float:
-        """q k^T and weights v: every query head against `length` keys."""
-        channels = self.key_dim + self.head_dim
-        return 2 * self.n_heads * channels * length * (0.5 if causal else 1.0)
+        """Every query against `length` keys."""
+        return self.pair_flops * length * (0.5 if causal else 1.0)
 
     def decode_flops(self, length: int, *, cached: bool = True) -> float:
-        """Four projections, and scores and values over the token itself and those before."""
-        weights = sum(p.weight.numel() for p in (self.q, self.k, self.v, self.out))
+        """All projections, and scores and values over the token itself and those before."""
+        weights = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
         again = 0 if cached else (self.k.weight.numel() + self.v.weight.numel()) * length
-        return 2 * (weights + again) + self.score_flops(length + 1, causal=False)
+        return 2 * (weights + again) + self.pair_flops * (length + 1)
 
 
 def kv_heads(shape: Shape, asked: int | None) -> int:
@@ -99,7 +116,7 @@ class MHA(GQA):
     """Multi-head attention: one key/value head per query head (Vaswani et al. 2017)."""
 
     def __init__(self, shape: Shape, layer: int, *, qk_norm: bool) -> None:
-        super().__init__(shape, layer, n_kv_heads=shape.n_heads, qk_norm=qk_norm)
+        super().__init__(shape, layer, n_kv_heads=None, qk_norm=qk_norm)
 
 
 class MQA(GQA):

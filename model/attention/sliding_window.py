@@ -36,8 +36,7 @@ class SlidingWindow(GQA):
         n_kv_heads: int | None,
         qk_norm: bool,
     ) -> None:
-        kv_heads = shape.n_heads if n_kv_heads is None else n_kv_heads
-        super().__init__(shape, layer, n_kv_heads=kv_heads, qk_norm=qk_norm)
+        super().__init__(shape, layer, n_kv_heads=n_kv_heads, qk_norm=qk_norm)
         self.window = shape.max_len // 2 + 1 if window is None else window
         if self.window < 1:
             raise ValueError(f"window={window} must be at least 1, or null for half the context")
@@ -115,7 +114,7 @@ class SlidingWindow(GQA):
         else:
             sizes = self.blocks(length)
             pairs = sum(n * (n + min(self.window - 1, i * sizes[0])) for i, n in enumerate(sizes))
-        return 4 * self.n_heads * self.head_dim * pairs / length
+        return self.pair_flops * pairs / length
 
     def decode_flops(self, length: int, *, cached: bool = True) -> float:
         """As in grouped-query attention, over the window."""

@@ -6,7 +6,8 @@ Shapes: B batch, T new tokens, D dim, H query heads, Hkv KV heads, Dh head_dim.
 import torch
 from torch import Tensor, nn
 
-from model.attention.grouped import GQA, kv_heads
+from model.attention.grouped import GQA
+from model.cache import LayerCache
 from model.position.base import Positions
 from model.shape import Shape
 
@@ -22,19 +23,14 @@ class Multiplicative(GQA):
     """
 
     def __init__(self, shape: Shape, layer: int, *, n_kv_heads: int | None) -> None:
-        super().__init__(shape, layer, n_kv_heads=kv_heads(shape, n_kv_heads), qk_norm=False)
+        super().__init__(shape, layer, n_kv_heads=n_kv_heads, qk_norm=False)
         self.score = nn.Linear(shape.head_dim, shape.dim, bias=False)  # W - I of all heads
 
-    def project(self, x: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
+    def project(
+        self, x: Tensor, positions: Positions, cache: LayerCache | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         q = self.heads(self.q(x), self.n_heads)
-        k = self.heads(self.k(x), self.n_kv_heads)
-        v = self.heads(self.v(x), self.n_kv_heads)
+        k, v = self.keys_values(x, cache)
         W = self.score.weight.unflatten(0, (self.n_heads, -1))  # (H, Dh, Dh)
         q = q + torch.einsum("bhtd,hed->bhte", q, W)
         return *positions.rotate(q, k), v
-
-    # Cost
-
-    def decode_flops(self, length: int, *, cached: bool = True) -> float:
-        """As in grouped-query attention, and W times the query."""
-        return super().decode_flops(length, cached=cached) + 2 * self.score.weight.numel()

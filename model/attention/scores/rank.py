@@ -7,7 +7,8 @@ import math
 
 from torch import Tensor, nn
 
-from model.attention.grouped import GQA, kv_heads
+from model.attention.grouped import GQA
+from model.cache import LayerCache
 from model.position.base import Positions
 from model.shape import Shape
 
@@ -32,7 +33,7 @@ class Rank(GQA):
         scale: float | None,
         n_kv_heads: int | None,
     ) -> None:
-        super().__init__(shape, layer, n_kv_heads=kv_heads(shape, n_kv_heads), qk_norm=False)
+        super().__init__(shape, layer, n_kv_heads=n_kv_heads, qk_norm=False)
         self.key_dim = shape.head_dim if rank is None else rank
         if self.key_dim < 1:
             raise ValueError(
@@ -45,6 +46,8 @@ class Rank(GQA):
         # `attend` divides by sqrt(R)
         self.rescale = 1.0 if scale is None else scale * math.sqrt(self.key_dim)
 
-    def project(self, x: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = super().project(x, positions)
+    def project(
+        self, x: Tensor, positions: Positions, cache: LayerCache | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = super().project(x, positions, cache)
         return q if self.rescale == 1 else q * self.rescale, k, v
