@@ -11,23 +11,30 @@ import torch
 
 from cli.entry import run_command
 from compare.report.style import COLOURS, MARKERS, SETTINGS, Figure, canvas, legend, svg
+from model.attention.attend import KERNELS
 from model.cost import training_kernels
 from train.config.compose import compose, group_of
+from train.config.schema import choose
 from train.measure import device as devices
 from train.measure.device import Device
 from train.measure.memory import allocation_peak
 from train.measure.timer import interleave
 from train.record.terminal import columns, tracked
 from train.setup.build import build_model, init_model
+from train.setup.run_setup import check_kernel
 
 USAGE = """\
 Forward and backward of one attention layer at growing lengths, batch 1: sliding-window and full
-attention, interleaved. Prints median times, peak tensor bytes and their growth from the previous
-length, and draws them into outputs/scaling.svg.
+attention, interleaved; or, with several kernels, one attention with each. Prints median times, peak
+tensor bytes and their growth from the previous length, and draws them into outputs/scaling.svg.
 
   python -m bench.length_scaling [KEY=VALUE ...]
+  python -m bench.length_scaling [kernel=A,B] [KEY=VALUE ...]
 
 KEY=VALUE are keys of train.py; the defaults are model=shakespeare, pos=rope and attn.window=129 (128 tokens back).
+
+Example
+  python -m bench.length_scaling kernel=matmul,flash attn=mha pos=rope
 """
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 DEFAULTS = ["model=shakespeare", "model.dropout=0", "pos=rope"]
@@ -50,7 +57,7 @@ def main(overrides: list[str]) -> int:
         print(USAGE)
         return 0
     variants = variants_of(overrides)
-    config = compose(variants["full"])
+    config = compose(next(iter(variants.values())))
     devices.set_up_process(config["threads"], config["tf32"])
     device = devices.select_device(config["device"], config["dtype"], False)
     results = [measure(variants, length, device) for length in tracked(LENGTHS, "timing")]
@@ -64,10 +71,19 @@ def main(overrides: list[str]) -> int:
 
 
 def variants_of(overrides: list[str]) -> dict[str, list[str]]:
-    """The overrides of sliding-window and of full attention, with equally many KV heads."""
+    """The overrides of what is compared, by name: one attention with each of several kernels, or
+    sliding-window and full attention with equally many KV heads."""
+    listed = [o for o in overrides if o.startswith("kernel=") and "," in o]
+    if listed:
+        rest = [*DEFAULTS, *(o for o in overrides if o not in listed)]
+        kernels = listed[-1].removeprefix("kernel=").split(",")
+        return {kernel: [*rest, f"kernel={kernel}"] for kernel in kernels}
     attn = [o for o in overrides if group_of(o.partition("=")[0]) == "attn"]
     if any(o.partition("=")[0] == "attn" for o in attn):
-        raise ValueError("attn is fixed: sliding-window and full attention; attn.window=W sets one")
+        raise ValueError(
+            "attn is fixed: sliding-window and full attention; attn.window=W sets one, "
+            "and kernel=matmul,flash compares kernels of any attention"
+        )
     both = [*DEFAULTS, *(o for o in overrides if o not in attn)]
     heads = [o for o in attn if o.startswith("attn.n_kv_heads=")]
     full = ["attn=gqa", *heads] if heads else ["attn=mha"]
@@ -89,7 +105,9 @@ def measure(variants: dict[str, list[str]], length: int, device: Device) -> dict
 def layer_pass(overrides: list[str], length: int, device: Device) -> tuple[Callable[[], None], str]:
     """Forward and backward of the first attention layer of a model at this length, and its kernel."""
     config = compose([*overrides, f"model.max_len={length}"])
+    choose("kernel", config["kernel"], dict.fromkeys(KERNELS))
     model = build_model(config, 65)
+    check_kernel(model, config["kernel"], device)
     init_model(model, config, 0)
     model.to(device.name)
     attention = model.attention_layers[0]

@@ -37,12 +37,13 @@ def doubts(
         values = sorted({str(run.environment.get(key)) for run in done if run.environment})
         if len(values) > 1:
             yield f"The runs come from different machines or versions ({key}: {', '.join(values)})."
-    kernels: dict[str, dict[str, None]] = {}
+    kernels: dict[str, dict[str, dict[str, None]]] = {}  # by what was asked for: that is a factor
     for v in variants:
         for run in v.done if trained else ():
-            kernels.setdefault(plain(run.get("kernel")), {})[v.label] = None
-    if len(kernels) > 1:
-        each = "; ".join(f"{kernel}: {', '.join(names)}" for kernel, names in kernels.items())
+            same = kernels.setdefault(plain(v.factors.get("kernel")), {})
+            same.setdefault(plain(run.get("kernel")), {})[v.label] = None
+    for found in (found for found in kernels.values() if len(found) > 1):
+        each = "; ".join(f"{kernel}: {', '.join(names)}" for kernel, names in found.items())
         yield f"Different attention kernels, so times compare kernels too ({each})."
     if len({sum(stage.get("tokens") or 0 for stage in run.stages) for run in done}) > 1:
         yield "The runs were trained on different numbers of tokens: unequal budgets."

@@ -240,6 +240,15 @@ def test_suspicious_comparisons_are_flagged(
     assert any(warning in line for line in warnings) if warning else not warnings
 
 
+def test_kernels_that_were_asked_for_are_the_factor_and_no_fault(write: Write) -> None:
+    for kernel in ("matmul", "flash"):
+        folder = write(f"{kernel}", 3.0, f"kernel={kernel}", kernel=kernel).parent
+    assert not any("kernel" in line for line in study([folder]).warnings)
+    write("gqa", 3.0, "kernel=flash", "attn=gqa", kernel="matmul")
+    (line,) = (line for line in study([folder]).warnings if "Different attention kernels" in line)
+    assert "flash: mha kernel=flash; matmul: gqa kernel=flash" in line
+
+
 def test_the_same_losses_with_less_memory_are_no_fault(write: Write) -> None:
     for seed in range(3):
         curve = [5.0 + seed, 4.0, 3.0]

@@ -1,5 +1,6 @@
 """Properties of single mechanisms and of the kernels behind them."""
 
+import math
 from typing import Any
 
 import pytest
@@ -94,6 +95,77 @@ def test_every_kernel_gives_the_textbook_result(
     expected = attention_reference(q, k, v, q_pos, k_pos, added)
     actual = attend(q, k, v, q_pos, k_pos, lambda *_: added)
     torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("kernel", ["matmul", "flash", "sdpa"])
+@pytest.mark.parametrize("attn", ["mha", "gqa", "mla", "sliding"])
+def test_the_kernel_that_is_asked_for_is_the_one_that_trains(attn: str, kernel: str) -> None:
+    model, x = build(attn, "rope", f"kernel={kernel}"), tokens(2, 16)
+    assert set(training_kernels(model, "cpu", torch.float32, 16)) == {kernel}
+    with torch.profiler.profile() as recorded:
+        model(x).sum().backward()
+    fused = any("scaled_dot_product" in event.key for event in recorded.key_averages())
+    assert fused == (kernel != "matmul")
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "biased", "p", "reason"),
+    [
+        ("cpu", torch.float32, False, 0.1, "has no dropout on a CPU, and dropout is 0.1"),
+        ("cuda", torch.bfloat16, True, 0.0, "on CUDA takes no bias and no mask"),
+        ("cuda", torch.float32, False, 0.0, "on CUDA needs bfloat16 or float16"),
+        ("mps", torch.float32, False, 0.0, "does not exist on mps"),
+    ],
+)
+def test_flash_attention_is_refused_where_torch_would_take_another_kernel(
+    device: str, dtype: torch.dtype, biased: bool, p: float, reason: str
+) -> None:
+    for asked in ("auto", "matmul", "sdpa"):
+        assert choose_kernel(device, dtype, 16, biased=biased, p=p, asked=asked) != "flash"
+    with pytest.raises(ValueError, match=f"kernel=flash {reason}; .*matmul"):
+        choose_kernel(device, dtype, 16, biased=biased, p=p, asked="flash")
+
+
+def online_softmax(
+    blocks: list[tuple[Tensor, Tensor]],
+) -> tuple[list[tuple[float, float]], Tensor]:
+    """One query's attention from blocks of scores (S,) and values (S, Dv), one block at a time.
+
+    The recurrence of flash attention (Dao et al. 2022, https://arxiv.org/abs/2205.14135): the
+    largest score m, the sum l of exp(s - m) and the output o = sum of exp(s - m) v, rescaled by
+    exp(m - m') whenever a block raises m to m'. Returns (m, l) after each block, and o / l.
+    """
+    m, l, o = -math.inf, 0.0, torch.zeros(blocks[0][1].size(-1))
+    states = []
+    for s, v in blocks:
+        larger = max(m, s.max().item())
+        e, old = (s - larger).exp(), math.exp(m - larger)
+        m, l, o = larger, old * l + e.sum().item(), old * o + e @ v
+        states.append((m, l))
+    return states, o / l
+
+
+def test_the_online_softmax_comes_out_as_by_hand() -> None:
+    scores = torch.tensor([1.0, 2.0, 3.0, 0.0])
+    states, y = online_softmax([*zip(scores.split(2), torch.eye(4).split(2), strict=True)])
+    assert states[0] == (2, pytest.approx(1.367879, abs=1e-6))
+    assert states[1] == (3, pytest.approx(1.553002, abs=1e-6))
+    torch.testing.assert_close(y, scores.softmax(dim=0))  # the values are the unit vectors
+
+
+@pytest.mark.parametrize("block", [1, 3, 5, 16])
+def test_the_flash_kernel_computes_the_online_softmax(block: int) -> None:
+    q, k, v, pos = (
+        random(1, 1, 16, 8),
+        random(1, 1, 16, 8, seed=1),
+        random(1, 1, 16, 8, seed=2),
+        torch.arange(16),
+    )
+    actual = attend(q, k, v, pos, pos, no_bias, kernel="flash")
+    for t in range(16):
+        scores = k[0, 0, : t + 1] @ q[0, 0, t] / math.sqrt(8)
+        blocks = zip(scores.split(block), v[0, 0, : t + 1].split(block), strict=True)
+        torch.testing.assert_close(actual[0, 0, t], online_softmax([*blocks])[1])
 
 
 def test_dropout_on_attention_weights_keeps_the_mean() -> None:

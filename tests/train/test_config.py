@@ -1,11 +1,14 @@
 """From the command line to a plain config, and what is said of a wrong one."""
 
 import json
+from pathlib import Path
 
 import pytest
 from tiny import composed
 
+from cli.entry import run_command
 from cli.train import train
+from model.attention.grouped import GQA
 from train.config.compose import CONFIGS, choices_of, compose, expand
 from train.setup.build import build_model, target
 from train.setup.run_setup import check
@@ -29,6 +32,36 @@ def test_every_yaml_composes_and_fits_its_constructors(choice: str) -> None:
     assert group == "experiment" or config["choices"][group] == name
     assert json.loads(json.dumps(config)) == config
     check(config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("kernel=flush", "kernel=flush: no such choice; did you mean flash"),
+        (
+            "kernel=flash model.dropout=0.1",
+            "kernel=flash has no dropout on a CPU, and dropout is 0.1",
+        ),
+        ("kernel=flash pos=t5", "kernel=flash has no gradient for the bias of T5"),
+        ("kernel=flash attn=mla pos=t5", "kernel=flash has no gradient for the bias of T5"),
+    ],
+)
+def test_a_kernel_that_cannot_be_had_is_refused_in_one_line(
+    overrides: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["data.path=README.md", "device=cpu", "steps=0", f"out={tmp_path}/run"]
+    assert run_command(train, [*asked, *overrides.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {message}")
+
+
+def test_a_kernel_is_refused_to_a_mechanism_with_computations_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(GQA, "kernel", lambda *_: "scores")
+    check(compose(["attn=mqa"]))
+    with pytest.raises(ValueError, match="kernel=flash: MQA computes by scores alone"):
+        check(compose(["attn=mqa", "kernel=flash"]))
 
 
 def test_numbers_may_be_spelled_as_people_do() -> None:

@@ -47,6 +47,16 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(Trainer, "train_step", dying)
 
 
+def test_kernels_differ_in_rounding_alone(config: Make, tmp_path: Path) -> None:
+    found = {}
+    for kernel in ("matmul", "flash"):
+        asked = config("attn=gqa", "pos=alibi", f"kernel={kernel}", "dtype=float32", "device=cpu")
+        assert run(asked, tmp_path / kernel)["kernel"] == kernel
+        found[kernel] = [loss for _, loss in losses(tmp_path / kernel)]
+    assert found["flash"] == pytest.approx(found["matmul"], rel=1e-4)
+    assert found["flash"] != found["matmul"]  # another kernel did compute
+
+
 RECIPES = {
     "plain": [],
     "dropout": ["model.dropout=0.2"],

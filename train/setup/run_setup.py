@@ -113,9 +113,14 @@ def check(config: Config, *, begun: bool = False) -> Plan:
 def check_kernel(model: Transformer, asked: str, device: Device) -> None:
     """Raise ValueError if a layer does not train with the kernel that is asked for."""
     kernels = training_kernels(model, device.name, device.dtype, model.shape.max_len)
-    for layer, kernel in zip(model.attention_layers, kernels, strict=True):
+    for layer, kernel in enumerate(kernels):
         if asked not in ("auto", kernel):
-            raise ValueError(f"kernel={asked}: {type(layer).__name__} computes by {kernel} alone")
+            name = type(model.attention_layers[layer]).__name__
+            raise ValueError(f"kernel={asked}: {name} computes by {kernel} alone")
+        scheme = model.position.of_layer(layer)
+        if asked == "flash" and "bias" in scheme.hooks and [*scheme.parameters()]:
+            name = type(scheme).__name__  # torch would leave its flash kernel without a word
+            raise ValueError(f"kernel=flash has no gradient for the bias of {name}; matmul has one")
 
 
 def least_bytes(model: Transformer, settings: Settings) -> int:
