@@ -75,14 +75,18 @@ class TinyVariant:
     def model(self, *overrides: str, seed: int = 0, spread: float = 5.0) -> Transformer:
         """An initialised model in evaluation mode, its matrices multiplied by `spread`.
 
-        At the usual initialisation attention is nearly uniform, which hides mistakes.
+        At the usual initialisation attention is nearly uniform, which hides mistakes. Modules with a
+        spread of their own, `init_std`, keep it: the matrix of a recurrence would have a spectral
+        radius far above 1, where rounding errors grow from token to token.
         """
         config = composed(f"attn={self.attn}", f"pos={self.pos}", *self.overrides, *overrides)
         model = build_model(config, VOCAB)
         init_model(model, config, seed)
+        own = [m.parameters(recurse=False) for m in model.modules() if hasattr(m, "init_std")]
+        kept = {id(parameter) for parameters in own for parameter in parameters}
         with torch.no_grad():
             for parameter in model.parameters():
-                if parameter.dim() > 1:
+                if parameter.dim() > 1 and id(parameter) not in kept:
                     parameter.mul_(spread)
         return model.to(self.device.name).eval()
 
@@ -159,13 +163,13 @@ def decoding(variant: TinyVariant) -> None:
 def cache_bytes(variant: TinyVariant) -> None:
     """The cache holds exactly the bytes that the attention layers state, at every length."""
     model = variant.model()
-    cache, element = model.new_cache(LENGTH), variant.device.dtype.itemsize
+    cache, dtype = model.new_cache(LENGTH), variant.device.dtype
     with variant.device.autocast():
         for length, part in zip(
             (5, 6, LENGTH), variant.tokens(3, LENGTH).split([5, 1, 10], 1), strict=True
         ):
             model(part, cache)
-            stated = 3 * element * sum(m.cache_elements(length) for m in model.attention_layers)
+            stated = 3 * sum(m.cache_bytes(length, dtype) for m in model.attention_layers)
             require(
                 cache.nbytes == stated, f"{length} tokens take {cache.nbytes} bytes, not {stated}"
             )

@@ -45,7 +45,7 @@ def cost(config: Config, vocab_size: int, device: Device) -> Cost:
         attention_flops=attention,
         attention_flops_uncached=uncached,
         cache_elements=elements,
-        cache_bytes=elements * device.dtype.itemsize,
+        cache_bytes=sum(m.cache_bytes(length, device.dtype) for m in model.attention_layers),
     )
 
 

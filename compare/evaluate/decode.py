@@ -161,8 +161,8 @@ def median_and_iqr_ms(seconds: list[float]) -> tuple[float, float]:
 def cache_bytes(decoder: Decoder) -> dict[str, int]:
     """Measured bytes of a full cache. Raises ValueError unless they equal the stated ones."""
     (batch_size, context), run = decoder.text.shape, decoder.run
-    elements = sum(layer.cache_elements(context) for layer in run.model.attention_layers)
-    analytic = batch_size * elements * run.device.dtype.itemsize
+    layers = run.model.attention_layers
+    analytic = batch_size * sum(m.cache_bytes(context, run.device.dtype) for m in layers)
     if decoder.cache.nbytes != analytic:
         raise ValueError(
             f"{run.folder}: the cache holds {decoder.cache.nbytes} bytes after {context} tokens; "

@@ -60,6 +60,10 @@ class Attention(nn.Module):
         """Numbers that the cache of one sequence holds after `length` tokens."""
         raise NotImplementedError
 
+    def cache_bytes(self, length: int, dtype: torch.dtype) -> int:
+        """Bytes of that cache where activations have this dtype, and what is cached has it too."""
+        return self.cache_elements(length) * dtype.itemsize
+
     def score_flops(self, length: int, causal: bool) -> float:
         """Forward FLOPs of scores and weighted values, per token of a training sequence.
 
