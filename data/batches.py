@@ -3,8 +3,11 @@
 Shapes: B rows, T tokens of context.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 SAMPLINGS = ("crops", "epochs")
@@ -15,7 +18,7 @@ class Batches:
 
     `crops` draws each row's start anywhere, with replacement. `epochs` cuts the tokens into rows
     and visits all of them, in an order shuffled for each epoch, before any comes again.
-    Nothing is remembered between steps: resuming, evaluating or sampling cannot shift the data.
+    No step depends on the ones before: resuming, evaluating or sampling cannot shift the data.
     Raises ValueError if the tokens do not fill one row.
     """
 
@@ -29,6 +32,7 @@ class Batches:
             )
         self.tokens, self.rows, self.length, self.seed = tokens, rows, length, seed
         self.starts = self.crops if sampling == "crops" else self.epochs
+        self.order = lru_cache(maxsize=2)(self.shuffled)  # a batch may reach into the next epoch
         self.window = torch.arange(length + 1)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
@@ -43,12 +47,16 @@ class Batches:
 
     def epochs(self, step: int) -> Tensor:
         """First token of each row of a step, each row once per epoch: (B,)."""
-        n = (len(self.tokens) - 1) // self.length
-        first = step * self.rows
-        needed = range(first // n, (first + self.rows - 1) // n + 1)
-        order = np.concatenate([self.random(epoch).permutation(n) for epoch in needed])
-        begin = first - needed[0] * n
-        return torch.from_numpy(order[begin : begin + self.rows] * self.length)
+        per_epoch = (len(self.tokens) - 1) // self.length
+        drawn = np.arange(step * self.rows, (step + 1) * self.rows)  # rows since the first step
+        epoch, place = np.divmod(drawn, per_epoch)
+        needed = range(epoch[0], epoch[-1] + 1)
+        rows = np.concatenate([self.order(e, per_epoch)[place[epoch == e]] for e in needed])
+        return torch.from_numpy(rows * self.length)
+
+    def shuffled(self, epoch: int, rows: int) -> NDArray[np.int64]:
+        """The order in which an epoch visits so many rows."""
+        return self.random(epoch).permutation(rows)
 
     def random(self, index: int) -> np.random.Generator:
         # Not torch's generator: on a CPU it uses 32 bits of its seed, too few for two numbers.

@@ -12,12 +12,12 @@ from model.cost import count_parameters
 from train.config.schema import Config
 from train.measure.device import describe
 from train.record.checkpoint import find, remove_unfinished
-from train.record.run_folder import new_run_folder, open_config, state_of
+from train.record.run_folder import load_summary, new_run_folder, open_config, state_of
 from train.record.run_log import Record, git_commit
 from train.record.terminal import printable, say, table
 from train.record.wandb_process import logged_to_wandb
 from train.setup.run_setup import Job, assemble, check
-from train.summary import measure, sample, summarise
+from train.summary import write_results
 from train.trainer import Trainer, TrainingStopped
 
 #: Keys that may change when a run is resumed: none affects what a step learns.
@@ -87,36 +87,44 @@ def train_job(job: Job, record: Record, *, resumed: bool) -> int:
     if resumed:
         resume(trainer, environment)
     write_start(record, job, environment)
-    if job.settings.steps == 0:
-        print_answer(record.folder, write_end(record, trainer))
-        return 0
-    record.status("running", trainer.step)
-    with logged_to_wandb(record.folder, job.plan.tracking.mode):
+    mirror = job.plan.tracking.mode if job.settings.steps else "disabled"
+    with logged_to_wandb(record.folder, mirror):
         try:
-            trainer.fit()
-            (record.folder / "sample.txt").write_text(sample(job), encoding="utf-8")
-            summary = write_end(record, trainer)
-            summary |= measure(trainer, summary)
-            record.write("summary.json", summary)
-            print_answer(record.folder, summary)
-            return 0
+            fit(trainer)
+            summary = write_results(trainer)
         except TrainingStopped as stop:
-            record.status(stop.state, trainer.step, str(stop))
+            with contextlib.suppress(OSError):
+                record.status(stop.state, trainer.step, str(stop))
             resumable = stop.state == "interrupted"
             hint = f"; continue with resume=true out={record.folder}" if resumable else ""
             say(f"{stop.state} after step {trainer.step}: {stop}{hint}")
             return stop.code
-        except BaseException as error:
-            message = out_of_resource_message(error)
-            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            with contextlib.suppress(OSError):
-                record.status(state, trainer.step, message or f"{type(error).__name__}: {error}")
-            if message:
-                say(f"failed after step {trainer.step}: {message}")
-                return 3
-            if isinstance(error, ValueError):  # a bug, not bad input: no exit code 2
-                raise RuntimeError(f"training failed after step {trainer.step}") from error
-            raise
+        print_answer(record.folder, summary)
+    return 0
+
+
+def fit(trainer: Trainer) -> None:
+    """Train to the last step. The run is then saved and done, whatever happens to its results.
+
+    Raises TrainingStopped for what ends training early; writes the status for any other error.
+    """
+    record = trainer.record
+    try:
+        if trainer.job.settings.steps:
+            record.status("running", trainer.step)
+            trainer.fit()
+        record.status("done", trainer.step)
+    except TrainingStopped:
+        raise
+    except BaseException as error:
+        if message := out_of_resource_message(error):
+            raise TrainingStopped("failed", message, 3) from error
+        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        with contextlib.suppress(OSError):
+            record.status(state, trainer.step, f"{type(error).__name__}: {error}")
+        if isinstance(error, ValueError):  # a bug, not bad input: no exit code 2
+            raise RuntimeError(f"training failed after step {trainer.step}") from error
+        raise
 
 
 def out_of_resource_message(error: BaseException) -> str | None:
@@ -180,14 +188,6 @@ def write_start(record: Record, job: Job, environment: dict[str, object]) -> Non
         say(f"layers: {', '.join(type(layer).__name__ for layer in model.attention_layers)}")
 
 
-def write_end(record: Record, trainer: Trainer) -> dict[str, Any]:
-    """Write the summary, without measurements, and the status `done`; returns the summary."""
-    summary = summarise(trainer)
-    record.write("summary.json", summary)
-    record.status("done", trainer.step)
-    return summary
-
-
 def print_answer(folder: Path, summary: dict[str, Any]) -> None:
     """Print the summary as a table, a few lines of the sample and the folder."""
     print(table(summary))
@@ -196,8 +196,3 @@ def print_answer(folder: Path, summary: dict[str, Any]) -> None:
         if lines := [line for line in text.splitlines() if line.strip()]:
             print("\nsample:", *[f"  | {line}" for line in lines[:8]], sep="\n")
     print(f"\nrun: {folder}")
-
-
-def load_summary(folder: Path) -> dict[str, Any] | None:
-    """The summary of a run; None if it has none."""
-    return read_json(folder / "summary.json") if (folder / "summary.json").exists() else None

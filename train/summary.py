@@ -1,6 +1,7 @@
 """Results of a run: its quality, time and memory, `summary.json`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -9,9 +10,7 @@ import torch
 from data import tokenizer as tokenizers
 from model.cost import count_parameters, flops_per_token, training_kernels
 from model.generate import Sampler, generate
-from model.transformer import Transformer
 from train.measure.attention_time import attention_seconds
-from train.measure.device import Device
 from train.measure.memory import PEAK_METHODS, allocation_peak
 from train.measure.timer import matmul_flops_per_second
 from train.record.terminal import say
@@ -19,6 +18,40 @@ from train.setup.run_setup import Job
 from train.trainer import Trainer, TrainingStopped
 
 PROFILED_STEPS = 5
+
+
+def write_results(trainer: Trainer) -> dict[str, Any]:
+    """Write the summary and the sample of a run that is done, measure it, write the summary again.
+
+    What fails is a warning and, in the summary, null. Raises TrainingStopped on a signal.
+    """
+    folder = trainer.record.folder
+    summary = summarise(trainer)
+    with trainer.signals():
+        with warned("no summary"):
+            trainer.record.write("summary.json", summary)
+        if trainer.step:
+            with warned("no sample"):
+                (folder / "sample.txt").write_text(sample(trainer), encoding="utf-8")
+        summary |= measure(trainer, summary)
+        with warned("no measurements in the summary"):
+            trainer.record.write("summary.json", summary)
+    return summary
+
+
+@contextmanager
+def warned(missing: str) -> Iterator[None]:
+    """Context whose failure is a warning: the run is complete without what is missing."""
+    try:
+        yield
+    except TrainingStopped:
+        raise
+    except Exception as error:  # noqa: BLE001
+        say(f"warning: {missing} ({in_one_line(error)})")
+
+
+def in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def summarise(trainer: Trainer) -> dict[str, Any]:
@@ -78,7 +111,7 @@ def count(job: Job) -> dict[str, Any]:
         "flops_per_token": flops_per_token(model, model.shape.max_len),
         "parameter_bytes": parameter_bytes,
         "gradient_bytes": parameter_bytes,  # float32, one for each parameter
-        "kv_cache_bytes_per_token": cache_bytes_per_token(model, device),
+        "kv_cache_bytes_per_token": None,
         "kernel": one_or_all(kernels),
     }
 
@@ -88,15 +121,24 @@ def one_or_all(values: list[Any]) -> Any:
     return values[0] if len(set(values)) == 1 else values
 
 
+@contextmanager
+def inference(job: Job) -> Iterator[None]:
+    """Context of a model in evaluation mode, not compiled, in the run's dtype."""
+    job.model.eval()
+    try:
+        with job.device.autocast(), job.device.eager():
+            yield
+    finally:
+        job.model.train()
+
+
 @torch.no_grad()
-def cache_bytes_per_token(model: Transformer, device: Device) -> int:
+def cache_bytes_per_token(job: Job) -> int:
     """KV-cache bytes per token at full context, as allocated, in the run's compute dtype."""
-    n = model.shape.max_len
-    cache = model.new_cache(n)
-    model.eval()
-    with device.autocast(), device.eager():
-        model(torch.zeros(1, n, dtype=torch.int64, device=device.name), cache)
-    model.train()
+    n = job.model.shape.max_len
+    cache = job.model.new_cache(n)
+    with inference(job):
+        job.model(torch.zeros(1, n, dtype=torch.int64, device=job.device.name), cache)
     return round(cache.nbytes / n)
 
 
@@ -108,15 +150,14 @@ def measure(trainer: Trainer, summary: dict[str, Any]) -> dict[str, Any]:
     """
     passes = measuring_passes(trainer, summary)
     measured: dict[str, Any] = {}
-    with trainer.signals():
-        for key, measuring_pass in passes.items():
-            try:
-                measured[key] = measuring_pass()
-            except TrainingStopped:
-                raise
-            except Exception as error:  # noqa: BLE001  the run is complete without it
-                trainer.optimizer.zero_grad()
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    for key, measuring_pass in passes.items():
+        try:
+            measured[key] = measuring_pass()
+        except TrainingStopped:
+            raise
+        except Exception as error:  # noqa: BLE001  the run is complete without it
+            trainer.optimizer.zero_grad()
+            reason = in_one_line(error)
     if missing := [key for key in passes if key not in measured]:
         say(f"warning: not measured: {', '.join(missing)} ({reason})")
     summary = summary | measured
@@ -126,12 +167,19 @@ def measure(trainer: Trainer, summary: dict[str, Any]) -> dict[str, Any]:
         # Of the FLOP/s measured in a large product, not of the vendor's peak.
         flops = summary["flops_per_token"] * summary["tokens_per_second"]
         measured["mfu"] = flops / summary["matmul_flops"]
-    return measured | {"wall_seconds": trainer.wall_seconds}
+    if trainer.step:
+        measured["wall_seconds"] = trainer.wall_seconds
+    return measured
 
 
 def measuring_passes(trainer: Trainer, summary: dict[str, Any]) -> dict[str, Callable[[], float]]:
     """The measuring passes of the run's device, by key of the summary."""
     job = trainer.job
+    passes: dict[str, Callable[[], float]] = {
+        "kv_cache_bytes_per_token": partial(cache_bytes_per_token, job)
+    }
+    if not trainer.step:
+        return passes
     alive = summary["parameter_bytes"] + summary["optimizer_bytes"]
 
     def step() -> None:
@@ -141,7 +189,6 @@ def measuring_passes(trainer: Trainer, summary: dict[str, Any]) -> dict[str, Cal
     def attention_ms() -> float:
         return 1e3 * attention_seconds(job.model.attention_layers, step, job.device, PROFILED_STEPS)
 
-    passes: dict[str, Callable[[], float]] = {}
     if job.device.name == "cpu":
         passes["peak_train_bytes"] = lambda: alive + allocation_peak(step)
         if job.corpus.val is not None:
@@ -154,15 +201,16 @@ def measuring_passes(trainer: Trainer, summary: dict[str, Any]) -> dict[str, Cal
     return passes
 
 
-def sample(job: Job) -> str:
-    """Text generated by the final model, after its prompt."""
-    wanted, codec = job.plan.sampling, job.corpus.tokenizer
+def sample(trainer: Trainer) -> str:
+    """Text generated by the final model, after its prompt. Raises TrainingStopped on a signal."""
+    job = trainer.job
+    wanted, text = job.plan.sampling, list(job.prompt)
     sampler = Sampler(temperature=wanted.temperature, top_k=wanted.top_k)
-    job.model.eval()
-    with job.device.autocast(), job.device.eager():
-        drawn = generate(
+    with inference(job):
+        for (token,) in generate(
             job.model, job.prompt, wanted.tokens, sampler=sampler, seed=job.settings.seed
-        )
-        ids = [token for (token,) in drawn if token is not None]
-    job.model.train()
-    return tokenizers.decode(codec, [*job.prompt, *ids])
+        ):
+            trainer.check_signal(save=False)
+            if token is not None:
+                text.append(token)
+    return tokenizers.decode(job.corpus.tokenizer, text)

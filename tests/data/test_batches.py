@@ -1,5 +1,6 @@
 """The batch of a step is a pure function of (seed, step)."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -45,6 +46,22 @@ def test_an_epoch_shows_every_row_once_in_a_new_order() -> None:
     for epoch in seen:
         assert torch.equal(epoch.sort().values, everything)
     assert not torch.equal(seen[0], seen[1])
+
+
+def test_an_epoch_is_shuffled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at every step: a permutation of all rows takes longer than a small model's step."""
+    shuffled = []
+    real = Batches.random
+
+    def counted(self: Batches, epoch: int) -> np.random.Generator:
+        shuffled.append(epoch)
+        return real(self, epoch)
+
+    monkeypatch.setattr(Batches, "random", counted)
+    made = batches("epochs", rows=7)
+    for step in range(25):  # 175 rows, 62 an epoch
+        made(step)
+    assert shuffled == [0, 1, 2]
 
 
 def test_a_batch_may_be_larger_than_an_epoch() -> None:

@@ -22,6 +22,7 @@ from train.setup.match import baseline_of, compose_matched
 from train.sweep.expand import cells_of
 from train.sweep.plan import Cell, plan_cells
 from train.sweep.processes import log_of, reason, settle
+from train.sweep.run import to_do
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -323,3 +324,20 @@ def test_a_launcher_is_named_or_refused(project: Path, tiny: list[str], tmp_path
     assert code == 0, errors
     assert "2 runs, 0 failed" in out
     assert "whether any shared a machine is not known" in out
+
+
+def test_a_run_that_is_done_without_a_summary_is_resumed(tmp_path: Path) -> None:
+    (cell,) = planned(*RUN, "data.path=README.md", parent=tmp_path)
+    cell.folder.mkdir()
+    assert to_do(cell, retry=False)
+    for state, summary, due, due_again in (
+        ("done", False, True, True),
+        ("done", True, False, False),
+        ("failed", False, False, True),
+        ("interrupted", False, True, True),
+    ):
+        (cell.folder / "status.json").write_text(json.dumps({"state": state}))
+        (cell.folder / "summary.json").unlink(missing_ok=True)
+        if summary:
+            (cell.folder / "summary.json").write_text("{}")
+        assert (to_do(cell, retry=False), to_do(cell, retry=True)) == (due, due_again)

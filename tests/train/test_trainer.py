@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -381,11 +381,12 @@ def test_a_prefetched_batch_is_used_at_its_step_alone(config: Make) -> None:
 
 
 MEASURED = {
-    "attention_ms", "attention_share", "peak_train_bytes", "peak_eval_bytes", "matmul_flops", "mfu"
+    "attention_ms", "attention_share", "peak_train_bytes", "peak_eval_bytes", "matmul_flops", "mfu",
+    "kv_cache_bytes_per_token",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("trouble", ["memory", "diverges", "no profiler", "no product"])
+@pytest.mark.parametrize("trouble", ["memory", "diverges", "no profiler", "no product", "no cache"])
 def test_what_cannot_be_measured_after_training_is_null(
     trouble: str,
     config: Make,
@@ -410,9 +411,12 @@ def test_what_cannot_be_measured_after_training_is_null(
     elif trouble == "no profiler":
         monkeypatch.setattr("train.summary.allocation_peak", fail)
         missing = {"peak_train_bytes", "peak_eval_bytes"}
-    else:
+    elif trouble == "no product":
         monkeypatch.setattr("train.summary.matmul_flops_per_second", fail)
         missing = {"matmul_flops", "mfu"}
+    else:
+        monkeypatch.setattr("train.summary.cache_bytes_per_token", fail)
+        missing = {"kv_cache_bytes_per_token"}
     summary = run(config(), tmp_path / "a")
     assert {key for key in MEASURED if summary[key] is None} == missing
     (warning,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
@@ -446,3 +450,86 @@ def test_a_run_interrupted_while_it_is_measured_is_measured_when_resumed(
     assert not [key for key in MEASURED if summary[key] is None]
     after = checkpoint.find(tmp_path / "a")[0].model()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("trouble", ["sample", "sample.txt", "summary.json", "terminal"])
+def test_a_saved_run_is_done_whatever_happens_to_its_results(
+    trouble: str,
+    config: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Exit code 0, one warning, and the same summary as a run without trouble."""
+    sound = run(config("model.dropout=0.1"), tmp_path / "sound")
+    capsys.readouterr()
+
+    def broken(*_: object, **__: object) -> None:
+        raise OSError("no room\nat all")
+
+    with monkeypatch.context() as patch:
+        if trouble == "sample":
+            patch.setattr("train.summary.generate", broken)
+        elif trouble == "sample.txt":
+            patch.setattr(Path, "write_text", refusing(Path.write_text, "sample.txt"))
+        elif trouble == "summary.json":
+            patch.setattr(Record, "write", refusing(Record.write, "summary.json"))
+        else:
+            patch.setattr("train.run.print_answer", broken)
+        asked = config("model.dropout=0.1") | {"out": str(tmp_path / "a")}
+        if trouble == "terminal":
+            with pytest.raises(OSError, match="no room"):
+                run_training(asked)
+        else:
+            assert run_training(asked) == 0
+            assert "warning: no " in capsys.readouterr().err
+    status = json.loads((tmp_path / "a/status.json").read_text())
+    assert status == {"state": "done", "reason": None, "last_step": 12}
+    assert (tmp_path / "a/summary.json").exists() == (trouble != "summary.json")
+    summary = run(config("model.dropout=0.1", "resume=true"), tmp_path / "a")
+    for key in ("val_loss", "train_loss", "peak_train_bytes", "kv_cache_bytes_per_token"):
+        assert summary[key] == sound[key]
+
+
+def refusing(real: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """A function that writes a file, on a disk that has no room for the one of this name."""
+
+    def write(place: Any, *arguments: Any, **options: Any) -> Any:
+        if name in (getattr(place, "name", None), *arguments):
+            raise OSError(f"no room for {name}")
+        return real(place, *arguments, **options)
+
+    return write
+
+
+def test_the_status_is_done_before_anything_is_measured(
+    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is killed while it measures leaves a run that is done."""
+    seen = []
+
+    def look(trainer: Trainer) -> dict[str, Any]:
+        seen.append(json.loads((trainer.record.folder / "status.json").read_text())["state"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.run.write_results", look)
+    for out, more in (("a", []), ("b", ["steps=0"])):
+        with pytest.raises(KeyboardInterrupt):
+            run(config(*more), tmp_path / out)
+        assert json.loads((tmp_path / out / "status.json").read_text())["state"] == "done"
+    assert seen == ["done", "done"]
+
+
+def test_a_run_interrupted_while_it_writes_its_sample_is_interrupted(
+    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> Iterator[list[int]]:
+        signal.raise_signal(signal.SIGTERM)
+        yield [0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("train.summary.generate", interrupted)
+        run(config(), tmp_path / "a", code=128 + signal.SIGTERM)
+    assert json.loads((tmp_path / "a/status.json").read_text())["state"] == "interrupted"
+    run(config("resume=true"), tmp_path / "a")
+    assert (tmp_path / "a/sample.txt").read_text()

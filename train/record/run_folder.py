@@ -4,6 +4,7 @@ import itertools
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -75,6 +76,11 @@ def open_config(folder: Path) -> Config:
                 f"{folder / 'config.json'}: choices.{group}={name!r} is not a valid name"
             )
     return config
+
+
+def load_summary(folder: Path) -> dict[str, Any] | None:
+    """The summary of a run; None if it has none."""
+    return read_json(folder / "summary.json") if (folder / "summary.json").exists() else None
 
 
 def open_tokenizer(folder: Path) -> Tokenizer:

@@ -11,7 +11,7 @@ from typing import Any, Self
 from rich.live import Live
 from rich.table import Table
 
-from data.atomic import read_json
+from train.record.run_folder import load_summary
 from train.record.terminal import CONSOLE, duration, number, say
 from train.sweep.processes import log_of, status_of
 
@@ -64,9 +64,9 @@ class Board:
         run = next(run for run in self.runs if run.folder == folder)
         found = glance(run)
         if found["state"] == "done":
-            summary = read_json(folder / "summary.json")
-            took = summary["wall_seconds"]
-            said = f"perplexity {number(summary['val_perplexity'], '.3f')}"
+            summary = load_summary(folder) or {}
+            took = summary.get("wall_seconds")
+            said = f"perplexity {number(summary.get('val_perplexity'), '.3f')}"
             said += f", {duration(took)}" if took else ""
         else:
             said = str(found["reason"])

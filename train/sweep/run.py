@@ -12,6 +12,7 @@ from data.atomic import write_json
 from train.config.compose import compose, quoted
 from train.config.options import SweepOptions
 from train.config.schema import Config
+from train.record.run_folder import load_summary
 from train.record.terminal import say
 from train.setup.match import baseline_of
 from train.sweep.display import Board, Watched
@@ -95,8 +96,14 @@ def write_manifest(parent: Path, planned: list[Cell], first: Config, baseline: s
 
 
 def to_do(cell: Cell, retry: bool) -> bool:
-    """Whether a run is still to be trained: neither done, nor failed once unless `retry`."""
-    return state(cell.folder)["state"] not in ("done", *(() if retry else ("failed",)))
+    """Whether a run is still to be trained, or resumed for a summary that it could not write.
+
+    A run that failed is left alone unless `retry`.
+    """
+    found = state(cell.folder)["state"]
+    if found == "done":
+        return load_summary(cell.folder) is None
+    return retry or found != "failed"
 
 
 def state(folder: Path) -> dict[str, Any]:
