@@ -11,10 +11,6 @@ if TYPE_CHECKING:  # what it needs takes seconds to import, and every run starts
     from compare.report.analysis import Study
 from compare.report.tables import decoding_table, rate_table, stage_table, start_table, table
 
-#: The columns of the table that a terminal has room for.
-SHORT = ("variant", "seeds", "perplexity", "bits per byte", "training perplexity", "against baseline",
-         "real?", "training s", "step x", "peak MiB", "KV bytes/token", "failed")  # fmt: skip
-
 
 def report(folder: Path) -> str:
     """Write the report of a sweep into its folder; the verdict and the table, for a terminal."""
@@ -72,9 +68,9 @@ def write(folders: Sequence[Path], baseline: str | None = None) -> str:
     write_json(into / "results.json", results_json(found, parts))
     said = [line.replace("**", "") for line in parts["verdict"]]
     said += [f"warning: {line}" for line in found.warnings]
-    shown = [parts["table"][0].index(name) for name in SHORT if name in parts["table"][0]]
-    brief = columns([[row[i] for i in shown] for row in parts["table"]])
-    return "\n".join([brief, "", *said, "", f"report: {into / 'report.html'}"])
+    return "\n".join(
+        [columns(table(found, short=True)), "", *said, "", f"report: {into / 'report.html'}"]
+    )
 
 
 def bold(text: str) -> Any:

@@ -218,6 +218,15 @@ def test_perplexity_is_not_compared_across_corpora_or_tokenizers(write: Write) -
     assert found.rows[1].mean == pytest.approx(math.log(2.0 / 3.0))
 
 
+def test_a_terminal_shows_quality_whatever_it_is_measured_in(write: Write) -> None:
+    write("a", 3.0)
+    folder = write("b", 2.0, "pos=rope", tokenizer_sha256="other").parent
+    header, first, *_ = report(folder).splitlines()
+    assert "bits per byte" in header
+    assert "1.5000" in first
+    assert "perplexity" not in header
+
+
 @pytest.mark.parametrize(
     ("change", "warning"),
     [
