@@ -235,11 +235,9 @@ def rate_table(found: "Study") -> list[list[str]]:
 
 
 def decoding_table(found: "Study") -> list[list[str]]:
-    """What one more token costs at the full context, in each attention layer: the homework's table."""
+    """The cost of one more token at the full context, per attention layer, by count."""
     from compare.cost.counts import decoding_costs
 
-    if found.figure != "decoding":
-        return []
     rows = [
         [
             "variant",
