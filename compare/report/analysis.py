@@ -3,7 +3,7 @@
 import math
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,6 @@ class Comparison:
 class Study:
     """All that a report shows, before it is laid out."""
 
-    title: str
-    figure: str | None
     variants: list[Variant]
     baseline: Variant
     ruler: Ruler | None  # None: no quality can be compared
@@ -89,8 +87,7 @@ def study(folders: Sequence[Path], baseline: str | None = None) -> Study:
     """
     path = folders[0] / "sweep.json"
     sweep = read_json(path) if path.exists() else {}
-    found = examine(read(folders), baseline or sweep.get("baseline"), named=baseline is not None)
-    return replace(found, title=sweep.get("title") or folders[0].name, figure=sweep.get("figure"))
+    return examine(read(folders), baseline or sweep.get("baseline"), named=baseline is not None)
 
 
 def examine(runs: Sequence[Run], baseline: str | None = None, *, named: bool = False) -> Study:
@@ -109,8 +106,6 @@ def examine(runs: Sequence[Run], baseline: str | None = None, *, named: bool = F
     asked = {i: [(v, base)] for i, v in others}
     rows, times = judged(asked, ruler.of if ruler else None), judged(asked, clock)
     return Study(
-        title="",
-        figure=None,
         variants=variants,
         baseline=base,
         ruler=ruler,

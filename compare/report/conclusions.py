@@ -12,8 +12,6 @@ from compare.report.variants import BARE, Variant, plain, settings_of
 def sentences(found: Study) -> list[str]:
     """The verdict: one paragraph for each question that the runs can answer."""
     said = [verdict_on(c, found) for c in found.comparisons]
-    if found.figure == "decoding":
-        said = [on_the_cache(v) for v in found.variants if v.runs[0].config] + said
     trained = [run for v in found.variants for run in v.done if run.get("steps")]
     if trained and found.ruler is None and len(found.variants) > 1:
         said.insert(0, "Quality is not compared: see the warnings.")
@@ -22,8 +20,12 @@ def sentences(found: Study) -> list[str]:
     return said
 
 
+def cache_savings(found: Study) -> list[str]:
+    """Multiply-adds that each variant's KV cache saves, and its size: one sentence per variant."""
+    return [on_the_cache(v) for v in found.variants if v.runs[0].config]
+
+
 def on_the_cache(v: Variant) -> str:
-    """What the cache saves one variant while generating."""
     end = decoding_costs(v.runs[0].config)[-1]
     return (
         f"**{v.label}** generates with a KV cache: after {end.length:,} tokens one more takes "

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import re
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,23 +24,28 @@ from compare.report.style import (
     svg,
 )
 from compare.report.variants import Variant, plain
+from train.config.options import Reporting
 
 
 def figures(found: Study) -> list[Figure]:
-    """Every figure that the runs can fill, the one that the study leads with first."""
+    """Every figure that the runs can fill."""
     import matplotlib
 
     styles = styles_of(found)
     with matplotlib.rc_context(SETTINGS):
         drawn = [figure for name, draw in FIGURES.items() if (figure := draw(name, found, styles))]
         others = (readouts.figure(k, found, styles) for k in readouts.kinds() if k not in FIGURES)
-        drawn += filter(None, others)
-    drawn.sort(key=lambda figure: figure.name != found.figure)
-    asked = re.match(r"(question)s? (\d+)", found.title, re.IGNORECASE)
-    if drawn and asked and drawn[0].name == found.figure:  # it answers one: it is called by it
-        named = f"{found.title}. {drawn[0].caption}"
-        drawn[0] = Figure(f"question-{asked[2]}", named, drawn[0].svg)
-    return drawn
+        return drawn + list(filter(None, others))
+
+
+def with_lead(drawn: Sequence[Figure], report: Reporting) -> list[Figure]:
+    """The figures with the one that a report leads with first, under the name that it gives it."""
+    first = [figure for figure in drawn if figure.name == report.figure]
+    others = [figure for figure in drawn if figure.name != report.figure]
+    if report.figure_file:
+        caption = f"{report.title}. " if report.title else ""
+        first = [Figure(report.figure_file, caption + f.caption, f.svg) for f in first]
+    return first + others
 
 
 def training(name: str, found: Study, styles: dict[int, Style]) -> Figure | None:
@@ -266,11 +270,7 @@ def what_memory_hides(lines: dict[tuple[str, ...], list[Variant]]) -> str:
         f"{change} and the cache by {cache:.0%}."
     )
     if few.first("kernel") == many.first("kernel") == "matmul":
-        said += (
-            " This kernel keeps attention weights for every query head, whatever the KV heads: the reading "
-            "that older editions of the course asked for, attention memory by KV heads, is flat for that "
-            "reason, and hides what fewer KV heads are for, the cache."
-        )
+        said += " The matmul kernel keeps attention weights for every query head, whatever the KV heads."
     return said
 
 

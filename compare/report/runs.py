@@ -117,7 +117,8 @@ def open_run(folder: Path, asked: Config) -> Run:
     def read_or(name: str, other: dict[str, Any]) -> dict[str, Any]:
         return read_json(folder / name) if (folder / name).exists() else other
 
-    config = modernise(read_or("config.json", asked))
+    saved = read_or("config.json", asked)
+    config = modernise(saved) if saved else {}
     lines = list(records(folder / "metrics.jsonl"))
     text = folder / "sample.txt"
     summary = read_or("summary.json", {})

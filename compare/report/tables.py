@@ -1,7 +1,8 @@
 """The tables of a report."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what it needs takes seconds to import, and every run starts at this door
@@ -11,39 +12,76 @@ if TYPE_CHECKING:  # what it needs takes seconds to import, and every run starts
     from compare.report.variants import Variant
 
 
-def table(found: "Study") -> list[list[str]]:
-    """One row a variant: what it is worth, how that differs from the baseline, and what it costs."""
-    rows = [row_of(i, found) for i in range(len(found.variants))]
-    return without_empty([list(rows[0]), *(list(row.values()) for row in rows)])
+@dataclass(frozen=True)
+class Column:
+    """A column of the main table."""
+
+    header: str
+    cell: Callable[["Variant"], str]
+    short: bool = False  # also in the table that a terminal has room for
 
 
-def row_of(place: int, found: "Study") -> dict[str, str]:
-    """The cells of a variant by the heads of their columns. Intervals are in brackets."""
+def table(found: "Study", *, short: bool = False) -> list[list[str]]:
+    """One row per variant: quality, difference from the baseline, and costs."""
+    columns = [column for column in columns_of(found) if column.short or not short]
+    rows = [[column.cell(v) for column in columns] for v in found.variants]
+    return without_empty([[column.header for column in columns], *rows])
+
+
+def columns_of(found: "Study") -> list[Column]:
+    """The columns of the main table. Intervals are in brackets."""
     from compare.report.analysis import BITS
 
-    v, ruler, base = found.variants[place], found.ruler, found.baseline
-    row, time = found.rows.get(place), found.times.get(place)
-    failed = sum(run.over and not run.done for run in v.runs)
-    real = "-" if row is None else verdict_in_a_word(row)
-    quality = {} if ruler in (None, BITS) else {ruler.name: scores(v, ruler, 2)}
-    return {
-        "variant": v.label,
-        "seeds": str(len(v.seeds)),
-        **quality,
-        "bits/byte": scores(v, BITS, 4),
-        "against baseline": "baseline" if v is base else change(row),
-        "real?": "" if v is base else real,
-        "training s": number(v.median("train_seconds"), ",.1f"),
-        "training x": ratio(v, base, "train_seconds") if found.times_compare else "-",
-        "step x": "baseline" if v is base else f"{math.exp(time.mean):.2f}" if time else "-",
-        "tokens/s": number(v.median("tokens_per_second"), ",.0f"),
-        "attention ms": number(v.median("attention_ms"), ",.1f"),
-        "peak MiB": number(v.median("peak_train_bytes"), ",.1f", 2**-20),
-        "parameters": number(v.median("params"), ",.0f"),
-        "KV bytes/token": number(v.median("kv_cache_bytes_per_token"), ",.0f"),
-        "kernel": kernel(v),
-        "failed": str(failed or ""),
-    }
+    ruler, base = found.ruler, found.baseline
+    rows, times = by_variant(found, found.rows), by_variant(found, found.times)
+
+    def quality(measured: "Ruler", digits: int) -> Column:
+        return Column(measured.name, lambda v: scores(v, measured, digits), short=measured is ruler)
+
+    def median(
+        header: str, key: str, style: str, scale: float = 1.0, short: bool = False
+    ) -> Column:
+        return Column(header, lambda v: number(v.median(key), style, scale), short)
+
+    def difference(v: "Variant") -> str:
+        return "baseline" if v is base else change(rows.get(id(v)))
+
+    def real(v: "Variant") -> str:
+        d = rows.get(id(v))
+        return "" if v is base else "-" if d is None else verdict_in_a_word(d)
+
+    def time(v: "Variant") -> str:
+        d = times.get(id(v))
+        return "baseline" if v is base else f"{math.exp(d.mean):.2f}" if d else "-"
+
+    def training_time(v: "Variant") -> str:
+        return ratio(v, base, "train_seconds") if found.times_compare else "-"
+
+    def failed(v: "Variant") -> str:
+        return str(sum(run.over and not run.done for run in v.runs) or "")
+
+    return [
+        Column("variant", lambda v: v.label, short=True),
+        Column("seeds", lambda v: str(len(v.seeds)), short=True),
+        *([] if ruler in (None, BITS) else [quality(ruler, 2)]),
+        quality(BITS, 4),
+        Column("against baseline", difference, short=True),
+        Column("real?", real, short=True),
+        median("training s", "train_seconds", ",.1f", short=True),
+        Column("training x", training_time),
+        Column("step x", time, short=True),
+        median("tokens/s", "tokens_per_second", ",.0f"),
+        median("attention ms", "attention_ms", ",.1f"),
+        median("peak MiB", "peak_train_bytes", ",.1f", 2**-20, short=True),
+        median("parameters", "params", ",.0f"),
+        median("KV bytes/token", "kv_cache_bytes_per_token", ",.0f", short=True),
+        Column("kernel", kernel),
+        Column("failed", failed, short=True),
+    ]
+
+
+def by_variant(found: "Study", differences: "dict[int, Difference]") -> "dict[int, Difference]":
+    return {id(found.variants[i]): d for i, d in differences.items()}
 
 
 def verdict_in_a_word(d: "Difference") -> str:
@@ -197,11 +235,9 @@ def rate_table(found: "Study") -> list[list[str]]:
 
 
 def decoding_table(found: "Study") -> list[list[str]]:
-    """What one more token costs at the full context, in each attention layer: the homework's table."""
+    """The cost of one more token at the full context, per attention layer, by count."""
     from compare.cost.counts import decoding_costs
 
-    if found.figure != "decoding":
-        return []
     rows = [
         [
             "variant",

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what it needs takes seconds to import, and every run starts at this door
     from compare.report.analysis import Study
 from compare.report.tables import decoding_table, rate_table, stage_table, start_table, table
-
-#: The columns of the table that a terminal has room for.
-SHORT = ("variant", "seeds", "perplexity", "bits per byte", "training perplexity", "against baseline",
-         "real?", "training s", "step x", "peak MiB", "KV bytes/token", "failed")  # fmt: skip
+from data.atomic import read_json
+from train.config.old_spellings import report_keys
+from train.config.options import Reporting
+from train.config.schema import arguments
 
 
 def report(folder: Path) -> str:
@@ -30,22 +30,25 @@ def write(folders: Sequence[Path], baseline: str | None = None) -> str:
 
     from compare.report import evaluations as readouts
     from compare.report.analysis import study
-    from compare.report.conclusions import methods, sentences
-    from compare.report.figures import figures
+    from compare.report.conclusions import cache_savings, methods, sentences
+    from compare.report.figures import figures, with_lead
     from data.atomic import replace, write_json
     from train.record.terminal import columns
 
     found = study(folders, baseline)
-    drawn = figures(found)
+    options = reporting(folders[0])
+    drawn = with_lead(figures(found), options)
+    counted = "decoding" in options.tables
     parts: dict[str, Any] = {
-        "title": found.title,
-        "verdict": sentences(found),
+        "title": options.title or folders[0].name,
+        "verdict": (cache_savings(found) if counted else []) + sentences(found),
+        "notes": options.notes,
         "warnings": found.warnings,
         "table": table(found),
         "stages": stage_table(found),
         "starts": start_table(found),
         "rates": rate_table(found),
-        "decoding": decoding_table(found),
+        "decoding": decoding_table(found) if counted else [],
         "readouts": readouts.tables(found),
         "methods": methods(found),
         "samples": samples(found),
@@ -72,9 +75,19 @@ def write(folders: Sequence[Path], baseline: str | None = None) -> str:
     write_json(into / "results.json", results_json(found, parts))
     said = [line.replace("**", "") for line in parts["verdict"]]
     said += [f"warning: {line}" for line in found.warnings]
-    shown = [parts["table"][0].index(name) for name in SHORT if name in parts["table"][0]]
-    brief = columns([[row[i] for i in shown] for row in parts["table"]])
-    return "\n".join([brief, "", *said, "", f"report: {into / 'report.html'}"])
+    return "\n".join(
+        [columns(table(found, short=True)), "", *said, "", f"report: {into / 'report.html'}"]
+    )
+
+
+def reporting(folder: Path) -> Reporting:
+    """The options of a sweep's report; the defaults for runs that were no sweep.
+
+    Raises ValueError if its sweep.json has others than a config may have.
+    """
+    path = folder / "sweep.json"
+    saved = report_keys(read_json(path) if path.exists() else {})
+    return Reporting(**arguments("report", saved, Reporting)[0])
 
 
 def bold(text: str) -> Any:
@@ -130,7 +143,7 @@ def results_json(found: "Study", parts: dict[str, Any]) -> dict[str, Any]:
     from dataclasses import asdict
 
     return {
-        "title": found.title,
+        "title": parts["title"],
         "metric": found.ruler.key if found.ruler else None,
         "baseline": found.baseline.label,
         "shared_rate": found.rate,

@@ -218,6 +218,15 @@ def test_perplexity_is_not_compared_across_corpora_or_tokenizers(write: Write) -
     assert found.rows[1].mean == pytest.approx(math.log(2.0 / 3.0))
 
 
+def test_a_terminal_shows_quality_whatever_it_is_measured_in(write: Write) -> None:
+    write("a", 3.0)
+    folder = write("b", 2.0, "pos=rope", tokenizer_sha256="other").parent
+    header, first, *_ = report(folder).splitlines()
+    assert "bits per byte" in header
+    assert "1.5000" in first
+    assert "perplexity" not in header
+
+
 @pytest.mark.parametrize(
     ("change", "warning"),
     [
@@ -388,15 +397,69 @@ def test_no_two_variants_look_alike(write: Write) -> None:
     assert len({(s.colour, s.line) for s in styles_of(few).values()}) == 8
 
 
-def test_a_figure_is_named_after_its_question(write: Write) -> None:
+def manifest(folder: Path, **report: object) -> None:
+    """Make a folder of runs the folder of a sweep whose report has these options."""
+    runs = sorted(path.parent for path in folder.glob("*/status.json"))
+    cells = [{"name": path.name, "config": {}, "parent": None} for path in runs]
+    content = {"baseline": None, "cells": cells, **report}
+    (folder / "sweep.json").write_text(json.dumps(content))
+
+
+def test_a_config_names_the_leading_figure_its_file_its_notes_and_a_table(write: Write) -> None:
+    folder = grid(write, {"learned": 0.0, "rope": -0.1}, [0.0, 0.3, -0.2])
+    (folder / "broken").mkdir()  # a run that left no config
+    (folder / "broken/status.json").write_text('{"state": "failed", "reason": "x"}')
+    options = {"title": "Loss", "figure": "training", "figure_file": "one", "tables": ["decoding"]}
+    manifest(folder, **options, notes=["Beware of the **dog**."])
+    report(folder)
+    page = (folder / "report.md").read_text()
+    assert page.startswith("# Loss\n")
+    assert "![one](figures/one.svg)\n\nLoss. Training loss" in page
+    assert "- Beware of the **dog**." in page
+    assert "<p>Beware of the <b>dog</b>.</p>" in (folder / "report.html").read_text()
+    assert "| learned | 128 |" in page
+    assert page.count("generates with a KV cache") == 2
+    assert {p.name for p in (folder / "figures").iterdir()} >= {"one.svg", "quality.svg"}
+
+
+def test_a_report_without_options_has_no_table_of_decoding(write: Write) -> None:
+    folder = grid(write, {"learned": 0.0, "rope": -0.1}, [0.0])
+    manifest(folder, title=None, figure="quality", figure_file=None, tables=[], notes=[])
+    report(folder)
+    page = (folder / "report.md").read_text()
+    assert page.startswith(f"# {folder.name}\n")
+    assert "multiply-adds, no cache" not in page
+    assert page.index("quality.svg") < page.index("training.svg")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"figure_file": "../mine"}, r"report.figure_file='../mine' may hold letters"),
+        ({"tables": ["x"]}, "report.tables=x: no such choice"),
+        ({"figure": "x"}, "report.figure=x: no such choice"),
+        ({"notes": "x"}, "report.notes=x is not a list"),
+    ],
+)
+def test_a_sweep_cannot_ask_for_what_no_config_may(
+    option: dict[str, Any], message: str, write: Write
+) -> None:
+    manifest(write("a", 3.0).parent, **option)
+    with pytest.raises(ValueError, match=message):
+        report(write("b", 3.0).parent)
+
+
+def test_sweeps_from_before_these_options_keep_their_names_and_tables(write: Write) -> None:
+    """The title named the file of the leading figure, and the figure `decoding` brought a table."""
     folder = grid(write, {"learned": 0.0, "rope": -0.1}, [0.0])
     title = "Questions 1 and 2: text, and loss"
-    cells = [{"name": p.name, "config": {}, "parent": None} for p in sorted(folder.iterdir())]
-    manifest = {"title": title, "figure": "training", "baseline": None, "cells": cells}
-    (folder / "sweep.json").write_text(json.dumps(manifest))
+    manifest(folder, title=title, figure="training")
     report(folder)
     assert (folder / "figures/question-1.svg").exists()
     assert f"{title}. Training loss" in (folder / "report.md").read_text()
+    manifest(folder, title="mine", figure="decoding")
+    report(folder)
+    assert "multiply-adds, no cache" in (folder / "report.md").read_text()
 
 
 def test_every_figure_that_a_config_may_name_exists() -> None:
