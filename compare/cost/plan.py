@@ -3,6 +3,7 @@
 import os
 import re
 
+from train.config.keys import FACTORS, select
 from train.config.schema import Config
 
 
@@ -22,8 +23,7 @@ def plan(runs: list[tuple[str, Config]]) -> int:
     training, decoding, seconds = [], [], []
     say(f"counting {len(runs)} runs; a probe of {BUDGET:g} seconds for each that differs")
     for name, config in tracked(runs, "plan"):
-        same = {key: value for key, value in config.items() if key not in ("seed", "out", "name")}
-        if (key := repr(same)) not in known:
+        if (key := repr(select(config, FACTORS))) not in known:
             known[key] = rows_of(config)
         costs, decodes, took = known[key]
         name = name if len(runs) > 1 else " ".join(config["choices"][g] for g in ("attn", "pos"))
@@ -95,9 +95,7 @@ def forecast(runs: list[tuple[str, Config]], jobs: int) -> None:
 
     variants: dict[str, list[tuple[str, Config]]] = {}
     for name, config in runs:
-        apart = ("seed", "out", "name", "init_from")
-        key = repr({k: v for k, v in config.items() if k not in apart})
-        variants.setdefault(key, []).append((name, config))
+        variants.setdefault(repr(select(config, FACTORS)), []).append((name, config))
     same = list(variants.values())
     sizes = [corpus_of(config) for (_, config), *_ in same]
     say(f"{len(runs)} runs of {len(same)} variants; timing a few steps of each")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from train.config.keys import MISSING
 from train.config.schema import Config
 
 #: Classes that have moved since.
@@ -26,9 +27,6 @@ COMMAND_KEYS = {
         "pos.original_len": "pos.original_max_len",
     },
 }
-
-#: Keys that earlier versions did not have, and what they did.
-MISSING: Config = {"tf32": False, "memory": "full", "force": False}
 
 
 def modernise(config: Config) -> Config:

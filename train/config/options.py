@@ -1,8 +1,9 @@
 """The scalars of train.yaml and its small groups, each checked by its own class."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from train.config.keys import KEYS
 from train.config.schema import at_least, choose
 
 HOW = ("mean", "first", "random")  # of KV heads, see train/setup/convert.py
@@ -32,6 +33,7 @@ class Settings:
     compile: bool | str
     tf32: bool
     memory: str
+    kernel: str
     force: bool
 
     def __post_init__(self) -> None:
@@ -51,6 +53,10 @@ class Settings:
     def rows(self) -> int:
         """Rows of the largest micro-batch."""
         return -(-self.batch_size // self.accumulate)
+
+
+#: Keys of a config that are no scalars of one run.
+APART = KEYS.keys() - {field.name for field in fields(Settings)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +87,6 @@ class Reporting:
 
 FIGURES = (
     "training validation quality differences grid heads rates decoding length decode attention"
-).split()
-
-#: Keys of train.yaml that are no scalars of one run.
-APART = (
-    "model attn pos data optim sample wandb choices "
-    "plan sweep stages jobs retry baseline match matched report"
 ).split()
 
 
