@@ -10,6 +10,7 @@ import pytest
 
 from cli.evaluate import evaluate
 from cli.sample import sample
+from compare.report.analysis import study
 from compare.report.write import write
 from train.config.compose import compose
 from train.config.old_spellings import current_overrides
@@ -84,7 +85,7 @@ def test_it_is_resumed_and_goes_on_as_it_would_have(
     """
     folder = run(name)
     kept = [o for o in command_of(name) if not o.startswith(("out=", "steps=", "data.cache="))]
-    kept = current_overrides("train", [WINDOWS.get(o, o) for o in kept], print)
+    kept = current_overrides("train", [WINDOWS.get(o, o) for o in kept])
     more = [f"out={folder}", "steps=6", "resume=true", f"data.cache={tmp_path}/cache"]
     assert run_training(compose([*kept, *more])) == 0
     losses = [r["loss"] for r in records(folder / "metrics.jsonl") if r["split"] == "train"]
@@ -157,6 +158,7 @@ def test_old_and_new_are_reported_together(tmp_path: Path) -> None:
         "mha rope": ["qk_norm"],
         "sliding rope": ["window"],
     }
+    assert study([folder], "attn=qk_norm pos=rope").baseline.label == "mha rope"
     lines = (folder / "results.csv").read_text().splitlines()
     column = lines[0].split(",").index("val_perplexity")
     values = sorted(float(line.split(",")[column]) for line in lines[1:])
