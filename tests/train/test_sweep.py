@@ -315,9 +315,10 @@ def test_one_experiment_is_a_whole_sweep(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(
         "train.sweep.run.sweep", lambda cells, *_, **__: asked.append(len(cells)) or 0
     )
-    for experiment in ("grid", "lr", "coursework/four", "coursework/heads", "coursework/cache"):
+    coursework = ("four", "heads", "cache", "window")
+    for experiment in ("grid", "lr", *(f"coursework/{name}" for name in coursework)):
         assert train([f"experiment={experiment}"]) == 0
-    assert asked == [27, 12, 4, 8, 6]
+    assert asked == [27, 12, 4, 8, 6, 4]
 
 
 def test_a_launcher_is_named_or_refused(project: Path, tiny: list[str], tmp_path: Path) -> None:
