@@ -14,6 +14,7 @@ from bench.step_time import successive
 from cli.entry import run_command
 from compare.cost.step_estimate import random_token_step
 from compare.report.style import COLOURS, GREY, SETTINGS, Figure, canvas, legend, svg
+from train.config.keys import STEP_TIME, select
 from train.config.schema import choose
 from train.measure import device as devices
 from train.measure.timer import interleave
@@ -32,8 +33,6 @@ thread count and ran alone. With retime=true it is the number of steps times the
 and now: one of each recipe, interleaved, on random tokens, medians of 7.
 """
 
-#: Keys that decide how long a step takes; runs that share them are timed once.
-STEP_TIME_KEYS = "attn pos model optim batch_size accumulate dtype compile memory".split()
 OUTPUT = Path("outputs/time_to_loss.svg")
 
 
@@ -98,9 +97,9 @@ def retimed(runs: list[RunCurve]) -> list[RunCurve]:
     recipes, steps = [], {}
     for run in runs:
         config = open_config(run.folder)
-        recipes.append(json.dumps({key: config[key] for key in STEP_TIME_KEYS}))
+        vocab_size = open_tokenizer(run.folder).get_vocab_size()
+        recipes.append(json.dumps([select(config, STEP_TIME), vocab_size]))
         if recipes[-1] not in steps:
-            vocab_size = open_tokenizer(run.folder).get_vocab_size()
             steps[recipes[-1]] = random_token_step(config | {"init_from": None}, vocab_size)
     device = next(iter(steps.values())).device
     calls = {recipe: successive(step) for recipe, step in steps.items()}

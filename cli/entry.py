@@ -1,6 +1,5 @@
 """Shared by all commands: one-line errors, help pages and configs."""
 
-import functools
 import os
 import re
 import sys
@@ -8,7 +7,6 @@ import textwrap
 from collections.abc import Callable
 
 from train.config.compose import CONFIGS, choices_of, compose, keys_of
-from train.config.old_spellings import current_overrides
 from train.config.schema import Config
 
 EXIT_CODES = """
@@ -41,11 +39,6 @@ def compose_command(overrides: list[str], name: str, usage: str) -> Config | Non
         print(help_page(usage, name))
         return None
     return compose(overrides, door=name)
-
-
-def renamed(overrides: list[str], name: str) -> list[str]:
-    """A command's overrides with today's keys; a line on stderr for each old one."""
-    return current_overrides(name, overrides, functools.partial(print, file=sys.stderr))
 
 
 def help_page(usage: str, config: str) -> str:

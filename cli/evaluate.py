@@ -2,8 +2,9 @@
 
 import importlib
 
-from cli.entry import compose_command, renamed
+from cli.entry import compose_command
 from train.config.compose import quoted
+from train.config.old_spellings import current_overrides
 
 USAGE = """\
 Evaluate finished runs: quality, length extrapolation, decoding speed, attention, benchmark tasks.
@@ -27,7 +28,7 @@ Examples
 
 def evaluate(overrides: list[str]) -> int:
     """`python eval.py`: the exit code. Raises ValueError for invalid input."""
-    overrides = [with_commas(text) for text in renamed(overrides, "eval")]
+    overrides = [with_commas(text) for text in current_overrides("eval", overrides)]
     composed = compose_command(overrides, "eval", USAGE)
     if composed is None:
         return 0

@@ -5,10 +5,11 @@ from dataclasses import dataclass, fields
 
 from tokenizers.decoders import DecodeStream
 
-from cli.entry import compose_command, renamed
+from cli.entry import compose_command
 from compare.evaluate.load import LoadedRun, parse_options
 from data.tokenizer import END_OF_TEXT, decode, encode
 from model.generate import Sampler, generate
+from train.config.old_spellings import current_overrides
 from train.config.schema import at_least, choose
 from train.record.terminal import printable, tracked
 
@@ -54,7 +55,7 @@ class Options:
 
 def sample(overrides: list[str]) -> int:
     """`python sample.py`."""
-    overrides = renamed(overrides, "sample")
+    overrides = current_overrides("sample", overrides)
     composed = compose_command(overrides, "sample", USAGE)
     if composed is None:
         return 0

@@ -1,6 +1,6 @@
 """`python train.py`: train one model or a sweep of models, or estimate their cost."""
 
-from cli.entry import help_page, renamed
+from cli.entry import help_page
 from train.config.schema import fits
 from train.setup.match import compose_matched
 from train.sweep.expand import cell_names, cells_of, settings_of, stages_of
@@ -28,7 +28,6 @@ def train(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(help_page(USAGE, "train"))
         return 0
-    arguments = renamed(arguments, "train")
     flags = {a for a in arguments if a in ("-m", "--multirun")}
     launcher = [a for a in arguments if a.lstrip("+").startswith("hydra")]
     overrides = [a for a in arguments if a not in flags and a not in launcher]

@@ -10,16 +10,25 @@ import pytest
 
 from cli.evaluate import evaluate
 from cli.sample import sample
+from compare.report.analysis import study
 from compare.report.write import write
 from train.config.compose import compose
 from train.config.old_spellings import current_overrides
+from train.config.options import SweepOptions
 from train.record.run_log import records
 from train.run import run_training
+from train.sweep.run import sweep
 
 OLD = Path(__file__).parent / "old_runs"
 EXPECTED: dict[str, Any] = json.loads((OLD / "expected.json").read_text())
 WINDOWS = {"attn.window=8": "attn.window=5", "attn.local.window=6": "attn.local.window=4"}
 each = pytest.mark.parametrize("name", EXPECTED)
+
+
+def command_of(name: str) -> list[str]:
+    """The overrides of an old run, in the spelling of then."""
+    environment = json.loads((OLD / name / "environment.json").read_text())
+    return list(environment["command"][1:])
 
 
 @pytest.fixture
@@ -75,9 +84,8 @@ def test_it_is_resumed_and_goes_on_as_it_would_have(
     Only windows are rewritten: they counted both sides of a token, which a number does not tell.
     """
     folder = run(name)
-    command = json.loads((folder / "environment.json").read_text())["command"][1:]
-    kept = [o for o in command if not o.startswith(("out=", "steps=", "data.cache="))]
-    kept = current_overrides("train", [WINDOWS.get(o, o) for o in kept], print)
+    kept = [o for o in command_of(name) if not o.startswith(("out=", "steps=", "data.cache="))]
+    kept = current_overrides("train", [WINDOWS.get(o, o) for o in kept])
     more = [f"out={folder}", "steps=6", "resume=true", f"data.cache={tmp_path}/cache"]
     assert run_training(compose([*kept, *more])) == 0
     losses = [r["loss"] for r in records(folder / "metrics.jsonl") if r["split"] == "train"]
@@ -93,8 +101,7 @@ def test_it_writes_the_same_text(
 
 
 def test_it_gives_its_weights_to_new_runs(tmp_path: Path) -> None:
-    command = json.loads((OLD / "gqa/environment.json").read_text())["command"][1:]
-    kept = [o for o in command if not o.startswith(("out=", "data.cache="))]
+    kept = [o for o in command_of("gqa") if not o.startswith(("out=", "data.cache="))]
     assert (
         run_training(compose([*kept, f"out={tmp_path}/run", f"data.cache={tmp_path}/cache"])) == 0
     )
@@ -102,12 +109,56 @@ def test_it_gives_its_weights_to_new_runs(tmp_path: Path) -> None:
     assert losses == pytest.approx(EXPECTED["gqa"]["train"], rel=1e-4)
 
 
+@pytest.fixture
+def sweep_folder(run: Callable[[str], Path]) -> Callable[..., Path]:
+    """A sweep of old runs by stage, with the sweep.json of then; `asked` are those it lists."""
+
+    def make(*stages: str, asked: tuple[str, ...]) -> Path:
+        cells = []
+        for name, before in zip(stages, (None, *stages), strict=False):
+            path = run(name) / "config.json"
+            config = json.loads(path.read_text())
+            cells.append({"name": name, "parent": before, "config": config | {"init_from": None}})
+            origin = str(path.parents[1] / before) if before else None
+            path.write_text(json.dumps(config | {"init_from": origin}))
+        content = {
+            "cells": [cell for cell in cells if cell["name"] in asked],
+            "known": [{"identity": f"hash {name}", "name": name} for name in stages],
+        }
+        folder = path.parents[1]
+        (folder / "sweep.json").write_text(json.dumps(content))
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("asked", [("mha", "gqa"), ("gqa",), ()])
+def test_a_sweep_of_then_has_nothing_left_to_train(
+    asked: tuple[str, ...], sweep_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its runs are known by their configs, parents included: hashes of then are those of no run now."""
+    folder = sweep_folder("mha", "gqa", asked=asked)
+    monkeypatch.setattr("train.sweep.run.launch_here", lambda *_: pytest.fail("a run is trained"))
+    same = [o for o in command_of("gqa") if not o.startswith(("out=", "attn", "init_from="))]
+    cells = [[*same, f"out={folder}", "stages=['attn=mha','attn=gqa attn.n_kv_heads=2']"]]
+    for _ in range(2):  # the second time by the sweep.json of now
+        assert sweep(cells, SweepOptions(jobs=1, retry=False), [], pytest.fail, str) == 0
+        assert {path.name for path in folder.iterdir() if path.is_dir()} == {"mha", "gqa"}
+
+
 def test_old_and_new_are_reported_together(tmp_path: Path) -> None:
     folder = shutil.copytree(OLD, tmp_path / "sweep")
     write([folder], "attn=mha pos=learned")
     results = json.loads((folder / "results.json").read_text())
-    found = {v["label"].split()[0]: v for v in results["variants"]}
-    assert len(found) == len(EXPECTED)
+    assert {v["label"]: v["runs"] for v in results["variants"]} == {
+        "mha learned": ["mha"],
+        "gqa learned": ["gqa"],
+        "mla alibi": ["mla"],
+        "pattern t5": ["pattern"],
+        "mha rope": ["qk_norm"],
+        "sliding rope": ["window"],
+    }
+    assert study([folder], "attn=qk_norm pos=rope").baseline.label == "mha rope"
     lines = (folder / "results.csv").read_text().splitlines()
     column = lines[0].split(",").index("val_perplexity")
     values = sorted(float(line.split(",")[column]) for line in lines[1:])

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from cli.entry import compose_command, renamed
+from cli.entry import compose_command
 from cli.evaluate import with_commas
 from compare.report.style import ALONE, Figure
 from model.position.base import Position
 from train.config.compose import choices_of, compose, expand, keys_of
+from train.config.old_spellings import current_overrides
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -36,7 +37,7 @@ def test_every_command_is_one_that_works(page: str, command: str) -> None:
             compose(cell)
     elif script in ("eval.py", "sample.py"):
         name = script.removesuffix(".py")
-        current = renamed(overrides, name)
+        current = current_overrides(name, overrides)
         assert current == overrides, "an old spelling"
         assert compose_command([*map(with_commas, current)], name, "") is not None
     elif script.endswith(".py"):

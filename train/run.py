@@ -9,6 +9,7 @@ import torch
 
 from data.atomic import read_json, replace
 from model.cost import count_parameters
+from train.config.keys import FIXED_ON_RESUME, origin_of, select
 from train.config.schema import Config
 from train.measure.device import describe
 from train.record.checkpoint import find, remove_unfinished
@@ -20,11 +21,6 @@ from train.setup.run_setup import Job, assemble, check
 from train.summary import write_results
 from train.trainer import Trainer, TrainingStopped
 
-#: Keys that may change when a run is resumed: none affects what a step learns.
-FREE_ON_RESUME = frozenset(
-    "out name steps eval_every eval_batch_size save_every keep log_every resume device threads "
-    "memory force sample wandb plan sweep stages jobs retry baseline report convert".split()
-)
 NO_MEMORY = "can't allocate memory"  # torch's message on a CPU
 
 
@@ -62,9 +58,9 @@ def has_checkpoint(config: Config) -> bool:
 
 def refuse_changes(before: Config, now: Config) -> None:
     """Raise ValueError if a key that affects training differs on resume."""
-    before, now = without_paths(before), without_paths(now)
-    for key in sorted(before.keys() | now.keys()):
-        if key not in FREE_ON_RESUME and before.get(key) != now.get(key):
+    before, now = fixed(before), fixed(now)
+    for key in FIXED_ON_RESUME:
+        if before.get(key) != now.get(key):
             old, new = before.get(key), now.get(key)
             if isinstance(old, dict) and isinstance(new, dict):
                 name = next(k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k))
@@ -72,12 +68,9 @@ def refuse_changes(before: Config, now: Config) -> None:
             raise ValueError(f"cannot resume: {key} changed from {old} to {new}")
 
 
-def without_paths(config: Config) -> Config:
-    """A config without the token cache, the experiment's name and the spelling of init_from."""
-    data = {key: value for key, value in config["data"].items() if key != "cache"}
-    parent = config["init_from"] and str(Path(config["init_from"]).resolve())
-    choices = {key: value for key, value in config["choices"].items() if key != "experiment"}
-    return config | {"data": data, "init_from": parent, "choices": choices}
+def fixed(config: Config) -> Config:
+    """The part of a config that resuming may not change."""
+    return select(config | {"init_from": origin_of(config)}, FIXED_ON_RESUME)
 
 
 def train_job(job: Job, record: Record, *, resumed: bool) -> int:

@@ -54,11 +54,15 @@ def faint(runs: Sequence[Run], splits: int, seed: int = 0) -> float:
 
 def differ(one: Sequence[Run], two: Sequence[Run]) -> bool:
     """Whether a report calls the quality of these different, as variants A and B with seeds 0, 1, ..."""
+    same = one[0].config
     labelled = [
-        replace(run, summary=run.summary | {"attn": name, "seed": seed}, config=whole_config)
+        replace(
+            run,
+            summary=run.summary | {"seed": seed},
+            config=same | {"choices": same["choices"] | {"attn": name}},
+        )
         for name, runs in (("A", one), ("B", two))
         for seed, run in enumerate(runs)
-        for whole_config in [one[0].config]
     ]
     found = examine(labelled)
     judged = [*found.rows.values(), *(c.quality for c in found.comparisons if c.quality)]

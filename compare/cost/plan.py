@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from compare.cost.counts import cost, training_bytes
 from compare.cost.step_estimate import BUDGET, begin, step_seconds
 from data.corpus import prepare
+from train.config.keys import FACTORS, select
 from train.config.schema import Config
 from train.measure import device as devices
 from train.record.terminal import columns, duration, number, say, tracked
@@ -26,8 +27,7 @@ def plan(runs: list[tuple[str, Config]]) -> int:
     training, decoding, seconds = [], [], []
     say(f"counting {len(runs)} runs; a probe of {BUDGET:g} seconds for each that differs")
     for name, config in tracked(runs, "plan"):
-        same = {key: value for key, value in config.items() if key not in ("seed", "out", "name")}
-        if (key := repr(same)) not in known:
+        if (key := repr(select(config, FACTORS))) not in known:
             known[key] = rows_of(config)
         costs, decodes, took = known[key]
         name = name if len(runs) > 1 else " ".join(config["choices"][g] for g in ("attn", "pos"))
@@ -92,9 +92,7 @@ def forecast(runs: list[tuple[str, Config]], jobs: int) -> None:
     """
     variants: dict[str, list[tuple[str, Config]]] = {}
     for name, config in runs:
-        apart = ("seed", "out", "name", "init_from")
-        key = repr({k: v for k, v in config.items() if k not in apart})
-        variants.setdefault(key, []).append((name, config))
+        variants.setdefault(repr(select(config, FACTORS)), []).append((name, config))
     same = list(variants.values())
     sizes = [corpus_of(config) for (_, config), *_ in same]
     say(f"{len(runs)} runs of {len(same)} variants; timing a few steps of each")

@@ -13,6 +13,7 @@ from compare.report.statistics import Difference, family, paired
 from compare.report.variants import Variant, is_baseline, pairs, plain, variants_of
 from data.atomic import read_json
 from train.config.compose import parse
+from train.config.old_spellings import current_overrides
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ def examine(runs: Sequence[Run], baseline: str | None = None, *, named: bool = F
 
 def choose_baseline(variants: list[Variant], text: str | None, *, must: bool) -> Variant:
     """The variant that a text names; without one, or if it is not there and need not be, the first."""
-    wanted = {o.key_or_group: o.value() for o in parse(shlex.split(text or ""))}
+    asked = current_overrides("train", shlex.split(text or ""))
+    wanted = {o.key_or_group: o.value() for o in parse(asked)}
     found = [v for v in variants if is_baseline(v, wanted)] if wanted else []
     found = [v for v in found if v.done] or found if must else [v for v in found if v.done]
     if must and not found:

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 from compare.report.runs import Run
 from compare.report.statistics import FEW
 from compare.report.variants import Variant, plain, settings_of
-
-LOSSLESS = {"memory": None}  # settings that change no loss, made the same for all
+from train.config.keys import LOSSLESS
 
 
 def doubts(
@@ -73,7 +72,7 @@ def twins(done: Sequence[Run]) -> Iterator[str]:
             seen.setdefault(curve, []).append(run)
     for same in seen.values():
         for one, two in itertools.pairwise(same):
-            mine, theirs = (settings_of(run) | LOSSLESS for run in (one, two))
+            mine, theirs = (settings_of(run) | dict.fromkeys(LOSSLESS) for run in (one, two))
             if mine != theirs or one.seed != two.seed:
                 names = f"{one.folder.name} and {two.folder.name}"
                 yield f"{names} have bit-identical losses: a switch did nothing, or both are one thing."

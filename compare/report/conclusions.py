@@ -7,6 +7,7 @@ from compare.report.analysis import Comparison, Study
 from compare.report.runs import Run
 from compare.report.statistics import LEVEL, MANY, Difference
 from compare.report.variants import BARE, Variant, plain, settings_of
+from train.config.keys import HELD
 
 
 def sentences(found: Study) -> list[str]:
@@ -143,7 +144,3 @@ def methods(found: Study) -> list[str]:
                 f"{matched['budget']}; {matched['leftover']:+.2%} left over."
             )
     return said
-
-
-HELD = ("model", "data", "optim", "steps", "batch_size", "dtype", "optim.lr", "optim.schedule",
-        "model.dim", "model.n_layers", "model.n_heads", "model.max_len", "model.dropout", "data.tokenizer")  # fmt: skip

@@ -8,16 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compare.report.runs import Run
+from train.config.compose import is_group
+from train.config.keys import FACTORS, select
 from train.config.schema import Config
 
-#: Keys of a config that tell no variant from another.
-NO_FACTOR = frozenset(
-    "out name seed resume plan sweep stages jobs retry baseline match matched report wandb sample "
-    "init_from keep save_every log_every eval_every eval_batch_size".split()
-)
-
 #: Groups whose choices need no "key=" to be understood.
-BARE = ("attn", "pos", "model", "data", "optim")
+BARE = [key for key in FACTORS if is_group(key)]
 
 
 @dataclass(eq=False)
@@ -72,26 +68,26 @@ def plain(value: Any) -> str:
 
 def settings_of(run: Run) -> dict[str, Any]:
     """All that may tell a run's variant from another's, flat: attn, pos, attn.n_kv_heads, steps, ..."""
-    config = {key: value for key, value in run.config.items() if key not in NO_FACTOR}
-    choices = dict(config.pop("choices", {}))
-    choices |= {key: run.summary[key] for key in ("attn", "pos", "model") if key in run.summary}
-    choices.pop("experiment", None)
-    flat = dict(flatten({key: v for key, v in config.items() if not isinstance(v, dict)}))
-    for group in ("attn", "pos", "model", "data", "optim"):
-        flat |= flatten(config.get(group, {}), f"{group}.")
-    flat["stages"] = len(run.stages)
-    flat["weights"] = "given" if run.stages[0].config.get("init_from") else "fresh"
-    flat = {
-        key: value for key, value in flat.items() if not key.endswith(("_target_", "data.cache"))
+    config = select(run.config, FACTORS)
+    choices = config.pop("choices", {})
+    scalars = {key: value for key, value in config.items() if not isinstance(value, dict)}
+    return {
+        **{
+            group: choices[group] for group in ("attn", "pos", *sorted(choices)) if group in choices
+        },
+        **scalars,
+        **dict(flatten({key: value for key, value in config.items() if key not in scalars})),
+        "stages": len(run.stages),
+        "weights": "given" if run.stages[0].config.get("init_from") else "fresh",
     }
-    return {key: choices[key] for key in ("attn", "pos", *sorted(choices)) if key in choices} | flat
 
 
 def flatten(node: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Its values by dotted keys, without the names of classes."""
     for key, value in node.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{key}.")
-        else:
+        elif key != "_target_":
             yield f"{prefix}{key}", value
 
 

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from model.ops.attention import Bias, causal_mask, fused_attention, matmul_attention
 
-KERNELS = ("auto", "matmul", "flash", "sdpa")
-
 
 def attend(
     q: Tensor,
@@ -24,7 +22,8 @@ def attend(
     """Causal attention of q (B, H, T, Dh) over k (B, Hkv, S, Dh) and v (B, Hkv, S, Dv).
 
     Returns (B, H, T, Dv). Query i sees the keys with k_pos <= q_pos[i]. `bias(q_pos, k_pos)` is
-    added to the scores; `p` is dropout on the weights, for training. `kernel` is one of KERNELS. KV
+    added to the scores; `p` is dropout on the weights, for training. `kernel` is auto, matmul,
+    flash or sdpa. KV
     heads are copied out to H heads only for kernels that do not take grouped ones.
     """
     added = bias(q_pos, k_pos)

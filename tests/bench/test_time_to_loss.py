@@ -49,8 +49,9 @@ def test_runs_can_be_retimed_on_this_machine(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for seed, attn in enumerate(("mha", "gqa", "mha")):
-        overrides = [f"attn={attn}", "steps=2", "eval_every=1", f"seed={seed}"]
+    ours = ("attn=mha", "attn=gqa", "attn=mha", "data.tokenizer=byte")
+    for seed, variant in enumerate(ours):
+        overrides = [variant, "steps=2", "eval_every=1", f"seed={seed}"]
         assert run_training(config(*overrides, f"out={tmp_path}/{seed}")) == 0
     monkeypatch.chdir(tmp_path)
     turns: list[object] = []
@@ -63,13 +64,14 @@ def test_runs_can_be_retimed_on_this_machine(
 
     monkeypatch.setattr(time_to_loss, "interleave", interleave)
     capsys.readouterr()
-    assert main(["run=0,1,2", "loss=100", "retime=true"]) == 0
+    assert main(["run=0,1,2,3", "loss=100", "retime=true"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert len(turns) == 2  # a recipe is timed once, whatever its seeds
+    assert len(turns) == 3  # a recipe is timed once for each vocabulary, whatever its seeds
     assert said[0].startswith("a step of 0, 2: 4,000 ms (3,500 to 252,000)")
-    assert [line.split()[-3:] for line in said[4:7]] == [
+    assert [line.split()[-3:] for line in said[5:9]] == [
         ["1", "4", "s"],
         ["1", "70", "s"],
+        ["1", "4", "s"],
         ["1", "4", "s"],
     ]
 

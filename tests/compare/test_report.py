@@ -27,7 +27,7 @@ from compare.report.write import report
 from model.likelihood import perplexity
 from train.config import options
 from train.config.compose import compose
-from train.config.old_spellings import MISSING
+from train.config.keys import MISSING
 
 Write = Callable[..., Path]
 composed = functools.cache(lambda *overrides: compose(list(overrides)))
@@ -265,6 +265,13 @@ def test_the_same_losses_with_less_memory_are_no_fault(write: Write) -> None:
             switches = (f"seed={seed}", f"memory={memory}")
             folder = write(f"{memory}{seed}", 3.0 + seed, *switches, curve=curve).parent
     assert not any("bit-identical" in line for line in study([folder]).warnings)
+
+
+@pytest.mark.parametrize("change", ["force=true", "convert=first", "eval_every=7"])
+def test_what_changes_no_result_is_no_factor(change: str, write: Write) -> None:
+    write("one", 3.0, "seed=0")
+    variants, _ = variants_of(read([write("two", 3.1, "seed=1", change).parent]))
+    assert [variant.label for variant in variants] == ["mha learned"]
 
 
 def test_runs_from_before_a_key_existed_are_of_the_same_variant(write: Write) -> None:

@@ -36,9 +36,10 @@ from tiny import HANG, Documents, corpus, eventually
 from cli.evaluate import evaluate
 from data.atomic import read_json, verify
 from train.config.compose import compose
+from train.config.keys import FIXED_ON_RESUME
 from train.record import checkpoint
 from train.record.checkpoint import find
-from train.run import FREE_ON_RESUME, refuse_changes, run_training
+from train.run import refuse_changes, run_training
 from train.setup.run_setup import check
 from train.trainer import Trainer
 
@@ -320,9 +321,10 @@ def test_whatever_shapes_what_is_learned_cannot_change_on_resume(here: Scene) ->
         for name, old in inside.items():
             new = not old if isinstance(old, bool) else CHANGED.get(type(old), "other")
             now = before | ({key: value | {name: new}} if isinstance(value, dict) else {key: new})
-            free = key in FREE_ON_RESUME or (key, name) in {
+            free = key not in FIXED_ON_RESUME or (key, name) in {
                 ("data", "cache"),
                 ("choices", "experiment"),
+                ("convert", "convert"),  # without init_from
             }
             if free:
                 refuse_changes(before, now)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from compare.check.properties import composed
-from train.config.old_spellings import MISSING
+from train.config.keys import MISSING
 from train.measure import device as devices
 from train.measure.device import Device, select_device
 from train.record.run_folder import open_config

@@ -22,7 +22,7 @@ from train.setup.match import baseline_of, compose_matched
 from train.sweep.expand import cells_of
 from train.sweep.plan import Cell, plan_cells
 from train.sweep.processes import log_of, reason, settle
-from train.sweep.run import to_do
+from train.sweep.run import to_do, write_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -204,15 +204,21 @@ def test_seeds_come_one_after_the_other_and_names_stay(tmp_path: Path) -> None:
     assert [c.name for c in cells] == [
         f"attn-{attn}_seed-{seed}" for seed in (0, 1) for attn in ("mha", "mqa")
     ]
-    known = [{"identity": c.identity, "name": c.name} for c in cells]
-    (tmp_path / "sweep.json").write_text(json.dumps({"known": known}))
+    write_manifest(tmp_path, cells, cells[0].config, "attn=mha")
     wider = planned(
         *RUN, "data.path=README.md", "attn=mha", "steps=9,12", "seed=0", parent=tmp_path
     )
     assert [c.name for c in wider] == ["steps-9", "attn-mha_seed-0"]
+    write_manifest(tmp_path, wider, cells[0].config, "attn=mha")
+    (again,) = planned(*RUN, "data.path=README.md", "attn=mqa", "seed=1", parent=tmp_path)
+    assert again.name == "attn-mqa_seed-1"
 
 
-@pytest.mark.parametrize("change", ["wandb.mode=offline", "jobs=3", "retry=true", "data.cache=x"])
+@pytest.mark.parametrize(
+    "change",
+    "wandb.mode=offline jobs=3 retry=true data.cache=x force=true convert=first eval_every=3 keep=1 "
+    "save_every=5 log_every=2 eval_batch_size=8 sample.tokens=3 resume=true".split(),
+)
 def test_what_is_no_part_of_a_run_does_not_change_its_identity(change: str, tmp_path: Path) -> None:
     same = [*RUN, "data.path=README.md"]
     one, two = (planned(*same, *more, parent=tmp_path)[0] for more in ([], [change]))
@@ -309,9 +315,10 @@ def test_one_experiment_is_a_whole_sweep(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(
         "train.sweep.run.sweep", lambda cells, *_, **__: asked.append(len(cells)) or 0
     )
-    for experiment in ("grid", "lr", "coursework/four", "coursework/heads", "coursework/cache"):
+    coursework = ("four", "heads", "cache", "window")
+    for experiment in ("grid", "lr", *(f"coursework/{name}" for name in coursework)):
         assert train([f"experiment={experiment}"]) == 0
-    assert asked == [27, 12, 4, 8, 6]
+    assert asked == [27, 12, 4, 8, 6, 4]
 
 
 def test_a_launcher_is_named_or_refused(project: Path, tiny: list[str], tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Configs that earlier versions wrote, in today's spelling: the one place that knows the old ones."""
 
+import functools
 import re
-from collections.abc import Callable
+import sys
 from typing import Any
 
+from train.config.keys import MISSING
 from train.config.schema import Config
 
 #: Classes that have moved since.
@@ -13,7 +15,13 @@ TARGETS = {
     "train.optimizer.Muon": "train.optim.muon.Muon",
 }
 
-#: Keys that have been renamed, by command.
+#: Keys of groups that have been renamed.
+GROUP_KEYS = {
+    "attn": {"order": "pattern"},
+    "pos": {"fraction": "rotary_fraction", "original_len": "original_max_len"},
+}
+
+#: Keys that have been renamed in one command.
 COMMAND_KEYS = {
     "eval": {"against": "reference", "rows": "num_windows", "rounds": "repeats"},
     "sample": {
@@ -21,15 +29,7 @@ COMMAND_KEYS = {
         "count": "num_samples",
         "overflow": "context_overflow",
     },
-    "train": {
-        "attn.order": "attn.pattern",
-        "pos.fraction": "pos.rotary_fraction",
-        "pos.original_len": "pos.original_max_len",
-    },
 }
-
-#: Keys that earlier versions did not have, and what they did.
-MISSING: Config = {"tf32": False, "memory": "full", "kernel": "auto", "force": False}
 
 
 def modernise(config: Config) -> Config:
@@ -41,8 +41,7 @@ def modernise(config: Config) -> Config:
             kind = "gqa" if "n_kv_heads" in config["attn"] else "mha"
             config["choices"] = choices | {"attn": kind}
     if isinstance(config.get("pos"), dict):
-        keys = {"fraction": "rotary_fraction", "original_len": "original_max_len"}
-        config["pos"] = {keys.get(key, key): value for key, value in config["pos"].items()}
+        config["pos"] = with_keys(GROUP_KEYS["pos"], config["pos"])
     if isinstance(config.get("report"), dict):
         config["report"] = report_keys(config["report"])
     return config
@@ -72,7 +71,7 @@ def attention(node: Any) -> Any:
     """
     if not isinstance(node, dict):
         return node
-    node = {"pattern" if k == "order" else k: attention(v) for k, v in node.items()}
+    node = with_keys(GROUP_KEYS["attn"], {key: attention(value) for key, value in node.items()})
     kind = str(node.get("_target_")).rpartition(".")[2]
     if kind == "QKNorm":
         kv_heads = node.pop("n_kv_heads", None)
@@ -86,20 +85,39 @@ def attention(node: Any) -> Any:
     return {"qk_norm": False} | node if kind in ("MHA", "GQA", "MQA", "SlidingWindow") else node
 
 
-def current_overrides(
-    command: str, overrides: list[str], notify: Callable[[str], None]
-) -> list[str]:
-    """Overrides of a command with today's keys; `notify` gets a line for each old one."""
-    keys = COMMAND_KEYS.get(command, {})
-    for old in (key for key in keys if any(o.startswith(f"{key}=") for o in overrides)):
-        notify(f"note: {old}=... is now {keys[old]}=...")
-    if command == "train" and "attn=qk_norm" in overrides:
-        grouped = any(o.startswith("attn.n_kv_heads=") for o in overrides)
-        now = [f"attn={'gqa' if grouped else 'mha'}", "attn.qk_norm=true"]
-        notify(f"note: attn=qk_norm is now {' '.join(now)}")
-        overrides = [*(o for o in overrides if o != "attn=qk_norm"), *now]
-    parts = (override.partition("=") for override in overrides)
-    return ["".join((keys.get(key, key), *value)) for key, *value in parts]
+def with_keys(renamed: dict[str, str], node: Config) -> Config:
+    """A config node with keys renamed."""
+    return {renamed.get(key, key): value for key, value in node.items()}
+
+
+def current_overrides(command: str, overrides: list[str]) -> list[str]:
+    """The overrides of one run with today's keys; a note on stderr for each old one, once."""
+    renamed = COMMAND_KEYS.get(command, {}) | {
+        f"{group}.{old}": f"{group}.{new}"
+        for group, keys in GROUP_KEYS.items()
+        for old, new in keys.items()
+    }
+    current = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if re.fullmatch(r"attn(@attn\.\w+)?=qk_norm", override):
+            node = key.partition("@")[2] or key
+            grouped = any(o.startswith(f"{node}.n_kv_heads=") for o in overrides)
+            now = [f"{key}={'gqa' if grouped else 'mha'}", f"{node}.qk_norm=true"]
+            note(f"{override} is now {' '.join(now)}")
+            current += now
+        elif key in renamed:
+            note(f"{key}=... is now {renamed[key]}=...")
+            current.append(f"{renamed[key]}{equals}{value}")
+        else:
+            current.append(override)
+    return current
+
+
+@functools.cache
+def note(text: str) -> None:
+    """Print a note, once a process: a sweep reads the same override many times."""
+    print(f"note: {text}", file=sys.stderr)
 
 
 def moved(node: Any) -> Any:

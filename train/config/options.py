@@ -1,12 +1,13 @@
 """The scalars of train.yaml and its small groups, each checked by its own class."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from model.attention.attend import KERNELS
+from train.config.keys import KEYS
 from train.config.schema import at_least, choose
 
 HOW = ("mean", "first", "random")  # of KV heads, see train/setup/convert.py
+KERNELS = ("auto", "matmul", "flash", "sdpa")  # of attention, see model/attention/attend.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,10 @@ class Settings:
         return -(-self.batch_size // self.accumulate)
 
 
+#: Keys of a config that are no scalars of one run.
+APART = KEYS.keys() - {field.name for field in fields(Settings)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How the final model's sample is drawn: the keys under sample."""
@@ -97,13 +102,6 @@ def check_file_name(key: str, name: str | None) -> None:
     """Raise ValueError for a name with a path in it, or other characters than these."""
     if name is not None and not re.fullmatch(r"\w[\w.-]*", name):
         raise ValueError(f"{key}={name!r} may hold letters, digits, '-', '_' and '.' alone")
-
-
-#: Keys of train.yaml that are no scalars of one run.
-APART = (
-    "model attn pos data optim sample wandb choices "
-    "plan sweep stages jobs retry baseline match matched report"
-).split()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 import shlex
 
 from train.config.compose import compose, group_of, parse, quoted
+from train.config.old_spellings import current_overrides
 from train.config.schema import Config, choose
 
 BUDGETS = ("params", "flops")
@@ -17,16 +18,15 @@ def compose_matched(overrides: list[str]) -> Config:
     """
     config = compose(overrides)
     match, baseline = config["match"], config["baseline"]
-    if baseline is not None:
-        check_baseline(baseline)
+    asked = None if baseline is None else baseline_overrides(baseline)
     if match is None:
         return config
     choose("match", match, dict.fromkeys(BUDGETS))
-    if baseline is None:
+    if asked is None:
         raise ValueError(f'match={match} needs a baseline: baseline="attn=mha pos=rope"')
-    named = {o.key_or_group for o in parse(shlex.split(baseline))}
+    named = {o.key_or_group for o in parse(asked)}
     kept = [o for o in overrides if not replaced(o.partition("=")[0], named)]
-    return resized(config, match, budget(compose([*kept, *shlex.split(baseline)]), match))
+    return resized(config, match, budget(compose([*kept, *asked]), match))
 
 
 def replaced(key: str, named: set[str]) -> bool:
@@ -34,15 +34,17 @@ def replaced(key: str, named: set[str]) -> bool:
     return key in named or group_of(key) in named
 
 
-def check_baseline(text: str) -> None:
-    """Raise ValueError for a baseline that names more than an attention and positions."""
+def baseline_overrides(text: str) -> list[str]:
+    """A baseline's overrides. Raises ValueError if they name more than an attention and positions."""
     if not isinstance(text, str) or not text:
         raise ValueError(f'baseline={text} is not a text such as "attn=mha pos=rope"')
-    for override in parse(shlex.split(text)):
+    overrides = current_overrides("train", shlex.split(text))
+    for override in parse(overrides):
         if group_of(override.key_or_group) not in ("attn", "pos"):
             raise ValueError(
                 f"baseline={text}: {override.input_line} is neither attn, pos nor a key of theirs"
             )
+    return overrides
 
 
 def baseline_of(overrides: list[str]) -> str:

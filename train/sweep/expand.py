@@ -4,6 +4,7 @@ import re
 import shlex
 
 from train.config.compose import compose, expand, group_of, keys_set
+from train.config.old_spellings import current_overrides
 from train.config.options import SweepOptions
 from train.config.schema import Config, arguments, fits
 from train.setup.match import with_baseline
@@ -17,6 +18,7 @@ def cells_of(overrides: list[str], *, multirun: bool) -> list[list[str]]:
     """
     cells = []
     for cell in expand(overrides) if multirun else [overrides]:
+        cell = current_overrides("train", cell)
         own = keys_set(cell)
         named = {"experiment", "sweep"} & own  # nothing else sets it, and composing takes 0.1 s
         config = compose(cell) if named else {"sweep": None}
@@ -24,8 +26,9 @@ def cells_of(overrides: list[str], *, multirun: bool) -> list[list[str]]:
             cells.append(cell)
             continue
         for line in lines_of(config, "sweep"):
-            wider = expand(shlex.split(line))
-            cells += [[*unless_set(more, own), *cell, "sweep=null"] for more in wider]
+            for more in expand(shlex.split(line)):
+                wider = [*unless_set(more, own), *cell, "sweep=null"]
+                cells.append(current_overrides("train", wider))
     if not cells:
         raise ValueError(f"{' '.join(overrides)}: no runs; a list of values is empty")
     unique = list(map(list, dict.fromkeys(map(tuple, cells))))
@@ -56,7 +59,7 @@ def stages_of(cell: list[str], config: Config) -> list[list[str]]:
         return [cell]
     own = keys_set(cell)
     return [
-        [*unless_set(shlex.split(line), own), *cell, "stages=null"]
+        current_overrides("train", [*unless_set(shlex.split(line), own), *cell, "stages=null"])
         for line in lines_of(config, "stages")
     ]
 

@@ -1,5 +1,6 @@
 """The runs of a sweep, checked: their identities and folders."""
 
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -8,24 +9,12 @@ from typing import Any
 
 from data.atomic import read_json
 from train.config.compose import compose
-from train.config.old_spellings import MISSING
+from train.config.keys import IDENTITY, SHARED, origin_of, select
+from train.config.old_spellings import modernise
 from train.config.schema import Config
 from train.setup.match import compose_matched
 from train.setup.run_setup import check, check_start
 from train.sweep.expand import cell_names, stages_of
-
-#: Keys of the sweep as a whole: its runs may not differ in them.
-SHARED = "out name jobs retry report".split()
-
-
-#: Keys about the sweep, where things lie, or what changes no number: they tell no run from another.
-NO_IDENTITY = frozenset(
-    [
-        *SHARED,
-        *"resume plan sweep stages baseline wandb init_from sample".split(),
-        *"keep save_every log_every eval_batch_size".split(),
-    ]
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +35,7 @@ def plan_cells(cells: list[list[str]], first: Config, parent: Path) -> list[Cell
 
     A run that an earlier start of this sweep knew keeps its folder, whatever is beside it now.
     """
-    known = {entry["identity"]: entry["name"] for entry in manifest(parent).get("known", [])}
+    known = identities(known_runs(parent))
     taken = set(known.values())
     planned: list[Cell] = []
     for name, cell in zip(cell_names(cells), cells, strict=True):
@@ -67,7 +56,7 @@ def plan_cells(cells: list[list[str]], first: Config, parent: Path) -> list[Cell
                 check_start(before.config, config, f"stage {number}")
             elif compose(cell)["stages"] != first["stages"]:
                 raise ValueError(f"stages differ between the runs of the sweep: {' '.join(cell)}")
-            mine = identity(config, before.identity if before else config["init_from"])
+            mine = identity(config, before.identity if before else origin_of(config))
             if mine not in known:
                 known[mine] = f"{name}_stage-{number}" if len(stages) > 1 else name
                 if known[mine] in taken or (parent / known[mine]).exists():
@@ -91,17 +80,37 @@ def plan_cells(cells: list[list[str]], first: Config, parent: Path) -> list[Cell
 
 def identity(config: Config, parent: str | None) -> str:
     """A hash of all that a run's numbers follow from; `parent` says whose weights it starts from."""
-    own = {
-        key: value
-        for key, value in config.items()
-        if key not in NO_IDENTITY and (key, value) not in MISSING.items()
-    }
-    own["data"] = {key: value for key, value in own["data"].items() if key != "cache"}
-    own["choices"] = {key: value for key, value in own["choices"].items() if key != "experiment"}
-    return hashlib.sha256(json.dumps([own, parent], sort_keys=True).encode()).hexdigest()
+    own = select(config | {"init_from": parent}, IDENTITY)
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
-def manifest(parent: Path) -> dict[str, Any]:
-    """A sweep's own record, sweep.json; empty before there is one."""
-    path = parent / "sweep.json"
-    return read_json(path) if path.exists() else {}
+def known_runs(folder: Path) -> dict[str, dict[str, Any]]:
+    """The entries of sweep.json by name: every run that a sweep's folder has ever known.
+
+    Earlier versions wrote the configs of the runs last asked for alone; those of the others are in
+    their folders.
+    """
+    path = folder / "sweep.json"
+    written = read_json(path) if path.exists() else {}
+    entries = {}
+    for entry in [*written.get("known", []), *written.get("cells", [])]:
+        run = folder / entry["name"]
+        if "config" not in entry and (run / "config.json").exists():
+            config = read_json(run / "config.json")
+            origin = Path(origin_of(config) or "")
+            parent = origin.name if origin.parent == folder.resolve() else None
+            entry = {"name": entry["name"], "config": config, "parent": parent}
+        if "config" in entry:
+            entries[entry["name"]] = entry
+    return entries
+
+
+def identities(entries: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """The names of known runs by identity, which follows from their configs in today's spelling."""
+
+    @functools.cache
+    def identity_of(name: str) -> str:
+        config, before = modernise(entries[name]["config"]), entries[name]["parent"]
+        return identity(config, identity_of(before) if before in entries else origin_of(config))
+
+    return {identity_of(name): name for name in entries}

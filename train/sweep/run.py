@@ -17,7 +17,7 @@ from train.record.terminal import say
 from train.setup.match import baseline_of
 from train.sweep.display import Board, Watched
 from train.sweep.hydra_launcher import elsewhere
-from train.sweep.plan import Cell, manifest, plan_cells
+from train.sweep.plan import Cell, known_runs, plan_cells
 from train.sweep.processes import Place, Stop, launch_here, status_of
 
 QUIET = 30.0  # seconds of a sweep before its first report; each takes a few
@@ -79,17 +79,16 @@ def sweep(
 
 
 def write_manifest(parent: Path, planned: list[Cell], first: Config, baseline: str) -> None:
-    """Write sweep.json: what was asked for last, and every run that the folder has ever known."""
-    told = ("name", "identity", "overrides", "stage", "parent", "config")
+    """Write sweep.json: what was asked for last, and every other run that the folder has known."""
+    told = ("name", "overrides", "stage", "parent", "config")
     cells = [{key: getattr(cell, key) for key in told} for cell in planned]
-    now = {cell.identity for cell in planned}
-    others = [e for e in manifest(parent).get("known", []) if e["identity"] not in now]
+    now = {cell.name for cell in planned}
     content = {
         "command": sys.argv,
         **first["report"],
         "baseline": baseline,
         "cells": cells,
-        "known": others + [{"identity": cell.identity, "name": cell.name} for cell in planned],
+        "known": [entry for name, entry in known_runs(parent).items() if name not in now],
     }
     write_json(parent / "sweep.json", content)
 
