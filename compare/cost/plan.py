@@ -1,9 +1,17 @@
 """What runs would cost, before anything is trained: python train.py plan=true ..."""
 
+import multiprocessing
 import os
 import re
+from concurrent.futures import ProcessPoolExecutor
 
+from compare.cost.counts import cost, training_bytes
 from train.config.schema import Config
+from train.measure import device as devices
+from train.record.terminal import columns, duration, number, say, tracked
+from train.setup.run_setup import check
+from train.step_estimate import BUDGET, corpus_of, step_seconds, steps_of_validation
+from train.sweep.processes import end_with
 
 
 def plan(runs: list[tuple[str, Config]]) -> int:
@@ -11,11 +19,6 @@ def plan(runs: list[tuple[str, Config]]) -> int:
 
     Runs that differ in their seed alone are counted and probed once.
     """
-    from compare.cost.step_estimate import BUDGET
-    from train.measure import device as devices
-    from train.record.terminal import columns, duration, say, tracked
-    from train.setup.run_setup import check
-
     runs = [(name, check(config | {"force": True}).config) for name, config in runs]
     devices.set_up_process(runs[0][1]["threads"], runs[0][1]["tf32"])
     known: dict[str, tuple[list[str], list[str], float | None]] = {}
@@ -46,16 +49,13 @@ DECODING = "run|MFLOP|attention|without cache|KV elements|KV bytes|KV bytes/toke
 
 def rows_of(config: Config) -> tuple[list[str], list[str], float | None]:
     """The cells of a run in both tables, and its seconds of training."""
-    from compare.cost.counts import cost, training_bytes
-    from compare.cost.step_estimate import step_seconds
-    from train.measure.device import memory_bytes, select_device
-    from train.record.terminal import duration, number
-
-    device = select_device(config["device"], config["dtype"], config["compile"], config["steps"])
+    device = devices.select_device(
+        config["device"], config["dtype"], config["compile"], config["steps"]
+    )
     vocab_size = vocabulary(config)
     counted = cost(config, vocab_size, device)
     held = training_bytes(config, vocab_size, device)
-    there = memory_bytes(device)
+    there = devices.memory_bytes(device)
     fits = there is None or held["total"] < there
     step = step_seconds(config, vocab_size) if fits else None
     took = None if step is None else step * config["steps"]
@@ -89,10 +89,6 @@ def forecast(runs: list[tuple[str, Config]], jobs: int) -> None:
     The time is that of training, of validations at the speed of training's forward pass, and some
     seconds more for each run.
     """
-    from compare.cost.counts import cost
-    from train.measure import device as devices
-    from train.record.terminal import columns, duration, number, say
-
     variants: dict[str, list[tuple[str, Config]]] = {}
     for name, config in runs:
         apart = ("seed", "out", "name", "init_from")
@@ -109,7 +105,7 @@ def forecast(runs: list[tuple[str, Config]], jobs: int) -> None:
         device = devices.select_device(
             config["device"], config["dtype"], config["compile"], config["steps"]
         )
-        times = config["steps"] + validations(config, tokens)
+        times = config["steps"] + steps_of_validation(config, tokens)
         took = OVERHEAD + (0.0 if step is None else step * times)
         total += took * (1 + len(others))
         name = re.sub(r"_?seed-\d+", "", name).strip("_") or name
@@ -127,12 +123,6 @@ def probed(models: list[tuple[Config, int]]) -> list[float | None]:
 
     In a process apart: what crashes there is for the sweep to find out, not for its plan.
     """
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-
-    from compare.cost.step_estimate import begin, step_seconds
-    from train.record.terminal import tracked
-
     found: list[float | None] = []
     context = multiprocessing.get_context("spawn")
     pool = None
@@ -154,23 +144,10 @@ def probed(models: list[tuple[Config, int]]) -> list[float | None]:
     return found
 
 
-def validations(config: Config, tokens: int) -> float:
-    """What the validations of a run cost, in training steps: a forward pass is a third of a step."""
-    steps, every = config["steps"], config["eval_every"]
-    times = 1 if every is None else max(1, -(-steps // every))
-    return times * tokens / (config["batch_size"] * config["model"]["max_len"]) / 3
-
-
-def corpus_of(config: Config) -> tuple[int, int]:
-    """The vocabulary that a run's model has, and the tokens of its validation text."""
-    from data.corpus import prepare
-    from train.record.terminal import say
-    from train.setup.build import build_source
-
-    source, options, _ = build_source(config)
-    corpus = prepare(source, say=say, **options)
-    size = config["model"]["vocab_size"] or corpus.tokenizer.get_vocab_size()
-    return size, 0 if corpus.val is None else len(corpus.val)
+def begin(threads: int | None, tf32: bool, parent: int) -> None:
+    """Set up a process for step estimates that ends with its parent."""
+    end_with(parent)
+    devices.set_up_process(threads, tf32)
 
 
 def vocabulary(config: Config) -> int:

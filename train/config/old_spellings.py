@@ -28,7 +28,7 @@ COMMAND_KEYS = {
 }
 
 #: Keys that earlier versions did not have, and what they did.
-MISSING: Config = {"tf32": False, "memory": "full", "force": False}
+MISSING: Config = {"tf32": False, "memory": "full", "force": False, "minutes": None}
 
 
 def modernise(config: Config) -> Config:
