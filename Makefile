@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: train test doctor faults bench check format clean
 
 train: .venv/ready
-	$(BIN)/python train.py attn=gqa pos=rope
+	$(BIN)/python train.py attn=gqa pos=rope minutes=1.5
 
 test: .venv/tested
 	$(BIN)/python -m pytest

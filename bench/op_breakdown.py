@@ -11,7 +11,6 @@ from torch.utils.flop_counter import flop_registry
 
 from bench.step_time import VOCAB, successive
 from cli.entry import run_command
-from compare.cost.step_estimate import random_token_step
 from train.config.compose import compose
 from train.measure import device as devices
 from train.measure.device import Device
@@ -19,6 +18,7 @@ from train.measure.timer import ROUNDS, interleave, matmul_flops_per_second
 from train.optim.optimizer import Optimizer
 from train.record.terminal import columns
 from train.step import TrainStep
+from train.step_estimate import random_token_step
 
 USAGE = """\
 The time of a training step by kind of operation: medians of 7 steps on random tokens, with every

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 
 from bench.peers import installed
 from cli.entry import run_command
-from compare.cost.step_estimate import random_token_step
 from compare.report.evaluations import markdown
 from data.atomic import replace, write_json
 from model.cost import flops_per_token
@@ -34,6 +33,7 @@ from train.measure.timer import ROUNDS, interleave, matmul_flops_per_second
 from train.optim.optimizer import Optimizer
 from train.record.terminal import columns, say, tracked
 from train.step import StepResult, TrainStep
+from train.step_estimate import random_token_step
 from train.sweep.processes import end_with
 
 USAGE = """\

@@ -12,7 +12,6 @@ import matplotlib
 
 from bench.step_time import successive
 from cli.entry import run_command
-from compare.cost.step_estimate import random_token_step
 from compare.report.style import COLOURS, GREY, SETTINGS, Figure, canvas, legend, svg
 from train.config.keys import STEP_TIME, select
 from train.config.schema import choose
@@ -21,6 +20,7 @@ from train.measure.timer import interleave
 from train.record.run_folder import open_config, open_tokenizer
 from train.record.run_log import records
 from train.record.terminal import columns, duration, number
+from train.step_estimate import random_token_step
 
 USAGE = """\
 When the validation loss of each run first reached the best loss of the first run, or other losses.

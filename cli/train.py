@@ -1,6 +1,7 @@
 """`python train.py`: train one model or a sweep of models, or estimate their cost."""
 
 from cli.entry import help_page
+from train.config.compose import keys_set
 from train.config.schema import fits
 from train.setup.match import compose_matched
 from train.sweep.expand import cell_names, cells_of, settings_of, stages_of
@@ -31,6 +32,8 @@ def train(arguments: list[str]) -> int:
     flags = {a for a in arguments if a in ("-m", "--multirun")}
     launcher = [a for a in arguments if a.lstrip("+").startswith("hydra")]
     overrides = [a for a in arguments if a not in flags and a not in launcher]
+    if {"steps", "minutes"} <= keys_set(overrides):
+        raise ValueError("minutes chooses the number of steps: give steps or minutes, not both")
     cells = cells_of(overrides, multirun=bool(flags))
     first = compose_matched(cells[0])
     if not fits(first["plan"], bool):

@@ -16,7 +16,7 @@ PACKAGES = ("model", "data", "train", "compare", "cli", "bench")
 FLOORS = {
     "model": "shape ops norm cache position attention feedforward transformer init cost loss likelihood generate",
     "data": "atomic tokenizer source corpus batches",
-    "train": "config record measure optim setup step trainer summary run sweep",
+    "train": "config record measure optim setup step step_estimate trainer summary run sweep",
     "compare": "cost report check evaluate",
 }
 FILES = {p: p.read_text() for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))}

@@ -18,6 +18,7 @@ from train.record.run_log import Record, git_commit
 from train.record.terminal import printable, say, table
 from train.record.wandb_process import logged_to_wandb
 from train.setup.run_setup import Job, assemble, check
+from train.step_estimate import steps_within_minutes
 from train.summary import write_results
 from train.trainer import Trainer, TrainingStopped
 
@@ -34,12 +35,16 @@ def run_training(config: Config) -> int:
     settings = plan.settings
     folder = Path(settings.out) if settings.out else None
     state = state_of(folder) if folder else None
-    if folder and state:
-        if not settings.resume:
-            raise ValueError(f"out={folder} holds a run ({state}); set resume=true to continue it")
-        refuse_changes(open_config(folder), config)
+    before = open_config(folder) if folder and state else None
+    if before and not settings.resume:
+        raise ValueError(f"out={folder} holds a run ({state}); set resume=true to continue it")
+    if settings.minutes is not None:  # chosen once: a resumed run keeps its steps
+        steps = before["steps"] if before else steps_within_minutes(plan.config)
+        plan = check(config | {"steps": steps}, begun=begun)
+    if folder and before:
+        refuse_changes(before, config)
         summary = load_summary(folder)
-        if state == "done" and summary and summary["steps"] == settings.steps:
+        if state == "done" and summary and summary["steps"] == plan.settings.steps:
             say(f"{folder} is already done")
             print_answer(folder, summary)
             return 0

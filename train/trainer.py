@@ -16,12 +16,14 @@ from train.measure.memory import PeakMemory
 from train.measure.timer import StepTimer
 from train.record import checkpoint
 from train.record.run_log import Record
-from train.record.terminal import Bar, say
+from train.record.terminal import Bar, duration, say
 from train.setup.run_setup import Job
 from train.setup.weights import load
 from train.step import NonFinite, TrainStep
+from train.step_estimate import steps_of_validation
 
 WARMUP_STEPS = 5  # of each process, timed apart; at most a quarter of its steps
+TIMED_STEPS = 3  # after warm-up, before a run says how long it takes
 AVERAGED_STEPS = 50  # last steps, whose mean is the training loss
 
 
@@ -58,15 +60,20 @@ class Trainer:
         settings, first = self.job.settings, self.step
         warmup = min(WARMUP_STEPS, (settings.steps - first) // 4)
         with self.signals(), Bar(settings.steps, self.step) as bar:
+
+            def on_batch() -> None:
+                bar.alive()
+                self.check_signal()
+
             while True:
                 last = self.step == settings.steps
                 if self.step == 0 and self.job.parent:
                     bar.doing("validating")
-                    self.validate()
+                    self.validate(on_batch)
                     self.start_loss = self.validation.get("loss")
                 if due(self.step, settings.eval_every, last):
                     bar.doing("validating")
-                    self.validate()
+                    self.validate(on_batch)
                 if due(self.step, settings.save_every, last) and self.step > first:
                     bar.doing("saving")
                     self.save()
@@ -76,7 +83,10 @@ class Trainer:
                 self.train_step(warm=self.step - first >= warmup)
                 if self.step - first == max(1, warmup):
                     self.peaks.reset(self.job.device)
-                bar.step(self.step, self.losses[-1], self.tokens_per_second)
+                left = self.seconds_left
+                if left is not None and self.step - first == warmup + TIMED_STEPS:
+                    say(f"about {duration(left)} for the other {settings.steps - self.step} steps")
+                bar.step(self.step, self.losses[-1], self.tokens_per_second, left)
                 self.check_signal()
 
     def train_step(self, warm: bool) -> None:
@@ -108,7 +118,7 @@ class Trainer:
             3,
         ) from error
 
-    def validate(self) -> None:
+    def validate(self, on_batch: Callable[[], object]) -> None:
         """Score the whole validation split, if there is one, once a step."""
         if self.step:
             self.peaks.note_training(self.job.device)
@@ -117,7 +127,7 @@ class Trainer:
             return
         start = perf_counter()
         text, text_bytes = corpus.split("val")
-        nats, tokens = self.score(text, on_batch=self.check_signal)
+        nats, tokens = self.score(text, on_batch)
         if self.step:
             self.peaks.note_validation(self.job.device)
         loss = nats / tokens
@@ -172,6 +182,17 @@ class Trainer:
         """Throughput of training steps after warm-up; 0 before the first."""
         steps, seconds = len(self.timer.step_seconds), self.timer.train_seconds
         return steps * self.tokens_per_step / seconds if seconds else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds that the other steps and their validations may take; None during warm-up."""
+        timed, corpus = len(self.timer.step_seconds), self.job.corpus
+        if not timed:
+            return None
+        val_tokens = 0 if corpus.val is None else len(corpus.val)
+        validations = steps_of_validation(self.job.plan.config, val_tokens, self.step)
+        steps = self.job.settings.steps - self.step + validations
+        return steps * self.timer.train_seconds / timed
 
     def log(self, split: str, **values: float) -> None:
         """Write one record."""

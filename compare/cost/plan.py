@@ -6,14 +6,13 @@ import re
 from concurrent.futures import ProcessPoolExecutor
 
 from compare.cost.counts import cost, training_bytes
-from compare.cost.step_estimate import BUDGET, begin, step_seconds
-from data.corpus import prepare
 from train.config.keys import FACTORS, select
 from train.config.schema import Config
 from train.measure import device as devices
 from train.record.terminal import columns, duration, number, say, tracked
-from train.setup.build import build_source
 from train.setup.run_setup import check
+from train.step_estimate import BUDGET, corpus_of, step_seconds, steps_of_validation
+from train.sweep.processes import end_with
 
 
 def plan(runs: list[tuple[str, Config]]) -> int:
@@ -104,7 +103,7 @@ def forecast(runs: list[tuple[str, Config]], jobs: int) -> None:
         device = devices.select_device(
             config["device"], config["dtype"], config["compile"], config["steps"]
         )
-        times = config["steps"] + validations(config, tokens)
+        times = config["steps"] + steps_of_validation(config, tokens)
         took = OVERHEAD + (0.0 if step is None else step * times)
         total += took * (1 + len(others))
         name = re.sub(r"_?seed-\d+", "", name).strip("_") or name
@@ -143,19 +142,10 @@ def probed(models: list[tuple[Config, int]]) -> list[float | None]:
     return found
 
 
-def validations(config: Config, tokens: int) -> float:
-    """What the validations of a run cost, in training steps: a forward pass is a third of a step."""
-    steps, every = config["steps"], config["eval_every"]
-    times = 1 if every is None else max(1, -(-steps // every))
-    return times * tokens / (config["batch_size"] * config["model"]["max_len"]) / 3
-
-
-def corpus_of(config: Config) -> tuple[int, int]:
-    """The vocabulary that a run's model has, and the tokens of its validation text."""
-    source, options, _ = build_source(config)
-    corpus = prepare(source, say=say, **options)
-    size = config["model"]["vocab_size"] or corpus.tokenizer.get_vocab_size()
-    return size, 0 if corpus.val is None else len(corpus.val)
+def begin(threads: int | None, tf32: bool, parent: int) -> None:
+    """Set up a process for step estimates that ends with its parent."""
+    end_with(parent)
+    devices.set_up_process(threads, tf32)
 
 
 def vocabulary(config: Config) -> int:

@@ -14,12 +14,12 @@ from torch import nn
 from bench import op_breakdown, peers, step_time
 from bench.peers import PEERS, installed
 from compare.check.properties import TINY, VOCAB
-from compare.cost.step_estimate import random_token_step
 from model.cost import count_parameters, flops_per_token
 from model.shape import Shape
 from train.config.compose import compose
 from train.measure.device import Device
 from train.step import TrainStep
+from train.step_estimate import random_token_step
 
 TEXT = ["data.path=README.md"]  # never read
 CPU = Device("cpu", torch.float32)

@@ -12,14 +12,12 @@ from tiny import build, composed, tokens, variants
 from cli.train import train
 from compare.check.properties import CPU, VOCAB
 from compare.cost import plan as plans
-from compare.cost import step_estimate as probe
 from compare.cost.counts import cost, training_bytes
+from train import step_estimate as probe
 from train.config.compose import compose
 from train.config.schema import Config
 from train.measure import device as devices
-from train.measure import timer
 from train.run import run_training
-from train.step import TrainStep
 from train.sweep.expand import cells_of
 
 BFLOAT16 = devices.Device("cpu", torch.bfloat16)
@@ -100,35 +98,3 @@ def test_a_run_that_cannot_fit_is_not_probed(
     training, _, seconds = plans.rows_of(config())
     assert "does not fit" in training
     assert seconds is None
-
-
-def test_the_estimated_step_is_that_of_the_config() -> None:
-    overrides = ["optim.clip=0.5", "accumulate=2", "seed=3", "batch_size=6"]
-    step = probe.random_token_step(composed("data.path=README.md", *overrides), VOCAB)
-    assert (step.clip, step.accumulate, step.seed) == (0.5, 2, 3)
-    assert step.batches(0)[0].shape == (6, step.model.shape.max_len)
-    unclipped = composed("data.path=README.md", "optim.clip=null")
-    assert probe.random_token_step(unclipped, VOCAB).clip == float("inf")
-
-
-def test_a_probe_that_lasts_for_few_rows_takes_time_to_grow_with_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A clock of the test's own: a step takes 0.1 s for each row."""
-    now, rows = [0.0], []
-
-    def take(self: TrainStep, step: int) -> None:
-        rows.append(len(self.batches(step)[0]))
-        now[0] += 0.1 * rows[-1]
-
-    monkeypatch.setattr(TrainStep, "__call__", take)
-    for module in (probe, timer):
-        monkeypatch.setattr(module, "perf_counter", lambda: now[0])
-    for batch_size, expected in ((4, 0.4), (64, 6.4)):
-        asked = composed("data.path=README.md", f"batch_size={batch_size}")
-        assert probe.step_seconds(asked, VOCAB) == pytest.approx(expected)
-        assert max(rows) <= batch_size
-    assert max(rows) < 64
-    asked = composed("data.path=README.md", "batch_size=4", "accumulate=2")
-    assert probe.step_seconds(asked, VOCAB) == pytest.approx(0.4)
-    assert probe.step_seconds(composed("data.path=README.md", "compile=true"), VOCAB) is None

@@ -18,6 +18,7 @@ class Settings:
     name: str | None
     seed: int
     steps: int
+    minutes: float | None
     batch_size: int
     accumulate: int
     eval_every: int | None
@@ -41,6 +42,8 @@ class Settings:
         at_least(0, self, "steps", "seed")
         at_least(1, self, "batch_size", "accumulate", "eval_every", "eval_batch_size")
         at_least(1, self, "save_every", "keep", "log_every", "threads")
+        if self.minutes is not None and not self.minutes > 0:
+            raise ValueError(f"minutes={self.minutes:g} must be above 0, or null for no limit")
         if self.accumulate > self.batch_size:
             raise ValueError(
                 f"accumulate={self.accumulate} is more than batch_size={self.batch_size}"

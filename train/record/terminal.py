@@ -1,6 +1,7 @@
 """What a person sees of a run: a live bar on a terminal, few lines in a log file, a table at the end."""
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self, TypeVar
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.progress import (
 
 T = TypeVar("T")
 CONSOLE = Console(stderr=True, highlight=False)
+SILENCE = 20.0  # seconds between the lines of a log file, to which the last step may add its own
 
 
 def say(line: str) -> None:
@@ -35,9 +37,14 @@ def tracked(items: Iterable[T], what: str, total: int | None = None) -> Iterable
 
 
 class Bar:
-    """Steps done, loss, tokens per second and time left, live on a terminal and absent elsewhere."""
+    """Steps done, loss, tokens per second and time left: a live bar on a terminal, lines elsewhere.
 
-    def __init__(self, total: int, done: int) -> None:
+    A log file gets a line after every `SILENCE` seconds, at the next step or batch.
+    """
+
+    def __init__(
+        self, total: int, done: int, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.progress = Progress(
             TextColumn("{task.description:<10}"),
             BarColumn(),
@@ -51,6 +58,8 @@ class Bar:
         self.task = self.progress.add_task(
             "train", total=total, completed=done, loss=0.0, speed=0.0
         )
+        self.total, self.clock, self.written = total, clock, clock()
+        self.what, self.state = "", f"step {done}/{total}"
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -59,12 +68,24 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
-    def step(self, step: int, loss: float, speed: float) -> None:
+    def step(self, step: int, loss: float, speed: float, left: float | None) -> None:
+        """Show a step that is done, and the seconds left if they are known."""
         self.progress.update(self.task, completed=step, loss=loss, speed=speed)
+        self.state = f"step {step}/{self.total}  loss {loss:.3f}"
+        if left is not None:
+            self.state += f"  {speed:,.0f} tokens/s, about {duration(left)} left"
+        self.alive()
 
     def doing(self, what: str) -> None:
         """Show the current phase."""
         self.progress.update(self.task, description=what)
+        self.what = what
+
+    def alive(self) -> None:
+        """Write a line, where there is no terminal, if the last one is some time ago."""
+        if not CONSOLE.is_terminal and self.clock() - self.written >= SILENCE:
+            say(f"{self.what}: {self.state}")
+            self.written = self.clock()
 
 
 def table(summary: Mapping[str, Any]) -> str:

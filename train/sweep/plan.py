@@ -51,6 +51,11 @@ def plan_cells(cells: list[list[str]], first: Config, parent: Path) -> list[Cell
                     raise ValueError(
                         f"{key} is the sweep's, but its runs have {first[key]} and {composed[key]}"
                     )
+            if composed["minutes"] is not None:
+                raise ValueError(
+                    f"minutes={composed['minutes']} is for one run; those of a sweep have equal "
+                    "steps: give steps=N"
+                )
             config = check(composed).config
             if before:
                 check_start(before.config, config, f"stage {number}")

@@ -1,4 +1,4 @@
-"""Time of a training step on this machine, from a few real steps on random tokens."""
+"""Time of a training step on this machine, from a few real steps on random tokens, and of a run."""
 
 import statistics
 from collections.abc import Callable
@@ -9,22 +9,23 @@ from time import perf_counter
 import torch
 
 from data.batches import Batches
+from data.corpus import prepare
 from train.config.schema import Config
 from train.measure import device as devices
 from train.measure.timer import timed
-from train.setup.build import build_model, build_optimizer, clipping, init_model
+from train.record.terminal import say
+from train.setup.build import (
+    build_model,
+    build_optimizer,
+    build_source,
+    clipping,
+    init_model,
+)
 from train.setup.run_setup import check
 from train.step import TrainStep
-from train.sweep.processes import end_with
 
 BUDGET = 2.0  # seconds of steps
 MAX_STEPS = 25
-
-
-def begin(threads: int | None, tf32: bool, parent: int) -> None:
-    """Set up a process for step estimates that ends with its parent."""
-    end_with(parent)
-    devices.set_up_process(threads, tf32)
 
 
 def random_token_step(config: Config, vocab_size: int) -> TrainStep:
@@ -85,3 +86,44 @@ def step_seconds(config: Config, vocab_size: int) -> float | None:
     while perf_counter() + times[-1] < end and len(times) < MAX_STEPS:
         times.append(attempt())
     return statistics.median(times) / most * batch_size
+
+
+def steps_of_validation(config: Config, val_tokens: int, done: int = 0) -> float:
+    """Validations after `done` steps, in training steps: a forward pass takes a third of one."""
+    every = config["eval_every"] or max(1, config["steps"])
+    times = -(-config["steps"] // every) - done // every
+    return times * val_tokens / (config["batch_size"] * config["model"]["max_len"]) / 3
+
+
+def steps_within_minutes(config: Config) -> int:
+    """The most steps, in tens, that fit in a config's `minutes` together with their validations.
+
+    At most the config's `steps`, at least 10 of them. Raises ValueError for a compiled model, whose
+    step cannot be timed.
+    """
+    devices.set_up_process(config["threads"], config["tf32"])
+    vocab_size, val_tokens = corpus_of(config)
+    seconds, minutes, wanted = step_seconds(config, vocab_size), config["minutes"], config["steps"]
+    if seconds is None:
+        raise ValueError(f"minutes={minutes:g} times a step first, which needs compile=false")
+
+    def fits(steps: int) -> bool:
+        validations = steps_of_validation(config | {"steps": steps}, val_tokens)
+        return (steps + validations) * seconds <= 60 * minutes
+
+    fewer = range(wanted - wanted % 10, 10, -10)
+    steps = next((n for n in (wanted, *fewer) if fits(n)), min(wanted, 10))
+    if steps < wanted:
+        say(
+            f"minutes={minutes:g}: {steps} steps instead of {wanted}; "
+            f"a step takes {1e3 * seconds:,.0f} ms on this machine"
+        )
+    return steps
+
+
+def corpus_of(config: Config) -> tuple[int, int]:
+    """The vocabulary that a run's model has, and the tokens of its validation text."""
+    source, options, _ = build_source(config)
+    corpus = prepare(source, say=say, **options)
+    size = config["model"]["vocab_size"] or corpus.tokenizer.get_vocab_size()
+    return size, 0 if corpus.val is None else len(corpus.val)
