@@ -83,11 +83,11 @@ def rows_of(config: Config) -> tuple[list[str], list[str], float | None]:
 OVERHEAD = 10.0  # seconds of a run to start, to measure what the loop does not, and to save
 
 
-def forecast(runs: list[tuple[str, Config]], jobs: int) -> None:
+def forecast(runs: list[tuple[str, Config]], jobs: int) -> dict[str, float]:
     """Say what a sweep is about to do: its variants, their parameters, and the time it may take.
 
     The time is that of training, of validations at the speed of training's forward pass, and some
-    seconds more for each run.
+    seconds more for each run. Returns the seconds of each run by its name, where they are known.
     """
     variants: dict[str, list[tuple[str, Config]]] = {}
     for name, config in runs:
@@ -98,14 +98,17 @@ def forecast(runs: list[tuple[str, Config]], jobs: int) -> None:
     models = [(config, vocab) for ((_, config), *_), (vocab, _) in zip(same, sizes, strict=True)]
     steps = probed(models)
     rows = [["variant", "runs", "parameters", "step ms", "each"]]
-    total = 0.0
-    for ((name, config), *others), (vocab, tokens), step in zip(same, sizes, steps, strict=True):
+    total, seconds = 0.0, dict[str, float]()
+    for (first, *others), (vocab, tokens), step in zip(same, sizes, steps, strict=True):
+        name, config = first
         device = devices.select_device(
             config["device"], config["dtype"], config["compile"], config["steps"]
         )
         times = config["steps"] + steps_of_validation(config, tokens)
         took = OVERHEAD + (0.0 if step is None else step * times)
         total += took * (1 + len(others))
+        if step is not None:
+            seconds |= {run: took for run, _ in (first, *others)}
         name = re.sub(r"_?seed-\d+", "", name).strip("_") or name
         cells = [f"{1 + len(others)}", f"{cost(config, vocab, device).params:,}"]
         cells.append(number(None if step is None else 1e3 * step, ",.1f"))
@@ -114,6 +117,7 @@ def forecast(runs: list[tuple[str, Config]], jobs: int) -> None:
     least = "at least" if None in steps else "about"
     order = "one after the other" if jobs == 1 else f"{jobs} side by side"
     say(f"{len(runs)} runs {order}: {least} {duration(total / jobs)}")
+    return seconds
 
 
 def probed(models: list[tuple[Config, int]]) -> list[float | None]:

@@ -98,3 +98,16 @@ def test_a_run_that_cannot_fit_is_not_probed(
     training, _, seconds = plans.rows_of(config())
     assert "does not fit" in training
     assert seconds is None
+
+
+def test_a_forecast_has_the_seconds_of_every_run_that_can_be_timed(
+    config: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runs = [(f"{attn}{seed}", config(f"attn={attn}", f"seed={seed}", "steps=12", "eval_every=null"))
+            for attn in ("mha", "mqa") for seed in (0, 1)]  # fmt: skip
+    monkeypatch.setattr(plans, "corpus_of", lambda config: (VOCAB, 0))
+    monkeypatch.setattr(plans, "probed", lambda models: [0.5, None])
+    assert plans.forecast(runs, 1) == dict.fromkeys(("mha0", "mha1"), plans.OVERHEAD + 6)
+    assert "4 runs one after the other: at least 52 s" in capsys.readouterr().err

@@ -19,6 +19,8 @@ from train.config.compose import compose, parse, quoted
 from train.config.schema import Config
 from train.run import run_training
 from train.setup.match import baseline_of, compose_matched
+from train.sweep import display
+from train.sweep.display import Board, Watched
 from train.sweep.expand import cells_of
 from train.sweep.plan import Cell, plan_cells
 from train.sweep.processes import log_of, reason, settle
@@ -348,3 +350,42 @@ def test_a_run_that_is_done_without_a_summary_is_resumed(tmp_path: Path) -> None
         if summary:
             (cell.folder / "summary.json").write_text("{}")
         assert (to_do(cell, retry=False), to_do(cell, retry=True)) == (due, due_again)
+
+
+def test_the_time_left_follows_the_pace_of_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Planned as 100, 300 and 200 s; the first takes 10 s. Then an earlier start's run is no pace."""
+    now = 0.0
+    monkeypatch.setattr(display, "perf_counter", lambda: now)
+    for name in ("before", "a", "b", "c"):
+        (tmp_path / name).mkdir()
+
+    def stands(name: str, state: str, step: int) -> None:
+        (tmp_path / name / "status.json").write_text(json.dumps({"state": state, "reason": None}))
+        line = {"split": "train", "step": step, "loss": 1.0, "step_ms": 1.0}
+        (tmp_path / name / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        (tmp_path / name / "summary.json").write_text('{"val_perplexity": 9, "wall_seconds": 10}')
+
+    stands("before", "done", 10)
+    stands("c", "interrupted", 5)
+    seconds = {"before": 0.0, "a": 100.0, "b": 300.0, "c": 200.0}
+    board = Board([Watched(name, tmp_path / name, 10, s) for name, s in seconds.items()])
+    assert board.left() is None
+    stands("a", "running", 5)
+    now = 5.0
+    assert board.left() == pytest.approx(0.1 * (50 + 300 + 100))
+    stands("a", "done", 10)
+    now = 10.0
+    board.ended(tmp_path / "a")
+    stands("b", "failed", 1)
+    board.ended(tmp_path / "b")
+    now = 40.0
+    stands("c", "done", 10)
+    board.ended(tmp_path / "c")
+    assert capsys.readouterr().err.splitlines() == [
+        "2/4  a: done, perplexity 9.000, 10 s, about 40 s left",
+        "at this pace the sweep takes about 50 s in all",
+        "3/4  b: failed, None, about 8 s left",
+        "4/4  c: done, perplexity 9.000, 10 s",
+    ]

@@ -1,7 +1,6 @@
 """How the runs of a sweep stand: a live table on a terminal, a line for each that ends elsewhere."""
 
 import json
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ MARKS = {
     "waiting": "dim",
 }
 ACTIVE = ("starting", "running")
+OVER = ("done", "failed")
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Watched:
     name: str
     folder: Path
     steps: int
+    expected: float = 0.0  # seconds of a whole run; 0 if nothing is to do
 
 
 class Board:
@@ -40,8 +41,8 @@ class Board:
     def __init__(self, runs: Sequence[Watched]) -> None:
         self.runs = runs
         self.started = perf_counter()
-        self.took: list[float] = []  # seconds between the ends of runs
-        self.last = self.started
+        self.before = self.work_done()  # by earlier starts of the sweep
+        self.corrected = False
         self.live = Live(
             get_renderable=self.table, console=CONSOLE, refresh_per_second=1, transient=True
         )
@@ -55,12 +56,7 @@ class Board:
         self.live.stop()
 
     def ended(self, folder: Path) -> None:
-        """Note that a run ended, and say how."""
-        now = perf_counter()
-        self.took.append(now - self.last)
-        self.last = now
-        stands = [glance(run)["state"] for run in self.runs]
-        over = sum(state in ("done", "failed") for state in stands)
+        """Note that a run ended, and say how; after the first that is done, how long all will take."""
         run = next(run for run in self.runs if run.folder == folder)
         found = glance(run)
         if found["state"] == "done":
@@ -70,14 +66,34 @@ class Board:
             said += f", {duration(took)}" if took else ""
         else:
             said = str(found["reason"])
-        left = (
-            f", about {duration(self.left(len(stands) - over))} left" if over < len(stands) else ""
-        )
-        say(f"{over}/{len(stands)}  {run.name}: {found['state']}, {said}{left}")
+        over = sum(glance(run)["state"] in OVER for run in self.runs)
+        left = self.left() if over < len(self.runs) else None
+        said += "" if left is None else f", about {duration(left)} left"
+        say(f"{over}/{len(self.runs)}  {run.name}: {found['state']}, {said}")
+        if left and found["state"] == "done" and not self.corrected:
+            self.corrected = True
+            total = perf_counter() - self.started + left
+            say(f"at this pace the sweep takes about {duration(total)} in all")
 
-    def left(self, runs: int) -> float:
-        """Seconds that so many more runs may take, from those that ended."""
-        return statistics.median(self.took) * runs if self.took else 0.0
+    def left(self) -> float | None:
+        """Seconds to the end of the sweep, at its pace so far; None before there is one.
+
+        The pace is that of all steps since the start, whichever run they were of: how long a run
+        was expected to take says how much its steps weigh.
+        """
+        done = self.work_done() - self.before
+        if done <= 0:
+            return None
+        to_do = sum(
+            run.expected * (1 - done_part(run, found))
+            for run in self.runs
+            if (found := glance(run))["state"] not in OVER
+        )
+        return (perf_counter() - self.started) / done * to_do
+
+    def work_done(self) -> float:
+        """Seconds that the steps done so far were expected to take."""
+        return sum(run.expected * done_part(run, glance(run)) for run in self.runs)
 
     def table(self) -> Table:
         """The runs that fit on the screen: first those that are running, then the latest others."""
@@ -98,13 +114,19 @@ class Board:
                 duration(f["left"]) if f["state"] == "running" and f["left"] else "",
                 style=MARKS.get(f["state"], ""),
             )
-        over = sum(f["state"] in ("done", "failed") for _, f in found)
-        hidden = len(found) - min(room, len(found))
+        over = sum(f["state"] in OVER for _, f in found)
+        hidden, left = len(found) - min(room, len(found)), self.left()
         table.caption = (
             f"{over}/{len(found)} over, {duration(perf_counter() - self.started)} so far"
+            + (f", about {duration(left)} left" if left else "")
             + (f"; {hidden} not shown" if hidden else "")
         )
         return table
+
+
+def done_part(run: Watched, found: dict[str, Any]) -> float:
+    """The part of a run's steps that are done, given how it stands."""
+    return 1.0 if found["state"] == "done" else (found["step"] or 0) / max(1, run.steps)
 
 
 def glance(run: Watched) -> dict[str, Any]:

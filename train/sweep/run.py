@@ -27,7 +27,7 @@ def sweep(
     cells: list[list[str]],
     settings: SweepOptions,
     launcher: list[str],
-    forecast: Callable[[list[tuple[str, Config]], int], None],
+    forecast: Callable[[list[tuple[str, Config]], int], dict[str, float]],
     report: Callable[[Path], str],
 ) -> int:
     """Train every cell in a process of its own and report on all; 1 if one of them failed.
@@ -57,9 +57,9 @@ def sweep(
         todo = [cell for cell in planned if to_do(cell, settings.retry)]
         if len(todo) < len(planned):
             say(f"{len(planned) - len(todo)} of {len(planned)} runs need nothing more")
-        if todo:
-            forecast([(cell.name, cell.config) for cell in todo], settings.jobs)
-        run_all(planned, todo, there, settings, safely(report))
+        runs = [(cell.name, cell.config) for cell in todo]
+        seconds = forecast(runs, settings.jobs) if runs else {}
+        run_all(planned, todo, seconds, there, settings, safely(report))
         verdict = safely(report)(parent)
     except Stop as stop:
         place = f"name={first['name']}" if first["name"] else f"out={parent}"
@@ -113,15 +113,24 @@ def state(folder: Path) -> dict[str, Any]:
 def run_all(
     planned: list[Cell],
     todo: list[Cell],
+    forecast: dict[str, float],
     there: Place | None,
     settings: SweepOptions,
     report: Callable[[Path], str],
 ) -> None:
-    """Run what is to do, stage by stage, seed by seed, and show how all stands."""
+    """Run what is to do, stage by stage, seed by seed, and show how all stands.
+
+    `forecast` has the seconds that runs are expected to take, by name.
+    """
     parent = planned[0].folder.parent
     if settings.jobs > 1 and todo:
         say(f"jobs={settings.jobs}: runs share the machine, so their times are not comparable")
-    runs = [Watched(cell.name, cell.folder, cell.config["steps"]) for cell in planned]
+    alike = any(cell.name not in forecast for cell in todo)  # where one is not known
+    expected = {cell.name: 1.0 if alike else forecast[cell.name] for cell in todo}
+    runs = [
+        Watched(cell.name, cell.folder, cell.config["steps"], expected.get(cell.name, 0.0))
+        for cell in planned
+    ]
     due = time.monotonic() + QUIET
     with Board(runs) as board:
 
