@@ -72,16 +72,20 @@ class GQA(Attention):
         """One key and one value per KV head and token."""
         return self.n_kv_heads * (self.key_dim + self.head_dim) * length
 
+    @property
+    def pair_flops(self) -> int:
+        """The score of a query with a key and the value that it weighs, in all heads."""
+        return 2 * self.n_heads * (self.key_dim + self.head_dim)
+
     def score_flops(self, length: int, causal: bool) -> float:
         """q k^T and weights v: every query head against `length` keys."""
-        channels = self.key_dim + self.head_dim
-        return 2 * self.n_heads * channels * length * (0.5 if causal else 1.0)
+        return self.pair_flops * length * (0.5 if causal else 1.0)
 
     def decode_flops(self, length: int, *, cached: bool = True) -> float:
         """Four projections, and scores and values over the token itself and those before."""
         weights = sum(p.weight.numel() for p in (self.q, self.k, self.v, self.out))
         again = 0 if cached else (self.k.weight.numel() + self.v.weight.numel()) * length
-        return 2 * (weights + again) + self.score_flops(length + 1, causal=False)
+        return 2 * (weights + again) + self.pair_flops * (length + 1)
 
 
 def kv_heads(shape: Shape, asked: int | None) -> int:

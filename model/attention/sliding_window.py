@@ -115,7 +115,7 @@ class SlidingWindow(GQA):
         else:
             sizes = self.blocks(length)
             pairs = sum(n * (n + min(self.window - 1, i * sizes[0])) for i, n in enumerate(sizes))
-        return 4 * self.n_heads * self.head_dim * pairs / length
+        return self.pair_flops * pairs / length
 
     def decode_flops(self, length: int, *, cached: bool = True) -> float:
         """As in grouped-query attention, over the window."""
