@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from model.attention.base import Attention
 from model.attention.grouped import MHA
+from model.attention.scores.additive import BLOCK, Additive
 from model.attention.scores.blind import Blind
 from model.attention.scores.concatenated import Concatenated
 from model.attention.scores.merged import Merged
@@ -165,6 +166,91 @@ def test_concatenated_scores_cache_one_number_a_head_and_no_keys() -> None:
     assert attention.cache_elements(5) == 5 * (2 * 8 + 4)
 
 
+def additive(
+    shape: Shape = SHAPE, width: int | None = None, n_kv_heads: int | None = None
+) -> Additive:
+    """Additive attention with a drawn w."""
+    attention = Additive(shape, 0, width=width, n_kv_heads=n_kv_heads)
+    with torch.no_grad():
+        attention.w.copy_(random(*attention.w.shape, seed=9))
+    return attention
+
+
+@pytest.mark.parametrize("T", [5, 2 * BLOCK + 3])
+def test_additive_scores_are_the_literal_formula(T: int) -> None:
+    """w . tanh(W [k; q]) with keys and queries of head_dim, W = [W_k W_q] of each head (ds, 2 Dh)."""
+    attention, x = additive(width=5), random(2, T, 32)
+    key, query = random(32, 32, seed=1), random(32, 32, seed=2)
+    W = random(4, 5, 16, seed=3)
+    with torch.no_grad():
+        for part, half, projection in (
+            (attention.k, W[..., :8], key),
+            (attention.q, W[..., 8:], query),
+        ):
+            part.weight.copy_((half @ projection.unflatten(0, (4, 8))).flatten(0, 1))
+            part.bias.zero_()
+    k, q = ((x @ m.mT).unflatten(-1, (4, 8)).transpose(1, 2) for m in (key, query))
+    both = torch.cat(
+        (k[:, :, None].expand(-1, -1, T, -1, -1), q[:, :, :, None].expand(-1, -1, -1, T, -1)),
+        dim=-1,
+    )  # (B, H, T, T, 2 Dh)
+    hidden = torch.einsum("bhtsc,hdc->bhtsd", both, W).tanh()
+    scores = torch.einsum("bhtsd,hd->bhts", hidden, attention.w)
+    ahead = torch.ones(T, T, dtype=torch.bool).triu(1)
+    weights = scores.masked_fill(ahead, -torch.inf).softmax(-1)
+    v = attention.v(x).unflatten(-1, (4, 8)).transpose(1, 2)
+    expected = attention.out((weights @ v).transpose(1, 2).flatten(2))
+    actual = attention(x, plain(T))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(attention.weights(x, plain(T)), weights, rtol=0, atol=1e-5)
+    gradients = [torch.autograd.grad(y.square().sum(), attention.w)[0] for y in (actual, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("query", "second"), [(0.5, 0.708077), (-0.5, 0.863947)])
+def test_additive_scores_by_hand(query: float, second: float) -> None:
+    """One channel, w = 2, keys 0 and 1: unlike concatenated scores, these depend on the query."""
+    attention = additive(ONE)
+    weights = by_hand(attention, q__weight=query, k__weight=1.0, w=2.0)
+    torch.testing.assert_close(weights[1].item(), second, rtol=0, atol=1e-6)
+    q, k, _ = attention.project(torch.tensor([[[0.0], [1.0]]]), plain(2, ONE))
+    scores = {0.5: [0.924234, 1.810297], -0.5: [-0.924234, 0.924234]}[query]
+    torch.testing.assert_close(
+        attention.scores(q, k)[0, 0, 1], torch.tensor(scores), rtol=0, atol=1e-6
+    )
+
+
+def test_the_tanh_of_additive_scores_does_not_stay_for_the_backward_pass() -> None:
+    attention, kept = additive(width=16), []
+    x = random(2, 4 * BLOCK, 32).requires_grad_()
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        attention(x, plain(4 * BLOCK))
+    last_block = 2 * 4 * BLOCK * 4 * BLOCK * 16  # B H BLOCK S ds
+    assert max(kept) < last_block
+
+
+def test_additive_scores_train_as_one_compiled_graph() -> None:
+    model, x = build("additive", "alibi", "model.n_layers=1").train(), tokens(2, 16)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    losses = [net(x).square().mean() for net in (model, compiled)]
+    torch.testing.assert_close(*losses)
+    gradients = [torch.autograd.grad(loss, [*model.parameters()]) for loss in losses]
+    for eager, traced in zip(*gradients, strict=True):
+        torch.testing.assert_close(eager, traced, rtol=1e-3, atol=1e-6)
+    torch.compiler.reset()
+
+
+def test_a_width_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="width=0 must be at least 1, or null for head_dim=8"):
+        build("additive", "none", "attn.width=0")
+
+
 def size_of(attention: Attention) -> int:
     return sum(p.numel() for p in attention.parameters())
 
@@ -173,6 +259,8 @@ def test_scores_cost_the_parameters_that_the_table_says() -> None:
     mha, query = size_of(MHA(SHAPE, 0, qk_norm=False)), 32 * 32 + 32
     assert size_of(Multiplicative(SHAPE, 0, n_kv_heads=None)) == mha + 4 * 8 * 8
     assert size_of(Concatenated(SHAPE, 0, n_kv_heads=None)) == mha - query + 4 * 8
+    assert size_of(additive()) == mha + 4 * 8
+    assert additive(width=3, n_kv_heads=2).cache_elements(5) == 5 * 2 * (3 + 8)
 
 
 def gaussian(shape: Shape = SHAPE, *, a: list[float], c: list[float]) -> Gaussian:
