@@ -56,6 +56,13 @@ def attention_weights(
     return softmax(scores if bias is None else scores + bias.to(scores.dtype))
 
 
+def grouped_scores(q: Tensor, k: Tensor) -> Tensor:
+    """q k^T / sqrt(Dh), the G queries of a KV head in one product: (B, H, T, S)."""
+    B, H, T, Dh = q.shape
+    q = (q * (1 / math.sqrt(Dh))).reshape(B, k.size(1), -1, Dh)
+    return (q @ k.mT).view(B, H, T, -1)
+
+
 def masked_softmax(scores: Tensor, q_pos: Tensor, k_pos: Tensor, bias: Tensor | None) -> Tensor:
     """Attention weights of finished scores (B, H, T, S): softmax(scores + bias) over visible keys."""
     mask = causal_mask(q_pos, k_pos, scores.dtype)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.attention.grouped import GQA, kv_heads
+from model.attention.grouped import GQA
+from model.cache import LayerCache
 from model.ops.attention import Bias, masked_softmax, weighted_values
 from model.position.base import Positions
 from model.shape import Shape
@@ -32,7 +33,7 @@ class Additive(GQA):
     def __init__(
         self, shape: Shape, layer: int, *, width: int | None, n_kv_heads: int | None
     ) -> None:
-        super().__init__(shape, layer, n_kv_heads=kv_heads(shape, n_kv_heads), qk_norm=False)
+        super().__init__(shape, layer, n_kv_heads=n_kv_heads, qk_norm=False)
         self.key_dim = shape.head_dim if width is None else width
         if self.key_dim < 1:
             raise ValueError(
@@ -42,8 +43,10 @@ class Additive(GQA):
         self.k = nn.Linear(shape.dim, self.n_kv_heads * self.key_dim, bias=shape.bias)
         self.w = nn.Parameter(torch.empty(shape.n_heads, self.key_dim))
 
-    def project(self, x: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = super().project(x, positions)
+    def project(
+        self, x: Tensor, positions: Positions, cache: LayerCache | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = super().project(x, positions, cache)
         return q.contiguous(), k.contiguous(), v  # their sums, far larger, are laid out like them
 
     def attend(
