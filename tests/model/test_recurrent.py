@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from compare.check.properties import PropertyViolated, TinyVariant, causality
 from model.attention.grouped import MHA
-from model.attention.recurrent.base import Network
 from model.attention.recurrent.elman import Elman
 from model.attention.recurrent.lstm import LSTM
+from model.attention.recurrent.network import Network
 from model.cache import LayerCache
 from model.ops.recurrence import elman, elman_reference, lstm, lstm_reference
 from model.position.base import Position, Positions

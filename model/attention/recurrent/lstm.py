@@ -5,7 +5,7 @@ Shapes: B batch, T new tokens, D dim, R width of the state.
 
 from torch import Tensor
 
-from model.attention.recurrent.base import Network
+from model.attention.recurrent.network import Network
 from model.cache import LayerCache
 from model.ops.recurrence import lstm
 from model.position.base import Positions
