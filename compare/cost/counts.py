@@ -99,7 +99,7 @@ def training_bytes(config: Config, vocab_size: int, device: Device) -> dict[str,
     The step runs on tensors without storage (`FakeTensorMode`), so all that a variant allocates is
     counted. Not counted: scratch memory inside fused kernels and in Muon's step.
     """
-    from torch.distributed._tools.mem_tracker import MemTracker  # takes a second to import
+    from compare.cost.peak_memory import PeakTracker  # takes a second to import
 
     rows = -(-config["batch_size"] // config["accumulate"])  # of the largest micro-batch
     with FakeTensorMode(), torch.device(device.name):
@@ -109,7 +109,7 @@ def training_bytes(config: Config, vocab_size: int, device: Device) -> dict[str,
         if config["accumulate"] > 1:  # later micro-batches add to existing gradients
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
-        tracker = MemTracker()
+        tracker = PeakTracker()
         tracker.track_external(model)
         with tracker:
             with device.autocast():

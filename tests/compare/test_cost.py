@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from train.config.compose import compose
 from train.config.schema import Config
 from train.measure import device as devices
 from train.run import run_training
+from train.setup.run_setup import check
 from train.sweep.expand import cells_of
 
 BFLOAT16 = devices.Device("cpu", torch.bfloat16)
@@ -45,6 +48,66 @@ def test_the_coursework_table_comes_out_to_the_digit() -> None:
     assert gqa.attention_flops / 2 == 3_147_264
     assert (mha.cache_elements, mqa.cache_elements) == (1_572_864, 131_072)
     assert gqa.cache_elements == 524_288
+
+
+@pytest.mark.parametrize(
+    ("size", "params", "params_of_128000", "kv_elements"),
+    [
+        ("8b", 8_030_261_248, 8_028_164_096, 65_536),
+        ("70b", 70_553_706_496, 70_549_512_192, 163_840),
+        ("405b", 405_853_388_800, 405_845_000_192, 258_048),
+    ],
+)
+def test_llama_3_is_counted_as_it_was_published(
+    size: str, params: int, params_of_128000: int, kv_elements: int
+) -> None:
+    """Meta gives 8.03, 70.6 and 405 billion parameters, and 3.8e25 FLOPs for the training of 405B."""
+    asked = ["experiment=llama3", f"model=llama3_{size}"]
+    cells = [compose(cell) for cell in cells_of(asked, multirun=False)]
+    gqa, mha, mqa = (cost(config, 1, BFLOAT16) for config in cells)
+    assert gqa.params == params
+    assert gqa.cache_elements == kv_elements * gqa.length == kv_elements * 8192
+    assert mha.cache_bytes / gqa.cache_bytes == cells[0]["model"]["n_heads"] / 8
+    assert gqa.cache_bytes / mqa.cache_bytes == 8
+    smaller = cells[0] | {"model": cells[0]["model"] | {"vocab_size": 128_000}}
+    assert cost(smaller, 1, CPU).params == params_of_128000
+    if size == "8b":
+        assert (gqa.cache_bytes / 8192, mha.cache_bytes / 8192) == (131_072, 524_288)
+    if size == "405b":
+        tokens = cells[0]["steps"] * cells[0]["batch_size"] * gqa.length
+        assert tokens == pytest.approx(15.6e12, rel=1e-5)
+        assert gqa.flops_per_token * tokens == pytest.approx(3.8e25, rel=0.05)
+
+
+def test_what_llama_3_costs_is_told_without_its_text_or_its_memory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("compare.cost.plan.corpus_of", "compare.cost.counts.training_bytes"):
+        monkeypatch.setattr(name, None)
+    monkeypatch.setattr(devices, "memory_bytes", lambda device: 2**36)
+    asked = ["data.path=README.md", "threads=1", "model=llama3_8b", "attn=mqa"]
+    assert train(["experiment=llama3", *asked]) == 0
+    training, decoding = (line for line in capsys.readouterr().out.splitlines() if "mqa" in line)
+    assert training.split()[2] == "7,795,380,224"
+    assert re.search(r" over 91,\d\d\d +- +does not fit +-$", training)
+    assert decoding.endswith(" 16,384")
+
+
+def test_the_work_of_counting_a_peak_is_linear_in_the_layers() -> None:
+    calls = {n: calls_of_training_bytes(n) for n in (2, 2, 4, 8)}  # the first one imports
+    assert calls[8] - calls[4] < 2.2 * (calls[4] - calls[2])
+
+
+def calls_of_training_bytes(n_layers: int) -> int:
+    """Function calls that the peak of a tiny model takes: a clock that no other process disturbs."""
+    config = composed("pos=rope", "data.path=README.md", f"model.n_layers={n_layers}")
+    events: Counter[str] = Counter()
+    sys.setprofile(lambda frame, event, argument: events.update([event]))
+    try:
+        training_bytes(config, VOCAB, CPU)
+    finally:
+        sys.setprofile(None)
+    return events["call"]
 
 
 @pytest.mark.parametrize("attn", ["mha", "mla", "sliding"])
@@ -94,10 +157,16 @@ def test_the_plan_of_a_sweep_trains_nothing(
 def test_a_run_that_cannot_fit_is_not_probed(
     config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "memory_bytes", lambda device: 1000)
-    training, _, seconds = plans.rows_of(config())
-    assert "does not fit" in training
-    assert seconds is None
+    """Nor is its peak counted where parameters and optimizer alone are too much."""
+    least, peaks = check(config()).least_bytes, []
+    for there in (least, least + 1):
+        monkeypatch.setattr(devices, "memory_bytes", lambda device, there=there: there)
+        training, _, seconds = plans.rows_of(config())
+        assert "does not fit" in training
+        assert seconds is None
+        peaks.append(training[3])
+    assert peaks[0] == f"over {least / 2**20:,.0f}"
+    assert float(peaks[1]) * 2**20 > least
 
 
 def test_a_forecast_has_the_seconds_of_every_run_that_can_be_timed(

@@ -44,6 +44,7 @@ class Plan:
     tracking: Tracking
     device: Device
     max_len: int  # tokens of context
+    least_bytes: int  # of memory that it cannot do without
     source: Source
     corpus: dict[str, Any]  # arguments of `prepare`
     batches: dict[str, Any]  # arguments of `Batches`
@@ -90,8 +91,9 @@ def check(config: Config, *, begun: bool = False) -> Plan:
         model = build_model(config, vocab_size=1)
         build_optimizer(config, model, settings.steps)
         check_kernel(model, settings.kernel, device)
+    least = least_bytes(model, settings)
     if not settings.force:
-        devices.check_memory(least_bytes(model, settings), device)
+        devices.check_memory(least, device)
     try_model(config)
     config = config | vars(settings)  # numbers as their types: 1e1 rows are 10
     source, corpus, batches = build_source(config)
@@ -104,6 +106,7 @@ def check(config: Config, *, begun: bool = False) -> Plan:
         tracking=tracking,
         device=device,
         max_len=model.shape.max_len,
+        least_bytes=least,
         source=source,
         corpus=corpus,
         batches=batches,
