@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
-from compare.report.analysis import examine
+from compare.report.analysis import analyse
 from compare.report.runs import Run
 
 LIMIT = 0.07  # of equal runs called different
@@ -60,6 +60,6 @@ def differ(one: Sequence[Run], two: Sequence[Run]) -> bool:
         for seed, run in enumerate(runs)
         for whole_config in [one[0].config]
     ]
-    found = examine(labelled)
-    judged = [*found.rows.values(), *(c.quality for c in found.comparisons if c.quality)]
-    return any(difference.real for difference in judged)
+    study = analyse(labelled)
+    quality = [c.quality for c in study.comparisons if c.quality]
+    return any(d.significant for d in [*study.differences.values(), *quality])
