@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
-from compare.report.analysis import examine
+from compare.report.analysis import analyse
 from compare.report.runs import Run
 
 LIMIT = 0.07  # of equal runs called different
@@ -64,6 +64,6 @@ def differ(one: Sequence[Run], two: Sequence[Run]) -> bool:
         for name, runs in (("A", one), ("B", two))
         for seed, run in enumerate(runs)
     ]
-    found = examine(labelled)
-    judged = [*found.rows.values(), *(c.quality for c in found.comparisons if c.quality)]
-    return any(difference.real for difference in judged)
+    study = analyse(labelled)
+    quality = [c.quality for c in study.comparisons if c.quality]
+    return any(d.significant for d in [*study.differences.values(), *quality])

@@ -1,4 +1,4 @@
-"""Whatever makes a comparison less than it seems."""
+"""Caveats of a comparison: missing runs, unequal conditions, too few seeds, suspicious twins."""
 
 import hashlib
 import itertools
@@ -11,10 +11,10 @@ from compare.report.variants import Variant, plain, settings_of
 from train.config.keys import LOSSLESS
 
 
-def doubts(
+def caveats(
     runs: Sequence[Run], variants: Sequence[Variant], confounded: Sequence[str]
 ) -> Iterator[str]:
-    """Whatever makes the comparison less than it seems."""
+    """A sentence for each reason to doubt the comparison."""
     done = [run for run in runs if run.done]
     trained = [run for run in done if run.get("steps")]
     if missing := [run for run in runs if run.over and not run.done]:
@@ -44,15 +44,15 @@ def doubts(
     for found in (found for found in kernels.values() if len(found) > 1):
         each = "; ".join(f"{kernel}: {', '.join(names)}" for kernel, names in found.items())
         yield f"Different attention kernels, so times compare kernels too ({each})."
-    if len({sum(stage.get("tokens") or 0 for stage in run.stages) for run in done}) > 1:
+    if len({run.tokens for run in done}) > 1:
         yield "The runs were trained on different numbers of tokens: unequal budgets."
     if confounded:
         yield f"{', '.join(confounded)} differ along with the variants: their effects cannot be told apart."
-    if max(beside := side_by_side(done), default=1) > 1:
-        yield f"Up to {max(beside)} runs shared the machine: their times say little, and are not compared."
-    elif 0 in beside:
+    if max(at_once := runs_at_once(done), default=1) > 1:
+        yield f"Up to {max(at_once)} runs shared the machine: their times say little, and are not compared."
+    elif 0 in at_once:
         yield "A launcher placed the runs: whether any shared a machine is not known; times are not compared."
-    if odd := [r.folder.name for r in trained if not finite(r.get("val_loss"))]:
+    if odd := [r.folder.name for r in trained if not math.isfinite(r.get("val_loss") or 0.0)]:
         yield f"{', '.join(odd)} ended with a loss that is not finite, and count nowhere."
     if doubles := [v.label for v in variants if sum(run.done for run in v.runs) > len(v.seeds)]:
         yield f"{', '.join(doubles)}: more than one run with the same seed; the last of them counts."
@@ -64,28 +64,25 @@ def doubts(
 
 
 def twins(done: Sequence[Run]) -> Iterator[str]:
-    """Runs that claim to differ and have bit-identical curves."""
-    seen: dict[str, list[Run]] = {}
+    """A sentence for each two runs with different settings and bit-identical curves."""
+    by_curve: dict[str, list[Run]] = {}
     for run in done:
         if len(run.train) > 1:
             curve = hashlib.sha256(repr(run.train).encode()).hexdigest()
-            seen.setdefault(curve, []).append(run)
-    for same in seen.values():
-        for one, two in itertools.pairwise(same):
-            mine, theirs = (settings_of(run) | dict.fromkeys(LOSSLESS) for run in (one, two))
-            if mine != theirs or one.seed != two.seed:
+            by_curve.setdefault(curve, []).append(run)
+    for alike in by_curve.values():
+        for one, two in itertools.pairwise(alike):
+            settings, others = (settings_of(run) | dict.fromkeys(LOSSLESS) for run in (one, two))
+            if settings != others or one.seed != two.seed:
                 names = f"{one.folder.name} and {two.folder.name}"
                 yield f"{names} have bit-identical losses: a switch did nothing, or both are one thing."
 
 
-def finite(loss: float | None) -> bool:
-    return loss is None or math.isfinite(loss)
-
-
-def side_by_side(done: Sequence[Run]) -> set[int]:
-    """How many runs of their sweep were on a machine at once; 0 where another launcher placed them."""
+def runs_at_once(done: Sequence[Run]) -> set[int]:
+    """Numbers of runs of a sweep that shared a machine; 0 where another launcher placed them."""
     return {run.environment.get("side_by_side", 1) for run in done}
 
 
-def one_of(done: Sequence[Run], key: str) -> bool:
+def same(done: Sequence[Run], key: str) -> bool:
+    """True if all runs have the same value of a key in their summaries."""
     return len({plain(run.get(key)) for run in done}) <= 1

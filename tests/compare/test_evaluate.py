@@ -413,7 +413,7 @@ def test_a_new_evaluation_shows_means_over_seeds() -> None:
     rows: list[Answer] = [{"k": 1, "x": 0.5, "y": None}, {"k": 1, "x": 1.5, "y": None}]
     done = [SimpleNamespace(answer=lambda kind, row=row: {"rows": [row]}) for row in rows]
     study: Any = SimpleNamespace(variants=[SimpleNamespace(label="rope", done=done)])
-    header, line = evaluations.table("new", study)
+    header, line = evaluations.evaluation("new", study).table(study)
     assert header == ["variant", "k", "x", "y"]
     assert line == ["rope", "1", "1 (-5.353 to 7.353)", "not defined"]
 
