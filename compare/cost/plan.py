@@ -1,4 +1,4 @@
-"""What runs would cost, before anything is trained: python train.py plan=true ..."""
+"""Cost of runs before anything is trained: python train.py plan=true ..."""
 
 import multiprocessing
 import os

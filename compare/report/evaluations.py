@@ -11,8 +11,9 @@ import pandas as pd
 
 from compare.report import style
 from compare.report.analysis import Study
+from compare.report.statistics import mean_interval, with_interval
 from compare.report.style import Draw, Drawing, Styles
-from compare.report.tables import Rows, with_interval
+from compare.report.tables import Rows, exp_with_interval
 from compare.report.variants import Variant
 from train.config.compose import choices_of
 from train.config.schema import Config
@@ -28,7 +29,7 @@ class Evaluation:
 
 
 def evaluation(kind: str, study: Study) -> Evaluation:
-    """A kind of evaluation: one of those below, or what the answers of these runs bring."""
+    """A kind of evaluation: one of those below, or one that the answers of these runs define."""
     if kind in KNOWN:
         return KNOWN[kind]
     title = next((a.get("title") for a in generic_answers(kind, study)), None) or kind
@@ -70,7 +71,7 @@ def length_table(study: Study) -> Rows:
 
 def perplexity_cell(losses: pd.Series) -> str:
     """'35.3 (33.8 to 36.9)': over seeds; 'not defined' beyond the limit of a position scheme."""
-    return with_interval(losses.dropna().tolist(), ".1f") if losses.notna().any() else "not defined"
+    return exp_with_interval(losses.dropna().tolist(), 1) if losses.notna().any() else "not defined"
 
 
 def length_figure(study: Study, styles: Styles) -> Drawing | None:
@@ -105,10 +106,10 @@ def length_figure(study: Study, styles: Styles) -> Drawing | None:
     right.set(xlabel="tokens before, in the longest context", ylabel="loss, nats a token")
     style.legend_below(figure, left)
     return figure, (
-        "Left: perplexity of the whole text, read in windows of a context without overlap. Right: loss by the "
-        "number of tokens before, in the longest context that a scheme is defined for. The thin line is the "
-        "context of training; a curve that ends is not defined beyond. Dotted: RoPE scaled at evaluation alone, "
-        "by the factor that the context needs."
+        "Left: perplexity of the whole text, in windows without overlap. Right: loss by the number of tokens "
+        "before, in the longest context for which a scheme is defined. The vertical line is the training context; "
+        "a scheme is not defined beyond the end of its curve. Dotted: RoPE scaled only at evaluation, by the "
+        "factor that the context needs."
     )
 
 
@@ -140,8 +141,8 @@ DECODE = {
     "step ms": ("step_ms", ",.2f"),
     "IQR": ("step_ms_iqr", ",.2f"),
     "tokens/s": ("tokens_per_second", ",.0f"),
-    "no cache: step ms": ("uncached_step_ms", ",.1f"),
-    "times as fast": ("times_as_fast_as_uncached", ",.1f"),
+    "step ms, no cache": ("uncached_step_ms", ",.1f"),
+    "speed-up": ("times_as_fast_as_uncached", ",.1f"),
     "cache MiB": ("cache_mib", ",.2f"),
 }
 
@@ -189,25 +190,25 @@ def decode_figure(study: Study, styles: Styles) -> Drawing | None:
     right.set(xlabel="tokens in the cache", ylabel="KV cache, MiB")
     style.legend_below(figure, left)
     return figure, (
-        f"Generation of {batch} text{'s' if batch > 1 else ''} at once: tokens a second with the cache (thin) and when "
-        "the whole text is read again for each token (thick and pale), and the bytes that the cache holds. "
-        "Measured, the variants in turn, medians."
+        f"Decoding {batch} text{'s' if batch > 1 else ''} at once: tokens per second with the KV cache (thin) and when "
+        "the whole text is processed again for each token (thick and pale), and the size of the cache. "
+        "Medians; the variants were measured interleaved."
     )
 
 
-#: Readouts of a head, and the labels of their panels.
+#: Statistics of a head, and the labels of their panels.
 HEAD = {
-    "distance": "tokens back, mean",
+    "distance": "mean distance, tokens",
     "entropy": "entropy, nats",
-    "first": "share on the first token",
-    "induction": "share on what followed before",
+    "first": "weight on the first token",
+    "induction": "induction weight",
 }
 
 
 def attention_table(study: Study) -> Rows:
     """Means over heads and runs, the strongest induction head, and losses on repeated tokens."""
-    header = ["variant", "tokens back", "entropy", "on the first token", "strongest induction head",
-              "loss, random tokens", "loss, the same again"]  # fmt: skip
+    header = ["variant", "distance, tokens", "entropy, nats", "weight on first token", "strongest induction head",
+              "loss, random tokens", "loss, repeated"]  # fmt: skip
     rows = []
     for v in study.variants:
         if answers := answers_of(v, "attention"):
@@ -226,45 +227,45 @@ def attention_table(study: Study) -> Rows:
 
 
 def heads_of(answer: Config) -> pd.DataFrame:
-    """The readouts of all heads, a row per head, with its layer from 1."""
+    """Statistics of all heads, a row per head, with its layer from 1."""
     layers = [pd.DataFrame(layer).assign(layer=i) for i, layer in enumerate(answer["layers"], 1)]
     return pd.concat(layers)
 
 
 def attention_figure(study: Study, styles: Styles) -> Drawing | None:
-    """Each head as a dot, by layer and readout."""
+    """Each head as a dot, by layer and statistic."""
     shown = {v: answers[0] for v in study.variants if (answers := answers_of(v, "attention"))}
     if not shown:
         return None
     figure, panels = style.canvas(4, height=5.6, rows=2)
-    for axes, (readout, label) in zip(panels, HEAD.items(), strict=True):
+    for axes, (statistic, label) in zip(panels, HEAD.items(), strict=True):
         for i, (v, answer) in enumerate(shown.items()):
             heads = heads_of(answer)
             aside = heads.layer + 0.6 * ((i + 0.5) / len(shown) - 0.5)
             dots = styles[v].plot | {"linestyle": "", "alpha": 0.75}
-            axes.plot(aside, heads[readout], label=v.label, **dots)
-        for level in {answer["even"][readout] for answer in shown.values()}:
+            axes.plot(aside, heads[statistic], label=v.label, **dots)
+        for level in {answer["even"][statistic] for answer in shown.values()}:
             axes.axhline(level, color=style.INK, linewidth=0.8, linestyle=":")
         axes.set_xticks(range(1, 1 + max(len(answer["layers"]) for answer in shown.values())))
         axes.set(xlabel="layer", ylabel=label)
     style.legend_below(figure, panels[0])
     return figure, (
-        "What each head looks at, one dot a head, of the first run of each variant: how many tokens back its "
-        "weights lie on average, how widely they spread, how much falls on the first token, all for the later "
-        "half of the queries in real text; and, in random tokens that are repeated, how much falls on the token "
-        "that followed the same one before. Dotted: attention that is even over all keys."
+        "Attention weights, one dot per head, in the first run of each variant: mean distance in tokens, entropy, "
+        "and weight on the first token, for the later half of the queries in real text; and, on random tokens "
+        "that are repeated, the weight on the token that followed the same token before (induction). Dotted: "
+        "attention uniform over all keys."
     )
 
 
 KNOWN = {
-    "length": Evaluation("Beyond the context of training", length_table, length_figure),
-    "decode": Evaluation("Generation", decode_table, decode_figure),
-    "attention": Evaluation("What the heads look at", attention_table, attention_figure),
+    "length": Evaluation("Length extrapolation", length_table, length_figure),
+    "decode": Evaluation("Decoding speed", decode_table, decode_figure),
+    "attention": Evaluation("Attention heads", attention_table, attention_figure),
 }
 
 
-# Other kinds of evaluation: their answers bring rows, a title and perhaps the axes of a figure, as the
-# docstring of compare/evaluate describes.
+# Other kinds of evaluation: their answers hold rows, a title, and optionally the axes of a figure; see the
+# docstring of compare/evaluate.
 
 
 def generic_answers(kind: str, study: Study) -> list[Config]:
@@ -273,7 +274,7 @@ def generic_answers(kind: str, study: Study) -> list[Config]:
 
 
 def generic_rows(kind: str, v: Variant) -> list[Config]:
-    """The rows of a variant's answers; rows that differ in floats alone are one, with their lists."""
+    """The rows of a variant's answers; rows that differ only in floats are one, with lists of them."""
     rows: dict[str, Config] = {}
     for row in (row for answer in answers_of(v, kind) for row in answer.get("rows", [])):
         key = {name: x for name, x in row.items() if not isinstance(x, float | None)}
@@ -285,7 +286,7 @@ def generic_rows(kind: str, v: Variant) -> list[Config]:
 
 
 def generic_table(kind: str, study: Study) -> Rows:
-    """A line for each variant and row, its floats as means over runs with their interval."""
+    """A line per variant and row, its floats as means over runs with their intervals."""
     lines = [(v.label, row) for v in study.variants for row in generic_rows(kind, v)]
     names = list(dict.fromkeys(name for _, row in lines for name in row))
     cells = ([label, *(generic_cell(row.get(name, "")) for name in names)] for label, row in lines)
@@ -293,14 +294,14 @@ def generic_table(kind: str, study: Study) -> Rows:
 
 
 def generic_cell(value: Any) -> str:
-    """'0.513 (0.497 to 0.529)' for a list of floats, one a run; other values as they are."""
+    """'0.513 (0.497 to 0.529)' for a list of floats, one per run; other values as they are."""
     if not isinstance(value, list):
         return str(value)
-    return with_interval(value, ".4g", float) if value else "not defined"
+    return with_interval(*mean_interval(value), "{:.4g}".format) if value else "not defined"
 
 
 def generic_figure(kind: str, title: str, study: Study, styles: Styles) -> Drawing | None:
-    """A curve for each variant, means over runs, if the answers name the columns of its axes."""
+    """A curve per variant, means over runs, if the answers name the columns of its axes."""
     answers = generic_answers(kind, study)
     if not answers or "figure" not in answers[0]:
         return None

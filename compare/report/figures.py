@@ -139,8 +139,9 @@ def quality_figure(study: Study, styles: Styles) -> Drawing | None:
     panels[0].set(ylabel=metric.name)
     style.legend_below(figure, panels[0])
     return figure, (
-        f"{metric.name.capitalize()} against what it costs; lower and further left is better. The grey steps are "
-        "the Pareto front: no other variant is better in both. Points are means over seeds in quality and medians in cost, bars their range."
+        f"{metric.name.capitalize()} against cost; lower and further left is better. The grey steps are the Pareto "
+        "front: no other variant is better in both. Points are the mean over seeds in quality and the median in "
+        "cost, bars the range over seeds."
     )
 
 
@@ -168,10 +169,10 @@ def differences_figure(study: Study, styles: Styles) -> Drawing | None:
         axes.plot([100 * math.expm1(d.mean)], [row], "o", color=colour, markerfacecolor=fill)
     axes.axvline(0, color=style.INK, linewidth=0.8)
     axes.set_yticks(range(len(shown)), [v.label for v in reversed(shown)])
-    axes.set(xlabel=f"{study.metric.name} against {study.baseline.label}, %")
+    axes.set(xlabel=f"{study.metric.name} vs. {study.baseline.label}, %")
     return figure, (
-        f"Difference to {study.baseline.label}, paired by seed, with {LEVEL:.0%} intervals; left of zero is "
-        "better. A filled point is a difference that holds for all comparisons together."
+        f"Difference from {study.baseline.label}, paired by seed, with {LEVEL:.0%} intervals; left of zero is "
+        "better. Filled points are significant after Holm's correction."
     )
 
 
@@ -205,8 +206,8 @@ def heads_figure(study: Study, styles: Styles) -> Drawing | None:
     if len(shown) > 1:
         style.legend_below(figure, panels[0])
     return figure, (
-        "Attention time an iteration (forward and backward, projections included), the peak of training memory, "
-        f"and the KV cache.{savings(shown[0].iloc[0], shown[0].iloc[-1])}"
+        "Attention time per iteration (forward and backward, projections included), peak training memory, "
+        f"and KV cache.{savings(shown[0].iloc[0], shown[0].iloc[-1])}"
     )
 
 
@@ -222,11 +223,11 @@ def savings(few: pd.Series, many: pd.Series) -> str:
         return ""
     memory, cache = (1 - a / b for a, b in zip(*costs, strict=True))
     sentence = (
-        f" From {many.heads} KV heads to {few.heads}, the peak of training memory "
-        f"{'falls' if memory >= 0 else 'rises'} by {abs(memory):.0%} and the cache by {cache:.0%}."
+        f" From {many.heads} KV heads to {few.heads}, peak training memory "
+        f"{'falls' if memory >= 0 else 'rises'} by {abs(memory):.0%} and the cache falls by {cache:.0%}."
     )
     if few.variant.first("kernel") == many.variant.first("kernel") == "matmul":
-        sentence += " The matmul kernel keeps attention weights for every query head, whatever the KV heads."
+        sentence += " The matmul kernel stores attention weights for every query head, whatever the number of KV heads."
     return sentence
 
 
@@ -300,12 +301,12 @@ def decoding_figure(study: Study, styles: Styles) -> Drawing | None:
         left.plot(table.multiply_adds_uncached, alpha=0.35, linewidth=3, **look)
         right.plot(table.cache_elements, **look)
     left.set(xlabel="tokens before", ylabel="attention, multiply-adds a token", yscale="log")
-    right.set(xlabel="tokens before", ylabel="KV cache, numbers kept")
+    right.set(xlabel="tokens before", ylabel="KV cache, numbers stored")
     style.legend_below(figure, left)
     return figure, (
-        "One more token after n: multiply-adds of all attention layers with the cache (thin) and without it "
-        "(thick and pale), and the numbers that the cache keeps. Counted, not measured. Generation here uses the "
-        "cache; without it every step makes the keys and values of the whole text again."
+        "Decoding one token after n others: multiply-adds of all attention layers with the KV cache (thin) and "
+        "without it (thick and pale), and the numbers that the cache stores. Counted, not measured. Without a "
+        "cache, each step computes the keys and values of the whole text again."
     )
 
 

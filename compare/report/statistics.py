@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +35,13 @@ class Difference:
         """True if the test holds after Holm's correction."""
         return self.adjusted is not None and self.adjusted < 1 - LEVEL
 
+    @property
+    def significance(self) -> str:
+        """yes; no, if the interval contains zero; inconclusive, if only the correction disagrees."""
+        if self.low is None or self.high is None:
+            return "-"  # one seed
+        return "yes" if self.significant else "no" if self.low <= 0 <= self.high else "inconclusive"
+
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
     """Mean and Student's t interval; no interval for fewer than two values."""
@@ -43,6 +50,20 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float |
         return mean, None, None
     half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n)
     return mean, mean - half, mean + half
+
+
+def with_interval(
+    mean: float, low: float | None, high: float | None, show: Callable[[float], str]
+) -> str:
+    """A mean and its interval as text, each through a function: '35.43 (34.92 to 35.95)'."""
+    return (
+        show(mean) if low is None or high is None else f"{show(mean)} ({show(low)} to {show(high)})"
+    )
+
+
+def percent(difference: float) -> str:
+    """A difference of logarithms as a relative change: '-4.1%'."""
+    return f"{math.expm1(difference):+.1%}"
 
 
 def paired(differences: Sequence[float]) -> Difference:

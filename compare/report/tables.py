@@ -8,7 +8,7 @@ import pandas as pd
 
 from compare.cost.counts import decoding_costs
 from compare.report.analysis import BITS, Metric, Study
-from compare.report.statistics import Difference, mean_interval
+from compare.report.statistics import mean_interval, percent, with_interval
 from compare.report.variants import Variant
 
 Rows = list[list[str]]
@@ -31,13 +31,13 @@ def main_table(study: Study, *, short: bool = False) -> Rows:
 
 
 def columns_of(study: Study) -> list[Column]:
-    """The columns of the main table. Intervals are in brackets."""
+    """The columns of the main table; intervals are in parentheses."""
     metric, base = study.metric, study.baseline
 
     def quality(measure: Metric, digits: int) -> Column:
         def cell(v: Variant) -> str:
             scores = [s for s in map(measure.score, v.done) if s is not None]
-            return with_interval(scores, f".{digits}f")
+            return exp_with_interval(scores, digits)
 
         return Column(measure.name, cell, short=measure is metric)
 
@@ -48,6 +48,13 @@ def columns_of(study: Study) -> list[Column]:
 
     def against_base(header: str, cell: Callable[[Variant], str], short: bool = True) -> Column:
         return Column(header, lambda v: "baseline" if v is base else cell(v), short)
+
+    def change(v: Variant) -> str:
+        d = study.differences.get(v)
+        return with_interval(d.mean, d.low, d.high, percent) if d else "-"
+
+    def significance(v: Variant) -> str:
+        return study.differences[v].significance if v in study.differences else ""
 
     def step_time(v: Variant) -> str:
         return f"{math.exp(study.times[v].mean):.2f}" if v in study.times else "-"
@@ -66,13 +73,11 @@ def columns_of(study: Study) -> list[Column]:
         Column("seeds", lambda v: str(len(v.seeds)), short=True),
         *([] if metric in (None, BITS) else [quality(metric, 2)]),
         quality(BITS, 4),
-        against_base("against baseline", lambda v: change(study.differences.get(v))),
-        Column(
-            "real?", lambda v: "" if v is base else significance(study.differences.get(v)), True
-        ),
+        against_base("vs. baseline", change),
+        Column("significant?", significance, short=True),
         median("training s", "train_seconds", ",.1f", short=True),
-        against_base("training x", training_time, short=False),
-        against_base("step x", step_time),
+        against_base("training time (relative)", training_time, short=False),
+        against_base("step time (relative)", step_time),
         median("tokens/s", "tokens_per_second", ",.0f"),
         median("attention ms", "attention_ms", ",.1f"),
         median("peak MiB", "peak_train_bytes", ",.1f", 2**-20, short=True),
@@ -83,36 +88,11 @@ def columns_of(study: Study) -> list[Column]:
     ]
 
 
-def significance(d: Difference | None) -> str:
-    """yes; noise, if the interval holds zero; open, if it does not but the correction does."""
-    if d is None or d.low is None or d.high is None:
+def exp_with_interval(scores: Sequence[float], digits: int) -> str:
+    """The mean score and its interval through exp: '35.43 (34.92 to 35.95)'; '-' without scores."""
+    if not scores:
         return "-"
-    return "yes" if d.significant else "noise" if d.low <= 0 <= d.high else "open"
-
-
-def with_interval(
-    values: Sequence[float], style: str, of: Callable[[float], float] = math.exp
-) -> str:
-    """The mean of values and its interval, both through a function: '35.43 (34.92 to 35.95)'."""
-    if not values:
-        return "-"
-    mean, low, high = (None if x is None else f"{of(x):{style}}" for x in mean_interval(values))
-    return f"{mean}" if low is None else f"{mean} ({low} to {high})"
-
-
-def change(d: Difference | None) -> str:
-    """A difference of logarithms in percent: '-14.6% (-15.9% to -13.3%)'."""
-    if d is None:
-        return "-"
-    interval = (
-        "" if d.low is None or d.high is None else f" ({percent(d.low)} to {percent(d.high)})"
-    )
-    return percent(d.mean) + interval
-
-
-def percent(difference: float) -> str:
-    """A difference of logarithms as a relative change: '-4.1%'."""
-    return f"{math.expm1(difference):+.1%}"
+    return with_interval(*mean_interval(scores), lambda x: f"{math.exp(x):.{digits}f}")
 
 
 def kernel(v: Variant) -> str:
@@ -178,7 +158,7 @@ def stage_table(study: Study) -> Rows:
 
 
 def start_table(study: Study) -> Rows:
-    """Validation losses of runs that started from another run: of that one, at the start, the end."""
+    """Validation losses of runs that were initialised from another run, and of that run."""
     origins = {
         v: [run.origin_loss for run in v.done if run.get("start_val_loss") and not run.parent]
         for v in study.variants
@@ -186,7 +166,7 @@ def start_table(study: Study) -> Rows:
     return table_of(
         {
             "variant": v.label,
-            "loss of the given run": number(losses[0], ".4f"),
+            "loss of that run": number(losses[0], ".4f"),
             "at the start": number(v.mean("start_val_loss"), ".4f"),
             "at the end": number(v.mean("val_loss"), ".4f"),
             "steps": number(v.mean("steps"), ".0f"),
@@ -198,7 +178,7 @@ def start_table(study: Study) -> Rows:
 
 def rate_table(study: Study) -> Rows:
     """Each variant at the shared learning rate and at its best one; empty if one was tried."""
-    if study.rate is None:
+    if study.rate is None or study.metric is None:
         return []
     tried: dict[str, dict[float, float]] = {}
     for v, quality in study.quality.items():
@@ -210,28 +190,30 @@ def rate_table(study: Study) -> Rows:
         rows.append(
             {
                 "variant": label,
-                f"at the shared rate {study.rate:g}": number(shared, ".2f"),
+                f"{study.metric.name} at {study.rate:g}": number(shared, ".2f"),
                 "best rate": f"{best:g}",
-                "at its best rate": f"{by_rate[best]:.2f}",
+                f"{study.metric.name} at best rate": f"{by_rate[best]:.2f}",
                 "change": "-" if shared is None else f"{by_rate[best] / shared - 1:+.1%}",
-                "remark": "the best lies at the edge: try further rates" if at_edge else "",
+                "remark": "best rate at the edge of the range: try further rates"
+                if at_edge
+                else "",
             }
         )
     return table_of(rows)
 
 
 def decoding_table(study: Study) -> Rows:
-    """The cost of one more token at the full context, per attention layer, by count."""
+    """Multiply-adds to decode one token at the full context, per attention layer, by count."""
     ends = {v: decoding_costs(v.runs[0].config)[-1] for v in study.variants if v.runs[0].config}
     layers = {v: v.runs[0].config["model"]["n_layers"] for v in ends}
     return table_of(
         {
             "variant": v.label,
             "tokens before": f"{end.length:,}",
-            "multiply-adds, no cache": f"{end.multiply_adds_uncached / layers[v]:,.0f}",
+            "without cache": f"{end.multiply_adds_uncached / layers[v]:,.0f}",
             "with cache": f"{end.multiply_adds / layers[v]:,.0f}",
             "saved": f"{end.saved:.1%}",
-            "KV numbers kept": f"{end.cache_elements / layers[v]:,.0f}",
+            "KV numbers stored": f"{end.cache_elements / layers[v]:,.0f}",
         }
         for v, end in ends.items()
     )

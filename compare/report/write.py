@@ -96,13 +96,17 @@ TEMPLATES.filters |= {"bold": bold, "markdown": markdown}
 
 def sections(study: Study, decoding: bool) -> list[tuple[str, str, Rows]]:
     """Headings, notes and tables that have rows."""
-    loss = "The training loss is the mean of the last 50 iterations."
+    loss = "Training loss is the mean of the last 50 iterations."
     every = [
         ("Table", "", main_table(study)),
         ("By stage", loss, stage_table(study)),
-        ("From given weights", "", start_table(study)),
+        ("Initialised from another run", "", start_table(study)),
         ("By learning rate", "", rate_table(study)),
-        ("One more token, one attention layer", "", decoding_table(study) if decoding else []),
+        (
+            "Multiply-adds to decode one token, per attention layer",
+            "",
+            decoding_table(study) if decoding else [],
+        ),
         *((e.heading, "", e.table(study)) for e in (evaluation(kind, study) for kind in kinds())),
         ("Runs without a result", "", failures(study)),
     ]

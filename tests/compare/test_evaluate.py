@@ -218,8 +218,8 @@ def test_decoding_is_timed_and_its_cache_counted_and_the_report_shows_it(
         assert min(value for key, value in row.items() if not key.endswith("iqr")) > 0
     write([runs / "rope", runs / "learned"])
     report = (runs / "rope/report.md").read_text()
-    assert "### Generation" in report
-    assert "### What the heads look at" in report
+    assert "### Decoding speed" in report
+    assert "### Attention heads" in report
     assert {"decode.svg", "attention.svg"} <= {p.name for p in (runs / "rope/figures").iterdir()}
 
 

@@ -160,7 +160,7 @@ def test_the_report_is_honest_about_equal_runs(write: Write) -> None:
 def test_a_real_difference_is_said_with_its_size_and_interval(write: Write) -> None:
     folder = grid(write, {"learned": 0.0, "rope": -0.1}, [0.0, 0.3, -0.2])
     text = said(folder)
-    assert re.search(r"\*\*rope\*\* against \*\*learned\*\*: lowers perplexity by 9\.\d% "
+    assert re.search(r"\*\*rope\*\* vs\. \*\*learned\*\*: lowers perplexity by 9\.\d% "
                      r"\(95% interval -1\d\.\d% to -9\.\d%, 3 seeds\)", text)  # fmt: skip
     assert difference(folder).significant
 
@@ -170,15 +170,15 @@ def test_noise_says_how_many_seeds_would_settle_it(write: Write) -> None:
         for seed, loss in enumerate(losses):
             folder = write(f"{attn}{seed}", loss, f"attn={attn}", f"seed={seed}")
     text = said(folder.parent)
-    assert "perplexity inside the noise" in text
-    assert re.search(r"about \d+ seeds would settle it|more than 100 seeds would", text)
-    assert "saves 83% of the KV cache" in text
+    assert "no significant difference in perplexity" in text
+    assert re.search(r"about \d+ needed|more than 100 needed", text)
+    assert "83% less KV cache" in text
 
 
 def test_one_seed_is_no_verdict(write: Write) -> None:
     write("a", 3.0, "pos=learned")
     folder = write("b", 2.0, "pos=rope").parent
-    assert "one seed, which tells no difference from noise" in said(folder)
+    assert "one seed: significance unknown" in said(folder)
     assert any("one seed" in line for line in analyse_folders([folder]).warnings)
     assert not difference(folder).significant
 
@@ -363,7 +363,7 @@ def test_a_loss_that_is_not_finite_counts_nowhere_and_spoils_nothing(write: Writ
     write("zhuge", 800.0, "pos=none", "seed=1")
     printed = report(folder)
     assert "zodd ended with a loss that is not finite" in printed
-    assert "rope against learned: lowers perplexity" in printed
+    assert "rope vs. learned: lowers perplexity" in printed
 
 
 def test_a_seed_that_failed_early_does_not_cut_the_others(write: Write) -> None:
@@ -399,9 +399,9 @@ def test_times_are_not_compared_across_settings_of_the_machine(
     found = analyse_folders([folder.parent])
     assert found.times == {}
     assert all(c.time is None for c in found.comparisons)
-    assert "time of a step" not in said(folder.parent)
+    assert "step time" not in said(folder.parent)
     assert (
-        "| training x |"
+        "| training time (relative) |"
         not in (report(folder.parent), (folder.parent / "report.md").read_text())[1]
     )
 
@@ -438,7 +438,7 @@ def test_a_config_names_the_leading_figure_its_file_its_notes_and_a_table(write:
     assert "- Beware of the **dog**." in page
     assert "<p>Beware of the <b>dog</b>.</p>" in (folder / "report.html").read_text()
     assert "| learned | 128 |" in page
-    assert page.count("generates with a KV cache") == 2
+    assert page.count("with a KV cache: after") == 2
     assert {p.name for p in (folder / "figures").iterdir()} >= {"one.svg", "quality.svg"}
 
 
@@ -449,7 +449,7 @@ def test_a_run_that_left_no_config_is_a_variant_of_its_own(write: Write) -> None
     found = analyse_folders([folder])
     assert [v.label for v in found.variants] == ["mha learned", "run=broken"]
     assert found.warnings[0] == "1 of 2 runs have no result: broken (x)."
-    assert not any("told apart" in line for line in found.warnings)
+    assert not any("confounded" in line for line in found.warnings)
 
 
 def test_a_report_without_options_has_no_table_of_decoding(write: Write) -> None:
@@ -458,7 +458,7 @@ def test_a_report_without_options_has_no_table_of_decoding(write: Write) -> None
     report(folder)
     page = (folder / "report.md").read_text()
     assert page.startswith(f"# {folder.name}\n")
-    assert "multiply-adds, no cache" not in page
+    assert "Multiply-adds to decode" not in page
     assert page.index("quality.svg") < page.index("training.svg")
 
 
@@ -489,7 +489,7 @@ def test_sweeps_from_before_these_options_keep_their_names_and_tables(write: Wri
     assert f"{title}. Training loss" in (folder / "report.md").read_text()
     manifest(folder, title="mine", figure="decoding")
     report(folder)
-    assert "multiply-adds, no cache" in (folder / "report.md").read_text()
+    assert "Multiply-adds to decode" in (folder / "report.md").read_text()
 
 
 def test_every_figure_that_a_config_may_name_exists() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from compare.report.variants import flatten
 from train.config.compose import compose
-from train.config.keys import HELD, KEYS, named, select
+from train.config.keys import ALWAYS, HELD, KEYS, named, select
 from train.config.options import Settings
 from train.config.schema import Config
 from train.run import run_training
@@ -27,7 +27,7 @@ def test_rows_name_keys_that_exist() -> None:
     assert flat.keys() >= set(HELD)
     assert flat.keys() >= {key.only_with for key in KEYS.values()} - {""}
     for name, key in KEYS.items():
-        if key.before is not None:
+        if key.before is not ALWAYS:
             assert type(key.before) is type(DEFAULT[name])
 
 
