@@ -16,7 +16,7 @@ FLOORS = {
     "model": "shape ops norm cache position attention feedforward transformer cost loss likelihood generate",
     "data": "atomic tokenizer source corpus batches",
     "train": "config record measure optim setup step trainer summary run sweep",
-    "compare": "cost report check evaluate",
+    "compare": "cost report check lab evaluate",
 }
 FILES = {p: p.read_text() for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))}
 TREES = {path: ast.parse(text) for path, text in FILES.items()}

@@ -1,0 +1,1 @@
+"""Attention by hand: exercises and theorems, computed by the kernels that train."""
