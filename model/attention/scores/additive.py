@@ -22,8 +22,9 @@ class Additive(GQA):
     """Grouped-query attention with the score w . tanh(W_k k + W_q q), one vector w per query head.
 
     Bahdanau et al. 2015, https://arxiv.org/abs/1409.0473. W_k and W_q only follow projections, so
-    keys and queries are projected straight to ds channels. The score is not scaled; a scheme that
-    rotates turns both by their absolute positions, and the score is no function of i - j alone.
+    keys and queries are projected straight to ds channels. Without biases (`model.bias`) the score is
+    odd in (k, q), so no width makes it the angle between them. The score is not scaled. A scheme that
+    rotates turns both by their absolute positions: the score is no function of i - j alone.
     No kernel fuses it: blocks of queries meet the keys up to their own end, and the tanh is computed
     again in the backward pass. FLOPs count products, not the tanh, which takes most of the time.
     `width` is ds, None for Dh; `n_kv_heads` None is n_heads.
