@@ -50,6 +50,16 @@ def test_the_coursework_table_comes_out_to_the_digit() -> None:
     assert gqa.cache_elements == 524_288
 
 
+def test_many_heads_have_as_many_parameters_as_one() -> None:
+    cells = cells_of(["experiment=coursework/many_heads", "seed=0"], multirun=False)
+    configs = [compose(cell) for cell in cells]
+    heads = [config["model"]["n_heads"] for config in configs]
+    assert heads == [n for n in (1, 2, 3, 6, 12) for _ in ("learned", "rope")]
+    for pos in ("learned", "rope"):
+        same = [cost(c, 65, CPU) for c in configs if c["choices"]["pos"] == pos]
+        assert len({(c.params, c.cache_elements, c.flops_per_token) for c in same}) == 1
+
+
 @pytest.mark.parametrize(
     ("size", "params", "params_of_128000", "kv_elements"),
     [

@@ -11,6 +11,7 @@ from cli.train import train
 from model.attention.grouped import GQA
 from train.config.compose import CONFIGS, choices_of, compose, expand
 from train.setup.build import build_model, target
+from train.setup.match import compose_matched
 from train.setup.run_setup import check
 from train.sweep.expand import cell_names, cells_of
 
@@ -204,6 +205,15 @@ def test_an_experiment_may_name_its_own_runs() -> None:
         ["attn=mqa", "experiment=coursework/cost", "seed=3"],
     ]
     assert all(compose(cell)["sweep"] is None for cell in cells)
+
+
+@pytest.mark.parametrize("choice", [c for c in choices_of("experiment") if c != "uptrain"])
+def test_the_runs_of_every_experiment_can_be_built(choice: str) -> None:
+    """And its baseline is one: of the first run and of the last."""
+    needed = ["data.path=README.md"] * (choice in ("nanogpt", "speedrun"))
+    cells = cells_of([f"experiment={choice}", *needed], multirun=False)
+    for cell in (cells[0], cells[-1]):
+        check(compose_matched(cell) | {"force": True})
 
 
 def test_the_command_line_wins_over_the_lines_of_a_sweep() -> None:
