@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.attention.base import Attention, check_hooks
-from model.cache import KVCache, LayerCache
+from model.attention.cache import KVCache, LayerCache
 from model.ops.dropout import dropout
 from model.position.base import Position, Positions
 from model.shape import Shape

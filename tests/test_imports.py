@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("model", "data", "train", "compare", "cli", "bench")
 #: The rooms of a package, from the ground up: none imports one above it.
 FLOORS = {
-    "model": "shape ops norm cache position attention feedforward transformer init cost loss likelihood generate",
+    "model": "shape ops norm position attention feedforward transformer init cost loss likelihood generate",
     "data": "atomic tokenizer source corpus batches",
     "train": "config record measure optim setup step step_estimate trainer summary run sweep",
     "compare": "cost report check lab evaluate",
@@ -35,11 +35,7 @@ LAZY = {
     "train/setup/match.py": "torch takes two seconds, and most runs match nothing",
     "compare/cost/counts.py": "the memory tracker takes a second",
     "compare/evaluate/harness.py": "lm-eval takes a second, and reads the environment that is set first",
-    "compare/report/figures.py": "matplotlib takes a second",
-    "compare/report/statistics.py": "scipy takes a second",
-    "compare/report/style.py": "matplotlib takes a second",
-    "compare/report/tables.py": "report.py --help loads none of this",
-    "compare/report/write.py": "report.py --help loads none of this",
+    "cli/report.py": "help and bad input are answered before pandas and matplotlib are loaded",
     "cli/entry.py": "rich is for messages alone",
     "cli/evaluate.py": "help and bad input are answered before torch is loaded",
     "cli/train.py": "help and bad input are answered before torch is loaded",

@@ -16,7 +16,7 @@ from compare.evaluate.load import LoadedRun, RunSelector
 from compare.evaluate.publish import publish
 from compare.report.runs import read
 from compare.report.variants import variants_of
-from model.cache import KVCache
+from model.attention.cache import KVCache
 from train.config.schema import Config, at_least
 from train.measure.timer import interleave
 from train.record.terminal import tracked

@@ -9,6 +9,7 @@ Shapes: N queries or draws, S keys, D channels, Dv width of values.
 import math
 from dataclasses import dataclass
 
+import matplotlib
 import torch
 from torch import Tensor
 
@@ -155,8 +156,6 @@ def inner(share: Tensor) -> float:
 
 def draw_noise(found: dict[tuple[float, str], Tensor]) -> Figure:
     """Histograms of the share of v_a: a panel for each beta, one head against two."""
-    import matplotlib
-
     with matplotlib.rc_context(SETTINGS):
         figure, panels = canvas(len(BETAS), 3.0)
         for axes, beta in zip(panels, BETAS, strict=True):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import matplotlib
 import torch
 from torch import Tensor, nn
 
@@ -145,8 +146,6 @@ def table(fits: list[Fit]) -> list[list[str]]:
 
 def draw(fits: list[Fit]) -> Figure:
     """R^2 against the width of additive scores; the others have none."""
-    import matplotlib
-
     with matplotlib.rc_context(SETTINGS):
         figure, panels = canvas(len(DIMS), height=3.6)
         names = [*dict.fromkeys(one.case.name for one in fits)]

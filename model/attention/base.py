@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from model.attention.attend import attend, choose_kernel
-from model.cache import FullCache, LayerCache
+from model.attention.cache import FullCache, LayerCache
 from model.ops.attention import Bias
 from model.position.base import HOOKS, Position, Positions
 from model.shape import Shape

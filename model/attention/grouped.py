@@ -6,7 +6,7 @@ Shapes: B batch, T new tokens, S tokens so far, D dim, H query heads, Hkv KV hea
 from torch import Tensor, nn
 
 from model.attention.base import Attention
-from model.cache import LayerCache
+from model.attention.cache import LayerCache
 from model.norm import RMSNorm
 from model.ops.attention import Bias, attention_weights
 from model.position.base import Positions

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from model.attention.base import Attention
-from model.cache import LayerCache
+from model.attention.cache import LayerCache
 from model.norm import RMSNorm
 from model.ops.attention import attention_weights
 from model.position.base import Positions

@@ -8,8 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+from model.attention.cache import LayerCache, RingCache
 from model.attention.grouped import GQA
-from model.cache import LayerCache, RingCache
 from model.ops.attention import Bias
 from model.shape import Shape
 

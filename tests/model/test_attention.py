@@ -12,10 +12,10 @@ from torch.nn.attention import SDPBackend
 
 from model.attention import attend as attend_module
 from model.attention.attend import attend, choose_kernel
+from model.attention.cache import KVCache
 from model.attention.grouped import GQA, MHA, MQA
 from model.attention.mla import MLA
 from model.attention.sliding_window import SlidingWindow
-from model.cache import KVCache
 from model.cost import training_kernels
 from model.ops.attention import attention_reference
 from model.position.base import Position, Positions

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compare.check.properties import PropertyViolated, TinyVariant, causality
+from model.attention.cache import LayerCache
 from model.attention.grouped import MHA
 from model.attention.recurrent.elman import Elman
 from model.attention.recurrent.lstm import LSTM
 from model.attention.recurrent.network import Network
-from model.cache import LayerCache
 from model.ops.recurrence import elman, elman_reference, lstm, lstm_reference
 from model.position.base import Position, Positions
 from model.shape import Shape

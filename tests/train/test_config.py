@@ -89,11 +89,11 @@ def test_text_may_hold_any_character() -> None:
         ("model.dim.x=3", "model.dim.x: no such key; model.dim has none"),
         (
             "attn=mqa attn.n_kv_heads=3",
-            r"attn.n_kv_heads: no such key here; .*attn=gqa, .*attn=sliding have it",
+            r"attn.n_kv_heads: no such key here; .*attn=gqa, .*attn=sliding, .*have it",
         ),
         (
             "attn=mha attn.n_kv_heads=2",
-            r"attn.n_kv_heads: no such key here; .*attn=gqa, .*attn=sliding have it",
+            r"attn.n_kv_heads: no such key here; .*attn=gqa, .*attn=sliding, .*have it",
         ),
         ("steps", "steps: write KEY=VALUE"),
         ("attn=mha,gqa", "several values need -m"),

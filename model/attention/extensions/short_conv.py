@@ -6,8 +6,8 @@ Shapes: B batch, T new tokens, D dim, C channels of all KV heads, W width of the
 import torch
 from torch import Tensor, nn
 
+from model.attention.cache import LayerCache
 from model.attention.grouped import GQA
-from model.cache import LayerCache
 from model.shape import Shape
 
 

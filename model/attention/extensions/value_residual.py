@@ -6,8 +6,8 @@ Shapes: B batch, T new tokens, D dim, Hkv KV heads, Dh head_dim.
 import torch
 from torch import Tensor, nn
 
+from model.attention.cache import LayerCache
 from model.attention.grouped import GQA
-from model.cache import LayerCache
 from model.position.base import Positions
 from model.shape import Shape
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.attention.base import Attention
-from model.cache import LayerCache
+from model.attention.cache import LayerCache
 
 
 class Recurrent(Attention):

@@ -5,8 +5,8 @@ Shapes: B batch, T new tokens, D dim, R width of the state.
 
 from torch import Tensor
 
+from model.attention.cache import LayerCache
 from model.attention.recurrent.network import Network
-from model.cache import LayerCache
 from model.ops.recurrence import ACTIVATIONS, elman
 from model.position.base import Positions
 from model.shape import Shape

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.attention.cache import LayerCache
 from model.attention.recurrent.linear import LinearAttention
-from model.cache import LayerCache
 from model.ops.linear_attention import delta, padded, without_autocast
 from model.position.base import Positions
 from model.shape import Shape

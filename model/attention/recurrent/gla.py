@@ -6,8 +6,8 @@ Shapes: B batch, T new tokens, D dim, H heads, Dk key_dim, Dv = head_dim.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.attention.cache import LayerCache
 from model.attention.recurrent.linear import LinearAttention
-from model.cache import LayerCache
 from model.ops.linear_attention import gla, without_autocast
 from model.position.base import Positions
 from model.shape import Shape

@@ -8,8 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from model.attention.cache import LayerCache
 from model.attention.recurrent.base import Recurrent
-from model.cache import LayerCache
 from model.shape import Shape
 
 

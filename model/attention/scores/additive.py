@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from model.attention.cache import LayerCache
 from model.attention.grouped import GQA
-from model.cache import LayerCache
 from model.ops.attention import Bias, masked_softmax, weighted_values
 from model.position.base import Positions
 from model.shape import Shape

@@ -8,7 +8,7 @@ import math
 from torch import Tensor, nn
 
 from model.attention.base import Attention
-from model.cache import LayerCache
+from model.attention.cache import LayerCache
 from model.ops.attention import attention_weights
 from model.position.base import Positions
 from model.shape import Shape

@@ -7,8 +7,8 @@ import math
 
 from torch import Tensor, nn
 
+from model.attention.cache import LayerCache
 from model.attention.grouped import GQA
-from model.cache import LayerCache
 from model.position.base import Positions
 from model.shape import Shape
 
