@@ -9,7 +9,7 @@ import pytest
 
 from compare.report.variants import flatten
 from train.config.compose import compose
-from train.config.keys import ALWAYS, HELD, KEYS, named, select
+from train.config.keys import HELD, KEYS, MISSING, named, select
 from train.config.options import Settings
 from train.config.schema import Config
 from train.run import run_training
@@ -26,9 +26,9 @@ def test_rows_name_keys_that_exist() -> None:
     flat = DEFAULT["choices"] | dict(flatten(DEFAULT))
     assert flat.keys() >= set(HELD)
     assert flat.keys() >= {key.only_with for key in KEYS.values()} - {""}
-    for name, key in KEYS.items():
-        if key.before is not ALWAYS:
-            assert type(key.before) is type(DEFAULT[name])
+    assert {name: type(value) for name, value in MISSING.items()} == {
+        name: type(DEFAULT[name]) for name in MISSING
+    }
 
 
 def test_only_what_tells_variants_apart_takes_time_or_may_be_lossless() -> None:

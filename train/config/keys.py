@@ -8,7 +8,7 @@ from typing import Any, Literal
 from train.config.schema import Config
 
 Role = Literal["variant", "run", "record"]
-ALWAYS = object()  # the key has always existed
+ALWAYS = object()  # in the place of a value before: the key has always existed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Key:
     only_with: str = ""  # the key without which it has no effect
     ignored: tuple[str, ...] = ()  # keys inside it that have no effect
     held: str = ""  # what a report says of it where all runs are alike
-    before: Any = ALWAYS  # what runs did before the key existed
+    before: Any = ALWAYS  # the value that runs had before the key existed
 
 
 KEYS = {
@@ -96,7 +96,7 @@ STEP_TIME = named(lambda key: key.step_time)
 LOSSLESS = named(lambda key: key.lossless)
 SHARED = named(lambda key: key.shared)
 HELD = [name for key in KEYS.values() for name in key.held.split()]
-MISSING: Config = {name: KEYS[name].before for name in named(lambda key: key.before is not ALWAYS)}
+MISSING = {name: KEYS[name].before for name in named(lambda key: key.before is not ALWAYS)}
 
 
 def select(config: Config, names: Collection[str]) -> Config:
