@@ -1,7 +1,9 @@
 """The extensions of grouped-query attention: each equals it at a stated value, and its own formula
 elsewhere."""
 
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,6 +35,7 @@ from model.attention.grouped import GQA
 from model.cost import training_kernels
 from model.ops.attention import attention_reference
 from model.position.base import Position, Positions
+from model.position.rope import RoPE
 from model.shape import Shape
 from model.transformer import Transformer
 from train.setup.huggingface import home_of
@@ -349,6 +352,25 @@ def test_the_first_layer_is_the_first_of_the_mechanism_and_sends_it_a_gradient()
     model.zero_grad()
     model(tokens(2, 16)).square().sum().backward()
     assert not torch.allclose(before, first.v.weight.grad)
+
+
+def test_values_are_freed_after_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With blocks computed again, which hold the positions, which hold the values, which hold them."""
+    passes, at = [], RoPE.at
+
+    def observed(self: RoPE, pos: Tensor) -> Positions:
+        positions = at(self, pos)
+        passes.append(weakref.ref(positions))
+        return positions
+
+    monkeypatch.setattr(RoPE, "at", observed)
+    model = build("value_residual", "rope", "memory=lean").train()
+    loss = model(tokens(2, 16)).square().sum()
+    assert passes[0]() is not None
+    loss.backward()
+    del loss
+    gc.collect()
+    assert [ref() for ref in passes] == [None]
 
 
 # In a model, with parameters away from their start

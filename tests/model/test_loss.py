@@ -70,7 +70,7 @@ def test_pieces_hold_less_memory_than_all_logits(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("attn", ["gqa", "mla", "sliding", "pattern"])
+@pytest.mark.parametrize("attn", ["gqa", "mla", "sliding", "pattern", "value_residual"])
 def test_blocks_computed_again_train_the_same_bit_for_bit(attn: str, dtype: torch.dtype) -> None:
     model = build(attn, "rope", "model.dropout=0.2")
     loss, gradients = trained(model, dtype)

@@ -36,14 +36,15 @@ class ForgettingAttention(GQA):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As in grouped-query attention, queries and keys with four channels more.
 
-        c is split in two numbers, for twice the digits of a half precision. There is no gradient by
-        c_i: a constant added to all scores of a query changes no weight.
+        c is the sum of two numbers, the first with the digits of bfloat16: in half precisions and in
+        TF32 one would lose its fraction. There is no gradient by c_i, as a constant added to all
+        scores of a query changes no weight.
         """
         q, k, v = super().project(x, positions, cache)
         c = F.logsigmoid(self.forget(x).float()).mT.unsqueeze(-1).cumsum(dim=2)  # (B, Hkv, T, 1)
         if cache is not None and cache.state:
             c = c + cache.state[0].float().sum(dim=-1, keepdim=True)
-        high = c.to(k.dtype)
+        high = c.bfloat16().to(k.dtype)
         parts = torch.cat((high, (c - high).to(k.dtype)), dim=-1)  # (B, Hkv, T, 2)
         if cache is not None:
             cache.state = (parts[:, :, -1:].clone(),)
