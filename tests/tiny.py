@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compare.check.properties import TINY, VOCAB, composed
+from compare.check.properties import TINY, VOCAB, TinyVariant
 from data.corpus import Corpus, prepare
 from model.transformer import Transformer
 from train.config.compose import choices_of
@@ -28,14 +28,13 @@ RUN = [
 
 HANG = 600.0  # seconds after which a process is taken to hang, on the slowest of machines
 
-variants = pytest.mark.parametrize(
-    ("attn", "pos"), [(a, p) for a in choices_of("attn") for p in choices_of("pos")]
-)
+PAIRS = [(attn, pos) for attn in choices_of("attn") for pos in choices_of("pos")]
+variants = pytest.mark.parametrize(("attn", "pos"), PAIRS)
 
 
 def build(attn: str, pos: str, *overrides: str, seed: int = 0) -> Transformer:
     """A tiny initialised model of a variant, in evaluation mode."""
-    config = composed(f"attn={attn}", f"pos={pos}", *overrides)
+    config = TinyVariant(attn, pos, overrides=overrides).config()
     model = build_model(config, VOCAB)
     init_model(model, config, seed)
     return model.eval()

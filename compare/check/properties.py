@@ -54,12 +54,23 @@ class TinyVariant:
     device: Device = CPU
     overrides: tuple[str, ...] = ()  # further keys of train.py
 
+    def config(self, *overrides: str) -> Config:
+        """The config of the model; `overrides` are keys of other groups than attn and pos.
+
+        Composing takes longer than building, so an attention and a scheme are composed once each,
+        unless keys of theirs are set.
+        """
+        if self.overrides:
+            return composed(f"attn={self.attn}", f"pos={self.pos}", *self.overrides, *overrides)
+        config, pos = composed(f"attn={self.attn}", *overrides), composed(f"pos={self.pos}")
+        return config | {"pos": pos["pos"], "choices": config["choices"] | {"pos": self.pos}}
+
     def model(self, *overrides: str, seed: int = 0, spread: float = 5.0) -> Transformer:
         """An initialised model in evaluation mode, its matrices multiplied by `spread`.
 
         At the usual initialisation attention is nearly uniform, which hides mistakes.
         """
-        config = composed(f"attn={self.attn}", f"pos={self.pos}", *self.overrides, *overrides)
+        config = self.config(*overrides)
         model = build_model(config, VOCAB)
         init_model(model, config, seed)
         with torch.no_grad():

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from tiny import composed
 
 from cli.train import train
+from compare.check.properties import composed
 from train.config.compose import CONFIGS, choices_of, compose, expand
 from train.setup.build import build_model, target
 from train.setup.run_setup import check
