@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compare.check.properties import TINY, VOCAB, composed, pairs
+from compare.check.properties import TINY, VOCAB, TinyVariant, pairs
 from data.corpus import Corpus, prepare
 from model.transformer import Transformer
 from train.setup.build import build_model, init_model
@@ -27,14 +27,13 @@ RUN = [
 
 HANG = 600.0  # seconds after which a process is taken to hang, on the slowest of machines
 
-variants = pytest.mark.parametrize(
-    ("attn", "pos"), [pair for pair, refusal in pairs().items() if refusal is None]
-)
+PAIRS = [pair for pair, refusal in pairs().items() if refusal is None]
+variants = pytest.mark.parametrize(("attn", "pos"), PAIRS)
 
 
 def build(attn: str, pos: str, *overrides: str, seed: int = 0) -> Transformer:
     """A tiny initialised model of a variant, in evaluation mode."""
-    config = composed(f"attn={attn}", f"pos={pos}", *overrides)
+    config = TinyVariant(attn, pos, overrides=overrides).config()
     model = build_model(config, VOCAB)
     init_model(model, config, seed)
     return model.eval()

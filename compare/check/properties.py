@@ -72,6 +72,17 @@ class TinyVariant:
     device: Device = CPU
     overrides: tuple[str, ...] = ()  # further keys of train.py
 
+    def config(self, *overrides: str) -> Config:
+        """The config of the model; `overrides` are keys of other groups than attn and pos.
+
+        Composing takes longer than building, so an attention and a scheme are composed once each,
+        unless keys of theirs are set.
+        """
+        if self.overrides:
+            return composed(f"attn={self.attn}", f"pos={self.pos}", *self.overrides, *overrides)
+        config, pos = composed(f"attn={self.attn}", *overrides), composed(f"pos={self.pos}")
+        return config | {"pos": pos["pos"], "choices": config["choices"] | {"pos": self.pos}}
+
     def model(self, *overrides: str, seed: int = 0, spread: float = 5.0) -> Transformer:
         """An initialised model in evaluation mode, its matrices multiplied by `spread`.
 
@@ -79,7 +90,7 @@ class TinyVariant:
         spread of their own, `init_std`, keep it: the matrix of a recurrence would have a spectral
         radius far above 1, where rounding errors grow from token to token.
         """
-        config = composed(f"attn={self.attn}", f"pos={self.pos}", *self.overrides, *overrides)
+        config = self.config(*overrides)
         model = build_model(config, VOCAB)
         init_model(model, config, seed)
         own = [m.parameters(recurse=False) for m in model.modules() if hasattr(m, "init_std")]

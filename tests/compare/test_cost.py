@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import build, composed, tokens, variants
+from tiny import build, tokens, variants
 
 from cli.train import train
-from compare.check.properties import CPU, VOCAB
+from compare.check.properties import CPU, VOCAB, TinyVariant, composed
 from compare.cost import plan as plans
 from compare.cost.counts import cost, training_bytes
 from train import step_estimate as probe
@@ -29,7 +29,7 @@ BFLOAT16 = devices.Device("cpu", torch.bfloat16)
 @variants
 def test_counts_equal_the_built_model(attn: str, pos: str) -> None:
     model = build(attn, pos)
-    counted = cost(composed(f"attn={attn}", f"pos={pos}"), VOCAB, CPU)
+    counted = cost(TinyVariant(attn, pos).config(), VOCAB, CPU)
     assert counted.params == sum(p.numel() for p in model.parameters())
     cache = model.new_cache(16)
     with torch.no_grad():

@@ -65,6 +65,12 @@ QUESTIONS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval asks a dozen commands about the machine, for a part of its results that is not kept."""
+    monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
     """A run of two steps."""

@@ -325,7 +325,7 @@ def prepare_once(cache: str) -> tuple[list[int], float]:
 
 
 def test_processes_that_start_at_once_build_one_cache(tmp_path: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
+    with multiprocessing.get_context("fork").Pool(3) as pool:
         results = pool.map(prepare_once, [str(tmp_path)] * 3)
     assert results[0] == results[1] == results[2]
     assert len(list(tmp_path.glob("*/tokens.bin"))) == 1

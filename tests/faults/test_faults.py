@@ -63,7 +63,7 @@ def fine(tally: Tally) -> None:
 
 
 def test_killed_at_random_moments_a_run_loses_nothing(here: Scene) -> None:
-    fine(random_kills(here, 6, seed=1))
+    fine(random_kills(here, 4, seed=1))
 
 
 def test_wherever_a_save_dies_a_checkpoint_is_whole(here: Scene) -> None:

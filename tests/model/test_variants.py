@@ -1,22 +1,61 @@
 """What every attention must hold with every position scheme, found from the config folders."""
 
-from collections.abc import Callable
+import functools
+import itertools
 
 import pytest
 import torch
-from tiny import build, tokens, variants
+from tiny import PAIRS, TINY, build, tokens, variants
 from torch import nn
 from torch.nn import functional as F
 
-from compare.check.properties import PROPERTIES, TinyVariant, real_compiler
+from compare.check.properties import PROPERTIES, TinyVariant, one_graph, real_compiler
+from train.config.compose import choices_of, compose
 
 BFLOAT16 = torch.autocast("cpu", torch.bfloat16)
 
 
-@pytest.mark.parametrize("holds", PROPERTIES, ids=lambda holds: holds.__name__)
+@functools.cache
+def traced() -> set[tuple[str, str]]:
+    """Each attention with the first scheme for each set of hooks; each scheme with one attention."""
+    hooks = {pos: build("mha", pos).position.hooks for pos in choices_of("pos")}
+    firsts: dict[object, tuple[str, str]] = {}
+    for attn, pos in PAIRS:
+        firsts.setdefault((attn, hooks[pos]), (attn, pos))
+        firsts.setdefault(pos, (attn, pos))
+    return set(firsts.values())
+
+
 @variants
-def test_variant(attn: str, pos: str, holds: Callable[[TinyVariant], None]) -> None:
-    holds(TinyVariant(attn, pos))
+def test_variant(attn: str, pos: str, subtests: pytest.Subtests) -> None:
+    """All PROPERTIES of every pair, but `one_graph` of the pairs in `traced` alone.
+
+    Tracing a model takes longer than the other properties together, and follows the hooks of a
+    scheme, which are few.
+    """
+    for holds in PROPERTIES:
+        if holds is not one_graph or (attn, pos) in traced():
+            with subtests.test(holds.__name__):
+                holds(TinyVariant(attn, pos))
+
+
+def test_every_attention_and_every_scheme_is_traced() -> None:
+    assert {attn for attn, _ in traced()} == set(choices_of("attn"))
+    assert {pos for _, pos in traced()} == set(choices_of("pos"))
+    hooks = {pos: build("mha", pos).position.hooks for pos in choices_of("pos")}
+    for attn, pos in PAIRS:
+        assert any(hooks[other] == hooks[pos] for one, other in traced() if one == attn)
+    assert len(traced()) < len(PAIRS)
+
+
+def test_configs_of_pairs_are_what_composing_gives() -> None:
+    """TinyVariant puts them together from configs of the attention and of the scheme."""
+    attns, schemes = choices_of("attn"), choices_of("pos")
+    for _, attn, pos in zip(range(max(len(attns), len(schemes))),
+                            itertools.cycle(attns), itertools.cycle(schemes)):  # fmt: skip
+        for more in ([], ["model.bias=true"]):
+            whole = compose([*TINY, f"attn={attn}", f"pos={pos}", *more])
+            assert TinyVariant(attn, pos).config(*more) == whole
 
 
 def loss_of(model: nn.Module) -> torch.Tensor:

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny import composed
 
 from cli.entry import run_command
 from cli.train import train
+from compare.check.properties import composed
 from model.attention.grouped import GQA
 from train.config.compose import CONFIGS, choices_of, compose, expand
 from train.setup.build import build_model, target

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from tiny import build, composed, tokens
+from tiny import build, tokens
 from torch.nn import functional as F
 
+from compare.check.properties import composed
 from train.optim.muon import StackedMuon
 from train.optim.optimizer import Optimizer
 from train.optim.schedule import Schedule

@@ -1,28 +1,26 @@
-"""Files that the real commands write."""
+"""Files that the commands write."""
 
 import io
 import json
 import os
+import runpy
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from tiny import HANG, RUN, eventually
 
-from cli.entry import run_command
 from cli.evaluate import evaluate
-from cli.sample import sample
-from cli.train import train
 from data.atomic import verify
 from train.record.run_log import Record, records
 from train.record.wandb_process import WandbProcess
+from train.step import StepResult, TrainStep
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,25 +34,25 @@ SUMMARY = set(
 )
 
 
-def command(door: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, ROOT / door, *map(str, arguments)],
-        capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-
-
-DOORS: dict[str, Callable[[list[str]], int]] = {
-    "train.py": train,
-    "eval.py": evaluate,
-    "sample.py": sample,
-}
-
-
 def ask(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """`command` without a process of its own."""
-    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as errors:
-        code = run_command(DOORS[name], list(map(str, arguments)))
-    return subprocess.CompletedProcess(arguments, code, out.getvalue(), errors.getvalue())
+    """Run a script of the root in this process."""
+    command = [name, *map(str, arguments)]
+    with (
+        redirect_stdout(io.StringIO()) as out,
+        redirect_stderr(io.StringIO()) as errors,
+        patch.object(sys, "argv", command),
+        pytest.raises(SystemExit) as end,
+    ):
+        runpy.run_path(str(ROOT / name), run_name="__main__")
+    return subprocess.CompletedProcess(command, end.value.code, out.getvalue(), errors.getvalue())
+
+
+def start(places: list[str], out: Path, *more: str) -> subprocess.Popen[str]:
+    """A run in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *places, f"out={out}", *more],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +63,11 @@ def places(tmp_path_factory: pytest.TempPathFactory, text: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, places: list[str]) -> Path:
-    """A run by the real command, logged to wandb offline."""
+    """A run in a process of its own, logged to wandb offline."""
     out = tmp_path_factory.mktemp("runs") / "gqa"
-    overrides = ["attn=gqa", "pos=rope", "steps=20", "wandb.mode=offline", f"out={out}"]
-    done = command("train.py", *places, *overrides)
-    assert done.returncode == 0, done.stderr
+    process = start(places, out, "attn=gqa", "pos=rope", "steps=20", "wandb.mode=offline")
+    printed, errors = process.communicate(timeout=HANG)
+    assert process.returncode == 0, errors
     for words in (
         "perplexity",
         "bits per byte",
@@ -78,8 +76,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, places: list[str]) -> Pat
         "sample:",
         str(out),
     ):
-        assert words in done.stdout
-    assert "\x1b" not in done.stderr + done.stdout  # no live progress in a log file
+        assert words in printed
+    assert "\x1b" not in errors + printed  # no live progress in a log file
     return out
 
 
@@ -144,7 +142,7 @@ def test_the_summary_has_every_key_and_is_consistent(finished: Path) -> None:
 
 def test_scoring_a_checkpoint_repeats_what_training_logged(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
-    done = command("eval.py", f"run={finished}", "threads=1")
+    done = ask("eval.py", f"run={finished}", "threads=1")
     assert done.returncode == 0, done.stderr
     (path,) = (finished / "eval").iterdir()
     result = json.loads(path.read_text())
@@ -190,7 +188,7 @@ def test_another_scheme_at_evaluation_keeps_what_the_run_had(
 
 def test_a_run_writes_from_a_prompt(finished: Path) -> None:
     wanted = [f"run={finished}", "prompt=import", "max_new_tokens=20", "threads=1"]
-    once, again = command("sample.py", *wanted), ask("sample.py", *wanted)
+    once, again = ask("sample.py", *wanted), ask("sample.py", *wanted)
     assert once.returncode == 0, once.stderr
     assert once.stdout.startswith("import")
     assert once.stdout == again.stdout
@@ -211,23 +209,6 @@ def test_counting_without_training_is_quick_and_claims_nothing(
         assert summary[key] is None
 
 
-def start(places: list[str], out: Path, *more: str) -> subprocess.Popen[str]:
-    """A run by the real command that goes on until it is stopped."""
-    overrides = [*places, "steps=100000", f"out={out}", *more]
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *overrides],
-        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-
-
-def wait_for_step(process: subprocess.Popen[str], out: Path, step: int) -> None:
-    deadline = time.monotonic() + HANG
-    while max((r["step"] for r in records(out / "metrics.jsonl")), default=0) < step:
-        assert process.poll() is None, "ended too early"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def steps_and_losses(out: Path) -> list[tuple[int, float]]:
     return [(r["step"], r["loss"]) for r in records(out / "metrics.jsonl") if r["split"] == "train"]
 
@@ -242,10 +223,12 @@ def test_a_killed_and_resumed_run_repeats_the_uninterrupted_one(
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     recipe = [*places, "model.dropout=0.1", "accumulate=2", "dtype=float32"]
     recipe += ["optim.schedule=constant", "save_every=10"]
-    process = start(recipe, parts)
-    wait_for_step(process, parts, 35)
-    process.kill()
-    process.communicate()
+    process = start(recipe, parts, "steps=100000")
+    try:
+        assert eventually(lambda: len(steps_and_losses(parts)) > 35 or process.poll() is not None)
+    finally:
+        process.kill()
+        process.communicate()
     steps = len(steps_and_losses(parts)) + 20
     for out in (whole, parts):
         done = ask("train.py", *recipe, f"steps={steps}", f"out={out}", "resume=true")
@@ -256,19 +239,22 @@ def test_a_killed_and_resumed_run_repeats_the_uninterrupted_one(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_says_so(
-    places: list[str], tmp_path: Path, number: int, code: int
+    places: list[str], tmp_path: Path, number: int, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = start(places, tmp_path / "run", "eval_every=50", "save_every=null")
-    wait_for_step(process, tmp_path / "run", 30)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=HANG)
-    assert process.returncode == code, errors
+    real = TrainStep.__call__
+
+    def interrupted(self: TrainStep, step: int) -> StepResult:
+        if step == 6:  # the seventh
+            os.kill(os.getpid(), number)
+        return real(self, step)
+
+    monkeypatch.setattr(TrainStep, "__call__", interrupted)
+    done = ask("train.py", *places, f"out={tmp_path}/run", "save_every=null")
+    assert done.returncode == code, done.stderr
     status = json.loads((tmp_path / "run/status.json").read_text())
-    assert status["state"] == "interrupted"
-    assert f"step_{status['last_step']:06d}" in {
-        p.name for p in (tmp_path / "run/checkpoints").iterdir()
-    }
-    assert "continue with resume=true" in errors
+    assert (status["state"], status["last_step"]) == ("interrupted", 7)
+    assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step_000007"]
+    assert "continue with resume=true" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -290,8 +276,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 ) -> None:
     half = tmp_path / "half.jsonl"
     half.write_text('{"text": "whole"}\n{"text": "cut o')
-    run = command if message == "did you mean gqa?" else ask
-    done = run(name, *(argument.format(half=half) for argument in arguments))
+    done = ask(name, *(argument.format(half=half) for argument in arguments))
     assert done.returncode == 2
     assert message in done.stderr
     assert "\x1b" not in done.stderr
@@ -319,7 +304,7 @@ def test_questions_beyond_a_run_are_refused(
 
 @pytest.mark.parametrize("name", ["train.py", "eval.py", "sample.py"])
 def test_help_is_a_page_worth_reading(name: str) -> None:
-    page = command(name, "--help")
+    page = ask(name, "--help")
     assert page.returncode == 0
     assert page.stderr == ""
     assert page.stdout.count(f"python {name}") >= 4
@@ -347,6 +332,14 @@ def silent_server() -> socket.socket:
     server.bind(("127.0.0.1", 0))
     server.listen()
     return server
+
+
+def test_without_wandb_and_in_another_process_a_run_is_the_same(
+    places: list[str], finished: Path, tmp_path: Path
+) -> None:
+    done = ask("train.py", *places, "attn=gqa", "pos=rope", "steps=20", f"out={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+    assert steps_and_losses(tmp_path / "run") == steps_and_losses(finished)
 
 
 @pytest.mark.parametrize("trouble", ["no key", "no answer", "killed", "no wandb folder"])

@@ -3,35 +3,37 @@
 import csv
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from tiny import RUN
+from tiny import HANG, RUN, eventually
 
+from cli.entry import run_command
 from cli.train import train
+from compare.report.write import write
 from train.config.compose import compose, parse, quoted
 from train.config.schema import Config
+from train.record.run_log import records
 from train.run import run_training
 from train.setup.match import baseline_of, compose_matched
 from train.sweep import display
 from train.sweep.display import Board, Watched
 from train.sweep.expand import cells_of
 from train.sweep.plan import Cell, plan_cells
-from train.sweep.processes import log_of, reason, settle
+from train.sweep.processes import Ended, folder_of, log_of, reason, settle, stamp_of, status_of
 from train.sweep.run import to_do, write_manifest
+from train.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: A position scheme that ends its process in one way or another: at its third training step, or
-#: after more of them than the forecast of a sweep takes.
+#: A position scheme that ends its process in one way or another, or waits for a file: at its third
+#: training step, or after more of them than the forecast of a sweep takes.
 CRASH = """
-import ctypes, os, signal, sys
+import ctypes, os, pathlib, signal, sys, time
 import torch
 from model.position.base import Position
 
@@ -54,9 +56,10 @@ class Crash(Position):
                 sys.exit(0)
             if self.how == "nan":
                 return x * float("nan")
+            while self.how == "wait" and not pathlib.Path("go").exists():
+                time.sleep(0.01)
         return x
 """
-HOWS = ("none", "memory", "segfault", "kill", "nan")
 TIME_OR_MEMORY = ("seconds", "_ms", "iqr", "per_second", "mfu", "flops", "peak", "share")
 
 
@@ -88,7 +91,7 @@ def start(project: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, errors = process.communicate(timeout=240)
+    out, errors = process.communicate(timeout=HANG)
     return process.returncode, out, errors
 
 
@@ -107,73 +110,90 @@ def results(folder: Path) -> list[dict[str, str]]:
 
 
 def losses(run: Path) -> list[float]:
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [line["loss"] for line in lines if line["split"] == "train"]
+    return [line["loss"] for line in records(run / "metrics.jsonl") if line["split"] == "train"]
 
 
-def test_failed_runs_are_rows_and_the_rest_goes_on(
+def test_failed_runs_are_rows_and_a_killed_sweep_goes_on_to_the_same_end(
     project: Path, tiny: list[str], tmp_path: Path
 ) -> None:
-    """Five runs, four of which die in four ways; some again, killed at a random moment and resumed."""
-    lines = "['pos=crash pos.how=memory,segfault,kill,nan seed=0','pos=rope seed=0']"
-    ask = [*tiny, "steps=40", "save_every=10", f"sweep={lines}"]
-    code, out, errors = finish(start(project, *ask, f"out={tmp_path}/whole"))
+    """Five runs die in five ways; a sixth is in its 34th step when the sweep itself is killed."""
+    out = tmp_path / "sweep"
+    lines = "['pos=crash pos.how=memory,segfault,kill,nan,exit seed=0','pos=crash pos.how=wait']"
+    ask = [*tiny, "steps=40", "save_every=10", f"sweep={lines}", f"out={out}"]
+    sweep, waiting = start(project, *ask), out / "pos.how-wait"
+    try:
+        assert eventually(lambda: len(losses(waiting)) == 33)
+    finally:
+        sweep.kill()
+        finish(sweep)
+        (project / "go").touch()
+    code, printed, errors = finish(start(project, *ask))
     assert code == 1, errors
-    rows = results(tmp_path / "whole")
-    assert [row["state"] for row in rows].count("done") == 1
-    why = {
-        row["run"].split("how-")[-1].split("_")[0]: row["reason"]
-        for row in rows
-        if row["state"] == "failed"
-    }
+    assert "6 runs, 5 failed" in printed
+    assert "5 of 6 runs need nothing more" in errors
+    why = {row["run"].split("how-")[1].split("_")[0]: row["reason"] for row in results(out)}
     assert why["kill"].startswith("killed by SIGKILL")
     assert why["segfault"] == "killed by SIGSEGV"
     assert why["memory"].startswith("out of memory (allocating 144115188075855872 bytes)")
     assert "training diverged at step 34" in why["nan"]
-    assert "5 runs, 4 failed" in out
-    page = (tmp_path / "whole/report.html").read_text()
-    assert "killed by SIGSEGV" in page
-    fewer = "sweep=['pos=crash pos.how=kill seed=0','pos=rope seed=0']"
-    ask = [*tiny, "steps=40", "save_every=10", fewer, f"out={tmp_path}/parts"]
-    process = start(project, *ask)
-    time.sleep(random.Random(time.time_ns()).uniform(4, 10))
-    process.kill()
-    finish(process)
-    code, out, errors = finish(start(project, *ask))
-    assert code == 1, errors
-    parts = results(tmp_path / "parts")
-    assert parts == [row for row in rows if row["run"] in [part["run"] for part in parts]]
-    assert len(parts) == 2
+    assert why["exit"] == "SystemExit: 0"
+    assert "killed by SIGSEGV" in (out / "report.html").read_text()
+    assert run_training(compose([*ask[:-2], "pos=none", f"out={tmp_path}/whole/run"])) == 0
+    write([tmp_path / "whole"], None)
+    (whole,) = results(tmp_path / "whole")
+    (parts,) = (row for row in results(out) if row["state"] == "done")
+    assert parts == whole | {"run": waiting.name, "pos": "crash"}
+    assert losses(waiting) == losses(tmp_path / "whole/run")
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of sweeps in the process of the test, and no probes of their speed."""
+
+    def launch(runs: list[list[str]], jobs: int, ended: Ended) -> None:
+        for run in runs:
+            folder = folder_of(run)
+            before = stamp_of(folder)
+            settle(folder, run_command(train, run), before)
+            ended(folder)
+
+    monkeypatch.setattr("train.sweep.run.launch_here", launch)
+    monkeypatch.setattr("compare.cost.plan.probed", lambda models: [0.01] * len(models))
 
 
 def test_what_is_done_is_skipped_and_failures_are_retried_on_request(
-    project: Path, tiny: list[str], tmp_path: Path
-) -> None:
-    ask = ["-m", *tiny, "steps=4", "pos=crash", "pos.how=none,exit", f"out={tmp_path}/sweep"]
-    assert finish(start(project, *ask))[0] == 1
-    done, failed = tmp_path / "sweep/pos.how-none", tmp_path / "sweep/pos.how-exit"
-    assert json.loads((failed / "status.json").read_text())["reason"] == "SystemExit: 0"
-    before = (done / "summary.json").stat().st_mtime_ns
-    ask = [a.replace("none,exit", "none,exit,other") for a in ask]
-    code, _, errors = finish(start(project, *ask))
-    assert code == 1
-    assert "2 of 3 runs need nothing more" in errors
-    (project / "model/position/crash.py").write_text(CRASH.replace("sys.exit(0)", "pass"))
-    try:
-        code, _, errors = finish(start(project, *ask, "retry=true", "jobs=2"))
-    finally:
-        (project / "model/position/crash.py").write_text(CRASH)
-    assert code == 0, errors
-    assert "their times are not comparable" in errors
+    in_process: None, tiny: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    fit = Trainer.fit
+
+    def fails_once(trainer: Trainer) -> None:
+        if trainer.job.settings.seed == 1:
+            raise MemoryError
+        fit(trainer)
+
+    ask = ["-m", *tiny, "steps=4", "seed=0,1", f"out={tmp_path}/sweep"]
+    done, failed = tmp_path / "sweep/seed-0", tmp_path / "sweep/seed-1"
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "fit", fails_once)
+        assert train(ask) == 1
+        assert [status_of(run)["state"] for run in (done, failed)] == ["done", "failed"]
+        before = (done / "summary.json").stat().st_mtime_ns
+        ask = [a.replace("seed=0,1", "seed=0,1,2") for a in ask]
+        assert train(ask) == 1
+        assert "2 of 3 runs need nothing more" in capsys.readouterr().err
+    assert train([*ask, "retry=true", "jobs=2"]) == 0
+    assert "their times are not comparable" in capsys.readouterr().err
     assert (done / "summary.json").stat().st_mtime_ns == before
     assert len(results(tmp_path / "sweep")) == 3
 
 
-def test_stages_go_on_from_each_other(project: Path, tiny: list[str], tmp_path: Path) -> None:
+def test_stages_go_on_from_each_other(
+    in_process: None, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stages = "stages=['model.max_len=8','model.max_len=16']"
-    ask = ["-m", *tiny, "steps=6", "attn=mha,mqa", stages, f"out={tmp_path}/sweep"]
-    code, out, errors = finish(start(project, *ask))
-    assert code == 0, errors
+    assert train(["-m", *tiny, "steps=6", "attn=mha,mqa", stages, f"out={tmp_path}/sweep"]) == 0
+    assert "4 runs, 0 failed" in capsys.readouterr().out
     for attn in ("mha", "mqa"):
         first, second = (tmp_path / f"sweep/attn-{attn}_stage-{n}" for n in (1, 2))
         parent = json.loads((second / "summary.json").read_text())["parent"]
@@ -185,7 +205,6 @@ def test_stages_go_on_from_each_other(project: Path, tiny: list[str], tmp_path: 
     assert len(results(tmp_path / "sweep")) == 4
     page = (tmp_path / "sweep/report.md").read_text()
     assert "| mha | 2 | 6 | 16 |" in page
-    assert "4 runs, 0 failed" in out
 
 
 def test_a_bad_cell_stops_a_sweep_before_it_starts(tiny: list[str], tmp_path: Path) -> None:
@@ -323,16 +342,23 @@ def test_one_experiment_is_a_whole_sweep(monkeypatch: pytest.MonkeyPatch) -> Non
     assert asked == [27, 12, 4, 8, 6, 4]
 
 
-def test_a_launcher_is_named_or_refused(project: Path, tiny: list[str], tmp_path: Path) -> None:
+def test_a_launcher_is_named_or_refused(
+    tiny: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("compare.cost.plan.probed", lambda models: [0.01] * len(models))
+    monkeypatch.setenv("PYTHONPATH", "")  # which the launcher changes
     with pytest.raises(ValueError, match="a launcher is for sweeps"):
         train([*tiny, "hydra/launcher=basic", f"out={tmp_path}/one"])
     ask = ["-m", *tiny, "steps=2", "attn=mha,mqa", f"out={tmp_path}/sweep"]
     with pytest.raises(ValueError, match="nowhere"):
         train([*ask, "hydra/launcher=nowhere"])
-    code, out, errors = finish(start(project, *ask, "hydra/launcher=basic"))
-    assert code == 0, errors
-    assert "2 runs, 0 failed" in out
-    assert "whether any shared a machine is not known" in out
+    assert train([*ask, "hydra/launcher=basic"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 runs, 0 failed" in printed
+    assert "may have shared machines" in printed
 
 
 def test_a_run_that_is_done_without_a_summary_is_resumed(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_the_same_seed_gives_the_same_losses_and_another_does_not(
 
 @pytest.mark.parametrize(
     "change",
-    ["eval_every=1", "eval_every=null", "save_every=1", "wandb.mode=offline", "sample.tokens=0",
+    ["eval_every=1", "eval_every=null", "save_every=1", "sample.tokens=0",
      "eval_batch_size=1", "keep=1"],
 )  # fmt: skip
 def test_looking_at_a_run_does_not_change_it(change: str, config: Make, tmp_path: Path) -> None:

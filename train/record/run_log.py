@@ -1,6 +1,7 @@
 """The files that a run writes into its folder."""
 
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -79,8 +80,12 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
             yield record
 
 
+@functools.cache
 def git_commit() -> str | None:
-    """Commit of this code, with '+changes' if the working tree differs; None outside git."""
+    """Commit of this code when first asked for, with '+changes' if the working tree differs.
+
+    None outside git.
+    """
     root = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
