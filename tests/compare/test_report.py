@@ -573,7 +573,7 @@ def test_a_variant_is_on_the_front_if_none_beats_it_in_both() -> None:
 
 
 def test_a_smoothed_curve_keeps_its_mean_and_does_not_mix_stages() -> None:
-    curve = [(step, 1.0 if step <= 500 else 9.0) for step in range(1, 1001)]
-    reduced = smooth(pd.Series(dict(curve)).to_frame(), [500])
+    curve = [(step, 1.0 if step <= 505 else 9.0) for step in range(1, 1001)]
+    reduced = smooth(pd.Series(dict(curve)).to_frame(), [505])
     assert set(reduced[0]) == {1.0, 9.0}
-    assert len(reduced) == 100
+    assert len(reduced) == 101  # of 10 steps each, but the two beside the end of the stage
