@@ -94,24 +94,26 @@ def test_a_save_is_on_disk_before_it_is_seen(here: Scene) -> None:
 def test_a_second_interrupt_leaves_at_once(
     here: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The first one waits for the end of a step, here one that never ends."""
-    out, begun, noted = here.folder / "twice", tmp_path / "begun", tmp_path / "noted"
+    """The first one waits for the end of a step, which here outlasts the second."""
+    out = here.folder / "twice"
+    begun, noted, sent = (tmp_path / mark for mark in ("begun", "noted", "sent"))
     real = Trainer.train_step
 
-    def endless(trainer: Trainer, warm: bool) -> None:
+    def long(trainer: Trainer, warm: bool) -> None:
         if trainer.step == 7:
             begun.touch()
             eventually(lambda: trainer.received_signal)
             noted.touch()
-            eventually(lambda: False)
+            eventually(sent.exists)
         real(trainer, warm)
 
-    monkeypatch.setattr(Trainer, "train_step", endless)
+    monkeypatch.setattr(Trainer, "train_step", long)
     process = forked(here, out)
     for mark in (begun, noted):
         assert ended(process, HANG, until=mark.exists) is None
         assert mark.exists()
         os.kill(process, signal.SIGINT)
+    sent.touch()
     assert ended(process, HANG) == -signal.SIGINT
     found, problems = find(out)
     assert found is not None
