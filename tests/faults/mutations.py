@@ -190,7 +190,7 @@ MUTATIONS = (
     Mutation(
         "another config may be resumed with",
         "train/run.py",
-        "        refuse_changes(open_config(folder), config)\n",
+        "        refuse_changes(before, config)\n",
         "",
         TRAINER,
         "another_config",
@@ -206,7 +206,7 @@ MUTATIONS = (
     Mutation(
         "any name of code counts as ours",
         "train/setup/build.py",
-        'rf"({re.escape(PACKAGES[group])}\\.[a-z0-9_]+)\\.([A-Za-z0-9]+)"',
+        'rf"({module})\\.([A-Za-z0-9]+)"',
         'r"([\\w.]+)\\.(\\w+)"',
         "tests/train/test_config.py",
         "",
