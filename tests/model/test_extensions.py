@@ -250,12 +250,15 @@ def test_forgetting_multiplies_what_is_seen_by_all_gates_in_between(n_kv_heads: 
 
 @torch.no_grad()
 def test_forgetting_in_bfloat16_keeps_the_digits_of_a_long_sum() -> None:
-    """Sums of hundreds, of which a half precision alone would keep no fraction."""
-    attention = made(ForgettingAttention)
-    attention.forget.bias.fill_(-30.0)  # log f near -30 a token
-    exact = attention.weights(X, plain())
+    """Of a sum near 500, which alone is rounded to a multiple of 2; the gates change it by 0.1."""
+    attention, x = made(ForgettingAttention), X.clone()
+    attention.forget.weight.zero_()
+    attention.forget.weight[:, 0] = 100.0
+    x[:, :, 0] = 0.02  # a log gate of -0.13 a token
+    x[:, 0, 0] = -5.0  # but -500 at the first
+    exact = attention.weights(x, plain())
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = attention.weights(X, plain())
+        rounded = attention.weights(x, plain())
     assert (rounded - exact).abs().max() < 0.05
 
 
