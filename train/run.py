@@ -1,6 +1,7 @@
 """One run from its config to its summary: start or resume, train, measure."""
 
 import contextlib
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ import torch
 from data.atomic import read_json, replace
 from model.cost import count_parameters
 from train.config.schema import Config
-from train.measure.device import describe
+from train.measure.device import ALL_THREADS, describe
 from train.record.checkpoint import find, remove_unfinished
 from train.record.run_folder import load_summary, new_run_folder, open_config, state_of
 from train.record.run_log import Record, git_commit
 from train.record.terminal import printable, say, table
 from train.record.wandb_process import logged_to_wandb
-from train.setup.run_setup import Job, assemble, check
+from train.setup.run_setup import Job, Plan, assemble, check
 from train.step_estimate import steps_within_minutes
 from train.summary import write_results
 from train.trainer import Trainer, TrainingStopped
@@ -46,6 +47,7 @@ def run_training(config: Config) -> int:
         steps = before["steps"] if before else steps_within_minutes(plan.config)
         plan = check(config | {"steps": steps}, begun=begun)
     if folder and before:
+        plan = with_recorded_threads(plan, folder)
         refuse_changes(before, config)
         summary = load_summary(folder)
         if state == "done" and summary and summary["steps"] == plan.settings.steps:
@@ -63,6 +65,14 @@ def has_checkpoint(config: Config) -> bool:
     """True if a config resumes a run that has an intact checkpoint."""
     out = config["out"]
     return config["resume"] is True and isinstance(out, str) and find(Path(out))[0] is not None
+
+
+def with_recorded_threads(plan: Plan, folder: Path) -> Plan:
+    """A plan with the threads that its run had, as far as there are so many, unless it names others."""
+    recorded = read_json(folder / "environment.json").get("threads")
+    if plan.settings.threads is not None or not isinstance(recorded, int) or recorded < 1:
+        return plan
+    return dataclasses.replace(plan, threads=min(recorded, ALL_THREADS))
 
 
 def refuse_changes(before: Config, now: Config) -> None:

@@ -64,6 +64,7 @@ def step_seconds(config: Config, vocab_size: int) -> float | None:
     plan = check(config)
     if plan.device.compiled:
         return None
+    devices.set_up_process(plan.threads, plan.settings.tf32)
     # The learning rate is 0 so that nothing diverges.
     step = replace(random_token_step(config, vocab_size), schedule=lambda _: 0.0, accumulate=1)
 
@@ -101,7 +102,6 @@ def steps_within_minutes(config: Config) -> int:
     At most the config's `steps`, at least 10 of them. Raises ValueError for a compiled model, whose
     step cannot be timed.
     """
-    devices.set_up_process(config["threads"], config["tf32"])
     vocab_size, val_tokens = corpus_of(config)
     seconds, minutes, wanted = step_seconds(config, vocab_size), config["minutes"], config["steps"]
     if seconds is None:

@@ -20,7 +20,6 @@ def plan(runs: list[tuple[str, Config]]) -> int:
     Runs that differ in their seed alone are counted and probed once.
     """
     runs = [(name, check(config | {"force": True}).config) for name, config in runs]
-    devices.set_up_process(runs[0][1]["threads"], runs[0][1]["tf32"])
     known: dict[str, tuple[list[str], list[str], float | None]] = {}
     training, decoding, seconds = [], [], []
     say(f"counting {len(runs)} runs; a probe of {BUDGET:g} seconds for each that differs")
@@ -134,9 +133,7 @@ def probed(models: list[tuple[Config, int]]) -> list[float | None]:
         if not config["steps"]:
             found.append(0.0)
             continue
-        pool = pool or ProcessPoolExecutor(
-            1, context, begin, (config["threads"], config["tf32"], os.getpid())
-        )
+        pool = pool or ProcessPoolExecutor(1, context, end_with, (os.getpid(),))
         try:
             found.append(pool.submit(step_seconds, config, vocab_size).result())
         except (Exception, SystemExit):  # noqa: BLE001  a broken pool, or no memory for it
@@ -146,12 +143,6 @@ def probed(models: list[tuple[Config, int]]) -> list[float | None]:
     if pool:
         pool.shutdown()
     return found
-
-
-def begin(threads: int | None, tf32: bool, parent: int) -> None:
-    """Set up a process for step estimates that ends with its parent."""
-    end_with(parent)
-    devices.set_up_process(threads, tf32)
 
 
 def vocabulary(config: Config) -> int:

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,17 @@ import pytest
 import torch
 from torch import nn
 
+from cli import SPINS
 from compare.check.properties import composed
+from train.config.compose import choices_of, compose
 from train.config.old_spellings import MISSING
 from train.measure import device as devices
 from train.measure.device import Device, select_device
 from train.record.run_folder import open_config
 from train.run import refuse_changes
 from train.setup.run_setup import check
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -98,3 +104,55 @@ def test_a_run_from_before_a_key_existed_can_be_resumed(tmp_path: Path) -> None:
         refuse_changes(before, now | {"tf32": True})
     with pytest.raises(ValueError, match="tf32 changed from False to True"):
         refuse_changes(now, now | {"tf32": True})
+
+
+def test_a_tiny_model_has_one_thread_whatever_its_variant() -> None:
+    """The count follows from the config alone, and is that of all variants that a sweep compares."""
+
+    def threads(*overrides: str) -> int:
+        return check(compose(["data.path=README.md", "device=cpu", *overrides])).threads
+
+    tiny = ["model.dim=32", "model.n_heads=4", "model.max_len=64"]
+    assert devices.GRAIN == 32 * 64 * 16
+    assert threads(*tiny, "batch_size=15") == 1
+    assert threads(*tiny, "batch_size=16") == devices.ALL_THREADS
+    assert threads(*tiny, "batch_size=31", "accumulate=2") == devices.ALL_THREADS
+    assert threads(*tiny, "batch_size=30", "accumulate=2") == 1
+    assert threads() == devices.ALL_THREADS
+    assert threads(*tiny, "batch_size=15", "threads=3") == threads("threads=3") == 3
+    variants = [f"{group}={choice}" for group in ("attn", "pos") for choice in choices_of(group)]
+    assert {threads(*tiny, "batch_size=15", variant) for variant in variants} == {1}
+    assert devices.choose_threads(Device("cuda", torch.float32), 1) == devices.ALL_THREADS
+
+
+def test_threads_spin_for_a_short_time_whichever_command_starts() -> None:
+    """Set before torch is imported, since libgomp reads it once; unless the user has set either."""
+    program = """
+import importlib, os, sys
+
+class Torch:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            raise ImportError(f"spins: {os.environ.get('GOMP_SPINCOUNT')}")
+
+sys.meta_path.insert(0, Torch())
+for name in sys.argv[1:]:
+    for module in [m for m in sys.modules if m.split(".")[0] in ("cli", "bench", "train", "compare")]:
+        del sys.modules[module]
+    for variable in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        os.environ.pop(variable, None)
+    os.environ.update([setting.split("=") for setting in name.split(" ")[1:]])
+    try:
+        importlib.import_module(name.split(" ")[0])
+    except ImportError as error:
+        print(error)
+"""
+    commands = [f"cli.{p.stem}" for p in (ROOT / "cli").glob("*.py") if p.stem != "__init__"]
+    commands += [f"bench.{p.stem}" for p in (ROOT / "bench").glob("*.py") if p.stem != "__init__"]
+    own = ["cli.train GOMP_SPINCOUNT=7", "cli.train OMP_WAIT_POLICY=active"]
+    command = [sys.executable, "-c", program, *commands, *own]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    said = done.stdout.splitlines()
+    assert said[-2:] == ["spins: 7", "spins: None"]
+    assert set(said[:-2]) == {f"spins: {SPINS}"}
+    assert len(said) > 8

@@ -523,3 +523,29 @@ def test_a_run_interrupted_while_it_writes_its_sample_is_interrupted(
     assert json.loads((tmp_path / "a/status.json").read_text())["state"] == "interrupted"
     run(config("resume=true"), tmp_path / "a")
     assert (tmp_path / "a/sample.txt").read_text()
+
+
+def test_a_resumed_run_keeps_its_threads(
+    config: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whatever would be chosen now, so that it goes on bit for bit; unless the user names a number."""
+    asked = ["optim.schedule=constant", "resume=true"]
+    monkeypatch.setattr("train.measure.device.ALL_THREADS", 2)
+    monkeypatch.setattr("train.run.ALL_THREADS", 2)
+    try:
+        assert run(config(*asked, "threads=null"), tmp_path / "a")["threads"] == 1  # a tiny model
+        monkeypatch.setattr("train.measure.device.GRAIN", 0)
+        assert run(config(*asked, "threads=null"), tmp_path / "b")["threads"] == 2
+        longer = config(*asked, "threads=null", "steps=16")
+        assert run(longer, tmp_path / "a")["threads"] == 1
+        assert "threads changed" not in capsys.readouterr().err
+        assert run(config(*asked, "threads=2", "steps=18"), tmp_path / "a")["threads"] == 2
+        assert "resume: threads changed from 1 to 2" in capsys.readouterr().err
+        monkeypatch.setattr("train.run.ALL_THREADS", 1)  # a smaller machine
+        longer = config(*asked, "threads=null", "steps=20")
+        assert run(longer, tmp_path / "a")["threads"] == 1
+    finally:
+        torch.set_num_threads(1)

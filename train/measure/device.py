@@ -21,6 +21,8 @@ from train.config.schema import choose
 JOBS_VARIABLE = "HEAD_TO_HEAD_JOBS"  # how a sweep tells a run how many share the machine
 CUDA_GRAPH_BELOW = 50_000_000  # parameters of a model
 COMPILE_PAYS_AFTER = 2000  # steps on CUDA: a guess, not measured
+ALL_THREADS = torch.get_num_threads()  # cores, or OMP_NUM_THREADS
+GRAIN = 32_768  # elements: torch runs elementwise operations on fewer of them on one thread
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -137,6 +139,14 @@ def memory_bytes(device: Device) -> int | None:
     return None
 
 
+def choose_threads(device: Device, elements: int) -> int:
+    """CPU threads of a run whose residual stream has so many elements in a micro-batch.
+
+    One for a tiny model, where others have little to do and cost more to wake; otherwise all.
+    """
+    return 1 if device.name == "cpu" and elements < GRAIN else ALL_THREADS
+
+
 def set_up_process(threads: int | None, tf32: bool = False) -> None:
     """Set threads, TF32 and the allocator's options: once per process, before any tensor.
 
@@ -170,6 +180,9 @@ def describe(device: Device) -> Mapping[str, object]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if device.name == "cuda" else None,
         "threads": torch.get_num_threads(),
+        "spin_count": os.environ.get(
+            "GOMP_SPINCOUNT"
+        ),  # of a thread that waits, see cli/__init__.py
         "side_by_side": int(os.environ.get(JOBS_VARIABLE, "1")),  # runs of a sweep; 0: not known
         "command": sys.argv,
     }

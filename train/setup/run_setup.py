@@ -43,6 +43,7 @@ class Plan:
     sampling: Sampling
     tracking: Tracking
     device: Device
+    threads: int  # of the CPU
     max_len: int  # tokens of context
     source: Source
     corpus: dict[str, Any]  # arguments of `prepare`
@@ -91,6 +92,7 @@ def check(config: Config, *, begun: bool = False) -> Plan:
         build_optimizer(config, model, settings.steps)
     if not settings.force:
         devices.check_memory(least_bytes(model, settings), device)
+    elements = settings.rows * model.shape.max_len * model.shape.dim
     try_model(config)
     config = config | vars(settings)  # numbers as their types: 1e1 rows are 10
     source, corpus, batches = build_source(config)
@@ -102,6 +104,7 @@ def check(config: Config, *, begun: bool = False) -> Plan:
         sampling=sampling,
         tracking=tracking,
         device=device,
+        threads=settings.threads or devices.choose_threads(device, elements),
         max_len=model.shape.max_len,
         source=source,
         corpus=corpus,
@@ -162,7 +165,7 @@ def assemble(plan: Plan, *, begun: bool = False) -> Job:
     The weights of a run that has `begun` are left to its checkpoint.
     """
     config, settings = plan.config, plan.settings
-    devices.set_up_process(settings.threads, settings.tf32)
+    devices.set_up_process(plan.threads, settings.tf32)
     corpus = prepare(plan.source, say=say, **plan.corpus)
     batches = Batches(
         corpus.train,
