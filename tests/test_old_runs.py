@@ -10,7 +10,7 @@ import pytest
 
 from cli.evaluate import evaluate
 from cli.sample import sample
-from compare.report.analysis import study
+from compare.report.analysis import analyse_folders
 from compare.report.write import write
 from train.config.compose import compose
 from train.config.old_spellings import current_overrides
@@ -158,7 +158,7 @@ def test_old_and_new_are_reported_together(tmp_path: Path) -> None:
         "mha rope": ["qk_norm"],
         "sliding rope": ["window"],
     }
-    assert study([folder], "attn=qk_norm pos=rope").baseline.label == "mha rope"
+    assert analyse_folders([folder], "attn=qk_norm pos=rope").baseline.label == "mha rope"
     lines = (folder / "results.csv").read_text().splitlines()
     column = lines[0].split(",").index("val_perplexity")
     values = sorted(float(line.split(",")[column]) for line in lines[1:])

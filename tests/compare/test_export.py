@@ -376,10 +376,10 @@ def test_an_old_checkpoint_may_hold_buffers_and_shorter_names(
         ({"head_dim": 16}, "head_dim=16: ours would be 32 / 4"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rope_type=llama3 is not one of default, linear, yarn"),
         ({"rope_scaling": {"type": "dynamic", "factor": 8.0}}, "rope_type=dynamic is not one of"),
-        ({"rope_parameters": YARN | {"mscale": 0.7}}, "mscale=0.7 of its rotary positions"),
-        ({"rope_parameters": YARN | {"truncate": False}}, "truncate=False of its rotary"),
-        ({"rope_parameters": YARN | {"attention_factor": 1.5}}, "attention_factor=1.5 of its"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 of its rotary positions"),
+        ({"rope_parameters": YARN | {"mscale": 0.7}}, "mscale=0.7 is an unsupported RoPE parameter"),
+        ({"rope_parameters": YARN | {"truncate": False}}, "truncate=False is an unsupported"),
+        ({"rope_parameters": YARN | {"attention_factor": 1.5}}, "attention_factor=1.5 is an"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is an unsupported RoPE parameter"),
         ({"drop": "hidden_size"}, "config.json has no hidden_size"),
         ({"hidden_size": "${oc.env:HOME}"}, "hidden_size=.* is not a number"),
         ({"num_attention_heads": 5}, "ours would be 32 / 5"),
@@ -499,7 +499,7 @@ def test_what_does_not_fit_is_told_what_would(config: Make, tmp_path: Path) -> N
         with pytest.raises(ValueError, match=f"init_from=.*; what fits is {fits}$"):
             check(config(start, *wrong.split()))
     with pytest.raises(
-        ValueError, match=rf"tokenizer is another; data.tokenizer={tmp_path}/hf/tok"
+        ValueError, match=rf"tokenizer mismatch; set data.tokenizer={tmp_path}/hf/tok"
     ):
         assemble(check(config(start, *fits.split(), "data.tokenizer=char")))
     tokenizer = f"data.tokenizer={tmp_path}/hf/tokenizer.json"

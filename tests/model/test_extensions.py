@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from tiny import build, composed, tokens
+from tiny import build, tokens
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,6 +17,7 @@ from compare.check.properties import (
     TinyVariant,
     cache_bytes,
     causality,
+    composed,
     decoding,
     flops,
     gradients,

@@ -9,14 +9,24 @@ from tiny import PAIRS, TINY, build, tokens, variants
 from torch import nn
 from torch.nn import functional as F
 
-from compare.check.properties import PROPERTIES, TinyVariant, one_graph, real_compiler
+from compare.check.properties import (
+    PROPERTIES,
+    TinyVariant,
+    causality,
+    decoding,
+    gradients,
+    real_compiler,
+    training,
+)
 from train.config.compose import choices_of, compose
 
 BFLOAT16 = torch.autocast("cpu", torch.bfloat16)
+#: Checked of every pair; the other properties follow from the hooks of a scheme, which are few.
+OF_EVERY_PAIR = (causality, gradients, decoding, training)
 
 
 @functools.cache
-def traced() -> set[tuple[str, str]]:
+def representative() -> set[tuple[str, str]]:
     """Each attention with the first scheme for each set of hooks; each scheme with one attention."""
     hooks = {pos: build("mha", pos).position.hooks for pos in choices_of("pos")}
     firsts: dict[object, tuple[str, str]] = {}
@@ -28,24 +38,20 @@ def traced() -> set[tuple[str, str]]:
 
 @variants
 def test_variant(attn: str, pos: str, subtests: pytest.Subtests) -> None:
-    """All PROPERTIES of every pair, but `one_graph` of the pairs in `traced` alone.
-
-    Tracing a model takes longer than the other properties together, and follows the hooks of a
-    scheme, which are few.
-    """
-    for holds in PROPERTIES:
-        if holds is not one_graph or (attn, pos) in traced():
-            with subtests.test(holds.__name__):
-                holds(TinyVariant(attn, pos))
+    """All PROPERTIES of the representative pairs, OF_EVERY_PAIR of all; the doctor checks all of all."""
+    properties = PROPERTIES if (attn, pos) in representative() else OF_EVERY_PAIR
+    for holds in properties:
+        with subtests.test(holds.__name__):
+            holds(TinyVariant(attn, pos))
 
 
-def test_every_attention_and_every_scheme_is_traced() -> None:
-    assert {attn for attn, _ in traced()} == set(choices_of("attn"))
-    assert {pos for _, pos in traced()} == set(choices_of("pos"))
+def test_every_attention_and_every_scheme_is_represented() -> None:
+    assert {attn for attn, _ in representative()} == set(choices_of("attn"))
+    assert {pos for _, pos in representative()} == set(choices_of("pos"))
     hooks = {pos: build("mha", pos).position.hooks for pos in choices_of("pos")}
     for attn, pos in PAIRS:
-        assert any(hooks[other] == hooks[pos] for one, other in traced() if one == attn)
-    assert len(traced()) < len(PAIRS)
+        assert any(hooks[other] == hooks[pos] for one, other in representative() if one == attn)
+    assert len(representative()) < len(PAIRS)
 
 
 def test_configs_of_pairs_are_what_composing_gives() -> None:

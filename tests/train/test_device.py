@@ -149,7 +149,7 @@ for name in sys.argv[1:]:
 """
     commands = [f"cli.{p.stem}" for p in (ROOT / "cli").glob("*.py") if p.stem != "__init__"]
     commands += [f"bench.{p.stem}" for p in (ROOT / "bench").glob("*.py") if p.stem != "__init__"]
-    own = ["cli.train GOMP_SPINCOUNT=7", "cli.train OMP_WAIT_POLICY=active"]
+    own = ["cli.doctor GOMP_SPINCOUNT=7", "cli.doctor OMP_WAIT_POLICY=active"]
     command = [sys.executable, "-c", program, *commands, *own]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     said = done.stdout.splitlines()

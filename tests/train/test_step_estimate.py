@@ -5,10 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny import composed
 
 from cli.train import train
-from compare.check.properties import VOCAB
+from compare.check.properties import VOCAB, composed
 from train import step_estimate as probe
 from train.config.schema import Config
 from train.measure import timer

@@ -365,7 +365,7 @@ def test_weights_that_do_not_fit_are_refused(config: Make, tmp_path: Path, text:
         assemble(check(config(start, "model.dim=64")))
     with pytest.raises(ValueError, match="position.table.weight is not of this model"):
         assemble(check(config(start, "pos=rope")))
-    with pytest.raises(ValueError, match="its tokenizer is another"):
+    with pytest.raises(ValueError, match="tokenizer mismatch"):
         assemble(check(config(start, "data.tokenizer=byte")))
 
 
