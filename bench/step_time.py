@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from bench.peers import installed
 from cli.entry import run_command
 from compare.cost.step_estimate import random_token_step
-from compare.report.evaluations import markdown
+from compare.report.tables import markdown
 from data.atomic import replace, write_json
 from model.cost import flops_per_token
 from train.config.compose import compose, parse, quoted

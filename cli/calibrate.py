@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
         failed |= not well
         sign = "at most" if name == "equal" else "at least"
         print(
-            f"{name:<8} called real in {share:6.1%} of {splits} splits ({sign} {bound:.0%}){'' if well else '  FAILED'}"
+            f"{name:<8} significant in {share:6.1%} of {splits} splits ({sign} {bound:.0%}){'' if well else '  FAILED'}"
         )
     return 1 if failed else 0
 

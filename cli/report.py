@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from compare.report.write import write
-
 USAGE = """\
 Compare finished runs: quality, time and memory, with significance tests and caveats.
 Writes report.html, report.md, results.csv, results.json and figures/ into the first folder.
@@ -29,5 +27,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError(f"{unknown[0]}: no such key; report.py takes folders and baseline=...")
     if not folders:
         raise ValueError("no folder given: name the folder of a sweep or of runs")
+    from compare.report.write import write  # pandas and matplotlib take seconds to import
+
     print(write(folders, options.get("baseline")))
     return 0

@@ -1,5 +1,7 @@
 """`python train.py`: train one model or a sweep of models, or estimate their cost."""
 
+from pathlib import Path
+
 from cli.entry import help_page, renamed
 from train.config.schema import fits
 from train.setup.match import compose_matched
@@ -45,7 +47,6 @@ def train(arguments: list[str]) -> int:
         return plan(list(zip(cell_names(runs), configs, strict=True)))
     if flags or len(cells) > 1 or first["stages"] is not None:
         from compare.cost.plan import forecast
-        from compare.report.write import report
         from train.sweep.run import sweep
 
         return sweep(cells, settings, launcher, forecast, report)
@@ -56,3 +57,10 @@ def train(arguments: list[str]) -> int:
 
     end_with_the_sweep()
     return run_training(first)
+
+
+def report(folder: Path) -> str:
+    """Write the report of a sweep, see `compare.report.write`; first after some of its runs."""
+    from compare.report.write import report as write  # pandas and matplotlib take seconds to import
+
+    return write(folder)

@@ -1,1 +1,1 @@
-"""What trained runs are worth, side by side."""
+"""Comparison of models: costs, reports, evaluations, checks."""

@@ -152,3 +152,26 @@ def test_the_package_wins_over_the_door_of_the_same_name() -> None:
 @pytest.mark.parametrize("door", ["train.py", "eval.py", "sample.py", "report.py"])
 def test_doors_hold_no_logic(door: str) -> None:
     assert len((ROOT / door).read_text().splitlines()) <= 12
+
+
+def loaded(module: str) -> set[str]:
+    """The libraries that importing one of our modules imports, by their package."""
+    seen, todo, libraries = set[str](), [module], set[str]()
+    while todo:
+        name = todo.pop()
+        libraries.add(name.split(".")[0])
+        while name and name not in MODULES:
+            name = name.rpartition(".")[0]
+        if name and name not in seen:
+            seen.add(name)
+            body = TREES[MODULES[name]].body
+            later = (ast.FunctionDef, ast.ClassDef)
+            todo += (n for node in body if not isinstance(node, later) for n in imported(node))
+    return libraries
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "sample", "report"])
+def test_a_command_starts_without_the_libraries_of_the_report(command: str) -> None:
+    slow = {"pandas", "scipy", "matplotlib", "jinja2"}
+    assert slow <= loaded("compare.report.write")
+    assert not slow & loaded(f"cli.{command}")

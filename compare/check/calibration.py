@@ -1,20 +1,20 @@
-"""How often the verdict is wrong: equal runs split in two, and planted differences."""
+"""Calibration of the report's statistics: false-positive rate, known effect, power."""
 
 import random
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
-from compare.report.analysis import examine
+from compare.report.analysis import analyse
 from compare.report.runs import Run
 
-LIMIT = 0.07  # of equal runs called different
-LEAST = 0.80  # of faint differences found
+LIMIT = 0.07  # of false positives
+LEAST = 0.80  # of power
 SEEDS = 5
 
 
 def equal(runs: Sequence[Run], splits: int, seed: int = 0) -> float:
-    """How often two random halves of equal runs are called different."""
+    """False-positive rate: share of splits of equal runs in two that differ significantly."""
     draw = random.Random(seed)
     half = len(runs) // 2
     return statistics.fmean(
@@ -24,7 +24,7 @@ def equal(runs: Sequence[Run], splits: int, seed: int = 0) -> float:
 
 
 def planted(whole: Sequence[Run], half: Sequence[Run], splits: int, seed: int = 0) -> float:
-    """How often runs with half the steps are called different, at SEEDS random seeds."""
+    """Known effect: share of draws of SEEDS seeds where half the steps differ significantly."""
     draw = random.Random(seed)
     one, two = ({run.seed: run for run in runs} for runs in (whole, half))
     shared = sorted(one.keys() & two.keys())
@@ -35,7 +35,7 @@ def planted(whole: Sequence[Run], half: Sequence[Run], splits: int, seed: int = 
 
 
 def faint(runs: Sequence[Run], splits: int, seed: int = 0) -> float:
-    """How often a shift of two standard deviations of paired differences is found at SEEDS seeds.
+    """Power: share of draws of SEEDS seeds where a shift of two standard deviations is significant.
 
     The deviations are drawn from a normal distribution as wide as that between the runs.
     """
@@ -53,13 +53,13 @@ def faint(runs: Sequence[Run], splits: int, seed: int = 0) -> float:
 
 
 def differ(one: Sequence[Run], two: Sequence[Run]) -> bool:
-    """Whether a report calls the quality of these different, as variants A and B with seeds 0, 1, ..."""
+    """True if a report calls their quality different, as variants A and B with seeds 0, 1, ..."""
     labelled = [
         replace(run, summary=run.summary | {"attn": name, "seed": seed}, config=whole_config)
         for name, runs in (("A", one), ("B", two))
         for seed, run in enumerate(runs)
         for whole_config in [one[0].config]
     ]
-    found = examine(labelled)
-    judged = [*found.rows.values(), *(c.quality for c in found.comparisons if c.quality)]
-    return any(difference.real for difference in judged)
+    study = analyse(labelled)
+    quality = [c.quality for c in study.comparisons if c.quality]
+    return any(d.significant for d in [*study.differences.values(), *quality])

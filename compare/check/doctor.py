@@ -76,7 +76,7 @@ def matrix(failures: dict[TinyVariant, list[str]]) -> str:
 
 
 def compiler_fails(variant: TinyVariant) -> bool:
-    """Whether the real compiler fails on a variant; prints the result."""
+    """True if the real compiler fails on a variant; prints the result."""
     if not (shutil.which("g++") or shutil.which("c++")) and variant.device.name == "cpu":
         print("torch.compile: not tried, there is no C++ compiler")
         return False

@@ -1,4 +1,4 @@
-"""What runs would cost, before anything is trained: python train.py plan=true ..."""
+"""Cost of runs before anything is trained: python train.py plan=true ..."""
 
 import os
 import re
@@ -161,7 +161,7 @@ def probed(models: list[tuple[Config, int]]) -> list[float | None]:
 
 
 def validations(config: Config, tokens: int) -> float:
-    """What the validations of a run cost, in training steps: a forward pass is a third of a step."""
+    """Validations of a run in training steps: a forward pass is a third of a step."""
     steps, every = config["steps"], config["eval_every"]
     times = 1 if every is None else max(1, -(-steps // every))
     return times * tokens / (config["batch_size"] * config["model"]["max_len"]) / 3

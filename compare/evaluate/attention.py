@@ -1,4 +1,4 @@
-"""What the heads of a model attend to: distance, entropy, the first token, induction.
+"""Attention heads: mean distance, entropy, weight on the first token, induction.
 
 Shapes: B windows, T tokens, H heads.
 """

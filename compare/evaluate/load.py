@@ -72,7 +72,7 @@ class LoadedRun:
         }
 
     def reaches(self, context: int) -> bool:
-        """Whether the positions are defined for a context, in tokens."""
+        """True if the positions are defined for a context, in tokens."""
         end = self.model.position.max_len
         return end is None or context <= end
 

@@ -189,7 +189,7 @@ def comparison_lines(other: dict[str, Any]) -> list[str]:
     lines = []
     if other["same_tokens"]:
         low, high = (100 * (end - 1) for end in other["perplexity_ratio_interval"])
-        verdict = "" if low > 0 or high < 0 else ", inside the noise of the text"
+        verdict = "" if low > 0 or high < 0 else ", not significant"
         lines.append(
             f"  perplexity     {100 * (other['perplexity_ratio'] - 1):+.2f} %  "
             f"({low:+.2f} to {high:+.2f}{verdict}), reference {other['perplexity']:.3f}"

@@ -4,13 +4,12 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import matplotlib
-
 from compare.evaluate.load import RunSelector
-from compare.report.analysis import examine
-from compare.report.evaluations import figure, markdown, table
+from compare.report.analysis import analyse
+from compare.report.evaluations import evaluation
 from compare.report.runs import read
-from compare.report.style import SETTINGS, styles_of
+from compare.report.style import render, styles_of
+from compare.report.tables import markdown
 from compare.report.write import report
 from data.atomic import replace, write_json
 from train.config.schema import Config
@@ -25,15 +24,14 @@ def publish(kind: str, selector: RunSelector, answers: Iterable[tuple[Path, Conf
     for folder, answer in answers:
         (folder / "eval").mkdir(exist_ok=True)
         write_json(folder / "eval" / f"{kind}.json", answer)
-    study = examine(read(selector.folders))
-    rows = table(kind, study)
+    study = analyse(read(selector.folders))
+    shown = evaluation(kind, study)
+    rows = shown.table(study)
     print(columns(rows))
     into = Path(os.path.commonpath(selector.folders)) / "eval"
     into.mkdir(exist_ok=True)
     replace(into / f"{kind}.md", markdown(rows))
-    with matplotlib.rc_context(SETTINGS):
-        drawn = figure(kind, study, styles_of(study))
-    if drawn:
+    if drawn := render(kind, shown.draw, study, styles_of(study)):
         replace(into / f"{kind}.svg", drawn.file)
     print(f"\nwritten: {into / kind}.md" + (" and .svg" if drawn else ""))
     for sweep in (f for f in selector.folders if (f / "sweep.json").exists()):

@@ -1,142 +1,170 @@
-"""Runs compared: which variant differs from which in what, by how much, and how surely."""
+"""Variants compared: differences in quality and time, paired by seed, and ratios of costs."""
 
 import math
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from compare.report.caveats import doubts, one_of, side_by_side
+import numpy as np
+import pandas as pd
+
+from compare.report.caveats import caveats, runs_at_once, same
 from compare.report.runs import Run, read
-from compare.report.statistics import Difference, family, paired
+from compare.report.statistics import Difference, correct, paired
 from compare.report.variants import Variant, is_baseline, pairs, plain, variants_of
 from data.atomic import read_json
 from train.config.compose import parse
 
+Key = TypeVar("Key")
+Pairs = Sequence[tuple[Variant, Variant]]
+Score = Callable[[Run], float | None]
+
 
 @dataclass(frozen=True)
-class Ruler:
-    """What quality is measured in: a run's score, lower is better, on a scale of logarithms."""
+class Metric:
+    """A measure of quality: a score per run, lower is better, on a logarithmic scale."""
 
     key: str  # of the summary
     name: str
-    of: Callable[[Run], float | None]
+    score: Score
 
 
-def score(key: str, *, log: bool = False) -> Callable[[Run], float | None]:
-    """A number of a run's summary, or its logarithm; None unless it is finite, and exp of it too."""
+def score_from(key: str, *, log: bool = False) -> Score:
+    """A number of a run's summary, or its logarithm; None unless it and its exp are finite."""
 
-    def of(run: Run) -> float | None:
+    def score(run: Run) -> float | None:
         value = run.get(key)
         if value is None or not math.isfinite(value) or (log and value <= 0):
             return None
-        found = math.log(value) if log else float(value)
-        return found if abs(found) < HUGE else None
+        result = math.log(value) if log else float(value)
+        return result if abs(result) < LARGEST else None
 
-    return of
+    return score
 
 
-HUGE = 700.0  # nats: e to this is near the largest number there is
-PERPLEXITY = Ruler("val_perplexity", "perplexity", score("val_loss"))
-BITS = Ruler("val_bits_per_byte", "bits per byte", score("val_bits_per_byte", log=True))
-TRAINING = Ruler("train_loss", "training perplexity", score("train_loss"))
-STEP_TIME = score("step_ms", log=True)
+LARGEST = 700.0  # nats: e to this is near the largest float
+PERPLEXITY = Metric("val_perplexity", "perplexity", score_from("val_loss"))
+BITS = Metric("val_bits_per_byte", "bits per byte", score_from("val_bits_per_byte", log=True))
+TRAINING = Metric("train_loss", "training perplexity", score_from("train_loss"))
+STEP_TIME = score_from("step_ms", log=True)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One level of a factor against another, all else equal."""
+    """A level of a factor against the baseline's level, all else equal."""
 
     factor: str
     level: str
     base: str
-    partners: list[str]  # what it was compared over: the labels of the other factors
-    quality: Difference | None  # of the ruler's scale, level minus base
-    time: Difference | None  # of the log of a step's time
-    ratios: dict[str, float | None]  # level / base of what is counted, not measured with noise
+    partners: list[str]  # labels of the other factors that it is averaged over
+    quality: Difference | None  # in scores of the metric, level minus base
+    time: Difference | None  # in the logarithm of the step time
+    ratios: dict[str, float | None]  # level / base of counts, which have no noise
 
 
 @dataclass(frozen=True)
 class Study:
-    """All that a report shows, before it is laid out."""
+    """The results of a report, before they are laid out."""
 
-    title: str
-    figure: str | None
     variants: list[Variant]
     baseline: Variant
-    ruler: Ruler | None  # None: no quality can be compared
-    rate: float | None  # the learning rate that all are compared at, where several were tried
-    rows: dict[int, Difference]  # of each variant to the baseline, by its place among variants
-    times: dict[int, Difference]
+    metric: Metric | None  # None: quality is not comparable
+    rate: float | None  # the learning rate of the comparisons, where several were tried
+    scores: pd.DataFrame  # of finished runs: a row per seed, a column per variant; NaN without one
+    differences: dict[Variant, Difference]  # in scores, from the baseline
+    times: dict[Variant, Difference]  # in the logarithm of the step time, from the baseline
     comparisons: list[Comparison]
     times_compare: bool
     warnings: list[str]
 
     @property
     def compared(self) -> list[Variant]:
-        """The variants at the shared learning rate: all, if only one was tried."""
+        """The variants at the shared learning rate; all, if one was tried."""
         return at_rate(self.variants, self.rate)
+
+    @property
+    def quality(self) -> pd.Series:
+        """Perplexity or bits per byte of each variant that has it: exp of its mean score."""
+        return np.exp(self.scores.mean().dropna())
 
 
 COUNTED = ("kv_cache_bytes_per_token", "peak_train_bytes", "params", "flops_per_token")
 
 
-def study(folders: Sequence[Path], baseline: str | None = None) -> Study:
+def analyse_folders(folders: Sequence[Path], baseline: str | None = None) -> Study:
     """Read runs and compare them. `baseline` names a variant, as "attn=mha pos=rope".
 
     Raises ValueError if there are no runs, or no such baseline among them.
     """
     path = folders[0] / "sweep.json"
-    sweep = read_json(path) if path.exists() else {}
-    found = examine(read(folders), baseline or sweep.get("baseline"), named=baseline is not None)
-    return replace(found, title=sweep.get("title") or folders[0].name, figure=sweep.get("figure"))
+    default = read_json(path).get("baseline") if path.exists() else None
+    return analyse(read(folders), baseline or default, required=baseline is not None)
 
 
-def examine(runs: Sequence[Run], baseline: str | None = None, *, named: bool = False) -> Study:
-    """Compare runs. A baseline that was `named` must be among them; another gives way to the first."""
+def analyse(runs: Sequence[Run], baseline: str | None = None, *, required: bool = False) -> Study:
+    """Compare runs. Without the `baseline`, the first variant is one, unless it is `required`."""
     variants, confounded = variants_of(runs)
-    base = choose_baseline(variants, baseline, must=named)
+    base = choose_baseline(variants, baseline, required=required)
     done = [run for run in runs if run.done]
-    ruler = ruler_of(done)
-    rate = shared_rate(variants, ruler)
+    metric = metric_of(done)
+    times_compare = comparable_times(done)
+    scores = score_table(variants, metric.score if metric else None)
+    log_ms = score_table(variants, STEP_TIME if times_compare else None)
+    rate = shared_rate(scores)
     compared = at_rate(variants, rate)
     if base not in compared:
-        at_shared = pairs(variants, "optim.lr", plain(base.factors["optim.lr"]), plain(rate))
+        at_shared = pairs(variants, "optim.lr", base.level("optim.lr"), plain(rate))
         base = next((two for one, two in at_shared if one is base), compared[0])
-    others = [(variants.index(v), v) for v in compared if v is not base]
-    clock = STEP_TIME if comparable_times(done) else None
-    asked = {i: [(v, base)] for i, v in others}
-    rows, times = judged(asked, ruler.of if ruler else None), judged(asked, clock)
+    with_base = {v: [(v, base)] for v in compared if v is not base}
+    questions = questions_of(compared, base)
+    quality, times = family_tests(questions, scores), family_tests(questions, log_ms)
+    counted = [key for key in COUNTED if key != "peak_train_bytes" or comparable_memory(done)]
     return Study(
-        title="",
-        figure=None,
         variants=variants,
         baseline=base,
-        ruler=ruler,
+        metric=metric,
         rate=rate,
-        rows=rows,
-        times=times,
-        comparisons=comparisons_of(compared, base, ruler, clock, memory=comparable_memory(done)),
-        times_compare=clock is not None,
-        warnings=list(doubts(runs, variants, confounded)),
+        scores=scores,
+        differences=family_tests(with_base, scores),
+        times=family_tests(with_base, log_ms),
+        comparisons=[
+            Comparison(
+                factor=factor,
+                level=level,
+                base=base.level(factor) if factor else base.label,
+                partners=[
+                    one.without(factor).label
+                    for one, _ in matched
+                    if factor and len(one.factors) > 1
+                ],
+                quality=quality.get((factor, level)),
+                time=times.get((factor, level)),
+                ratios={key: mean_ratio(matched, key) for key in counted},
+            )
+            for (factor, level), matched in questions.items()
+        ],
+        times_compare=times_compare,
+        warnings=list(caveats(runs, variants, confounded)),
     )
 
 
-def choose_baseline(variants: list[Variant], text: str | None, *, must: bool) -> Variant:
-    """The variant that a text names; without one, or if it is not there and need not be, the first."""
+def choose_baseline(variants: list[Variant], text: str | None, *, required: bool) -> Variant:
+    """The variant that a text names, or the first one if there is none and none is required."""
     wanted = {o.key_or_group: o.value() for o in parse(shlex.split(text or ""))}
-    found = [v for v in variants if is_baseline(v, wanted)] if wanted else []
-    found = [v for v in found if v.done] or found if must else [v for v in found if v.done]
-    if must and not found:
+    named = [v for v in variants if wanted and is_baseline(v, wanted)]
+    if required and not named:
         raise ValueError(
             f"baseline={text}: no such variant here; there are {', '.join(v.label for v in variants)}"
         )
-    return (found or [v for v in variants if v.done] or variants)[0]
+    done = [v for v in named if v.done] or (named if required else [])
+    return (done or [v for v in variants if v.done] or variants)[0]
 
 
-def ruler_of(done: Sequence[Run]) -> Ruler | None:
-    """Perplexity; bits per byte across tokenizers; nothing across corpora."""
+def metric_of(done: Sequence[Run]) -> Metric | None:
+    """Perplexity; bits per byte across tokenizers; None across corpora."""
     texts = {run.get("data_fingerprint") for run in done}
     if len(texts) != 1:
         return None
@@ -145,132 +173,89 @@ def ruler_of(done: Sequence[Run]) -> Ruler | None:
     return PERPLEXITY if len({run.get("tokenizer_sha256") for run in done}) == 1 else BITS
 
 
+def score_table(variants: Sequence[Variant], score: Score | None) -> pd.DataFrame:
+    """Scores of finished runs, a row per seed and a column per variant; NaN without one."""
+    return pd.DataFrame(
+        {
+            v: pd.Series({seed: score(run) for seed, run in v.seeds.items() if score}, dtype=float)
+            for v in variants
+        }
+    )
+
+
 def at_rate(variants: Sequence[Variant], rate: float | None) -> list[Variant]:
     return [v for v in variants if rate is None or v.factors.get("optim.lr") == rate]
 
 
-def shared_rate(variants: Sequence[Variant], ruler: Ruler | None) -> float | None:
-    """Of the learning rates tried with most variants, the one that is best on average over them.
+def shared_rate(scores: pd.DataFrame) -> float | None:
+    """Of the learning rates tried with most variants, the one with the best mean over them.
 
-    None if one was tried, or if nothing else differs: then the rate is what is compared.
+    None if one was tried, or if nothing else differs: then rates are what is compared.
     """
-    rates = list(dict.fromkeys(v.factors.get("optim.lr") for v in variants))
-    alone = all(v.factors.keys() <= {"optim.lr"} for v in variants)
-    if len(rates) < 2 or alone or ruler is None:
+    rates = [v.factors.get("optim.lr") for v in scores]
+    alone = all(v.factors.keys() <= {"optim.lr"} for v in scores)
+    if len(set(rates)) < 2 or alone or scores.isna().all(axis=None):
         return None
-
-    def merit(rate: float) -> tuple[int, float]:
-        scores = [s for v in at_rate(variants, rate) if (s := score_of(v, ruler)) is not None]
-        return -len(scores), sum(scores) / len(scores) if scores else math.inf
-
-    return min((rate for rate in rates if rate is not None), key=merit)
+    by_rate = scores.mean().groupby(rates, sort=False).agg(["count", "mean"])
+    return float(by_rate.sort_values(["count", "mean"], ascending=[False, True]).index[0])
 
 
-def scores_of(variant: Variant, ruler: Ruler) -> list[float]:
-    """The scores of a variant, one a seed that has one."""
-    return [s for s in map(ruler.of, variant.done) if s is not None]
+def paired_differences(matched: Pairs, scores: pd.DataFrame) -> list[float]:
+    """Score of the first of each pair minus that of the second, averaged over pairs, per seed.
+
+    Of the seeds that all of them have.
+    """
+    rows = [scores[one].to_numpy() - scores[two].to_numpy() for one, two in matched]
+    means = np.mean(rows, axis=0)  # NaN where a score is missing
+    return [float(mean) for mean in means[~np.isnan(means)]]
 
 
-def score_of(variant: Variant, ruler: Ruler) -> float | None:
-    """The mean score of a variant over its seeds."""
-    scores = scores_of(variant, ruler)
-    return sum(scores) / len(scores) if scores else None
+def family_tests(questions: Mapping[Key, Pairs], scores: pd.DataFrame) -> dict[Key, Difference]:
+    """Paired tests, corrected together; questions without a shared seed are left out."""
+    values = {key: paired_differences(matched, scores) for key, matched in questions.items()}
+    tests = {key: paired(differences) for key, differences in values.items() if differences}
+    return dict(zip(tests, correct(list(tests.values())), strict=True))
 
 
-def differences(
-    matched: Sequence[tuple[Variant, Variant]], of: Callable[[Run], float | None]
-) -> list[float]:
-    """Score of the first of each pair minus that of the second, averaged over pairs, one a shared seed."""
-    by_seed: dict[int, list[float]] = {}
-    for one, two in matched:
-        for seed in one.seeds.keys() & two.seeds.keys():
-            a, b = of(one.seeds[seed]), of(two.seeds[seed])
-            if a is not None and b is not None:
-                by_seed.setdefault(seed, []).append(a - b)
-    whole = [found for _, found in sorted(by_seed.items()) if len(found) == len(matched)]
-    return [sum(found) / len(found) for found in whole]
+def comparable_times(done: Sequence[Run]) -> bool:
+    """True for runs of one device and its settings, which ran one at a time."""
+    machines = {(run.environment.get("cpu"), run.environment.get("gpu")) for run in done}
+    alike = all(same(done, key) for key in ("device", "dtype", "threads", "compiled"))
+    return alike and len(machines) <= 1 and runs_at_once(done) <= {1}
 
 
-def most_seeds(matched: Sequence[tuple[Variant, Variant]]) -> list[tuple[Variant, Variant]]:
-    """The pairs that share as many seeds as any pair does; a pair with fewer would cost all the rest."""
+def comparable_memory(done: Sequence[Run]) -> bool:
+    return same(done, "device") and same(done, "dtype")
+
+
+def questions_of(variants: Sequence[Variant], base: Variant) -> dict[tuple[str, str], Pairs]:
+    """Each (factor, level) with its pairs: the level and the baseline's, with all shared partners.
+
+    A variant that differs from all others in more than one factor is compared with the baseline
+    itself, under ("", its label).
+    """
+    questions: dict[tuple[str, str], Pairs] = {}
+    for factor in base.factors:
+        for level in dict.fromkeys(v.level(factor) for v in variants):
+            at_base = base.level(factor)
+            matched = pairs(variants, factor, level, at_base) if level != at_base else []
+            questions[factor, level] = most_seeds(matched)
+    covered = {v for matched in questions.values() for pair in matched for v in pair}
+    for v in variants:
+        if v is not base and v not in covered:
+            questions["", v.label] = most_seeds([(v, base)])
+    return {key: matched for key, matched in questions.items() if matched}
+
+
+def most_seeds(matched: Pairs) -> Pairs:
+    """The pairs that share the most seeds: one with fewer would cost the others theirs."""
     shared = [one.seeds.keys() & two.seeds.keys() for one, two in matched]
     most = max(shared, key=len, default=set())
     return [pair for pair, seeds in zip(matched, shared, strict=True) if seeds and seeds >= most]
 
 
-def comparable_times(done: Sequence[Run]) -> bool:
-    """Whether times of these runs say something about the variants: one device, one run at a time."""
-    alike = all(one_of(done, key) for key in ("device", "dtype", "threads", "compiled"))
-    machines = {(run.environment.get("cpu"), run.environment.get("gpu")) for run in done}
-    return alike and len(machines) <= 1 and side_by_side(done) <= {1}
-
-
-def comparable_memory(done: Sequence[Run]) -> bool:
-    return one_of(done, "device") and one_of(done, "dtype")
-
-
-def judged(
-    asked: dict[Any, list[tuple[Variant, Variant]]], of: Callable[[Run], float | None] | None
-) -> dict[Any, Difference]:
-    """A family of paired comparisons, judged together; those without a shared seed are left out."""
-    if of is None:
-        return {}
-    found = {key: differences(matched, of) for key, matched in asked.items()}
-    there = {key: paired(values) for key, values in found.items() if values}
-    return dict(zip(there, family(list(there.values())), strict=True))
-
-
-def comparisons_of(
-    variants: Sequence[Variant],
-    base: Variant,
-    ruler: Ruler | None,
-    clock: Callable[[Run], float | None] | None,
-    *,
-    memory: bool,
-) -> list[Comparison]:
-    """Each level of each factor against the baseline's, over all partners that both were tried with.
-
-    A variant that differs from all others in more than one factor is set against the baseline itself.
-    """
-    asked: dict[tuple[str, str], list[tuple[Variant, Variant]]] = {}
-    for factor in base.factors:
-        for level in dict.fromkeys(plain(v.factors.get(factor)) for v in variants):
-            at_base = plain(base.factors.get(factor))
-            matched = (
-                most_seeds(pairs(variants, factor, level, at_base)) if level != at_base else []
-            )
-            if matched:
-                asked[factor, level] = matched
-    covered = {id(v) for matched in asked.values() for pair in matched for v in pair}
-    for v in variants:
-        if v is not base and id(v) not in covered and (matched := most_seeds([(v, base)])):
-            asked["", v.label] = matched
-    quality, times = judged(asked, ruler.of if ruler else None), judged(asked, clock)
-    counted = [key for key in COUNTED if memory or key != "peak_train_bytes"]
-    return [
-        Comparison(
-            factor=factor,
-            level=level,
-            base=plain(base.factors.get(factor)) if factor else base.label,
-            partners=[
-                Variant({k: v for k, v in one.factors.items() if k != factor}).label
-                for one, _ in matched
-                if factor and len(one.factors) > 1
-            ],
-            quality=quality.get((factor, level)),
-            time=times.get((factor, level)),
-            ratios={key: mean_ratio(matched, key) for key in counted},
-        )
-        for (factor, level), matched in asked.items()
-    ]
-
-
-def mean_ratio(matched: Sequence[tuple[Variant, Variant]], key: str) -> float | None:
-    """Geometric mean over pairs of what one variant has of a number to what the other has."""
-    logs = []
-    for one, two in matched:
-        a, b = one.median(key), two.median(key)
-        if not a or not b:
-            return None
-        logs.append(math.log(a / b))
-    return math.exp(sum(logs) / len(logs)) if logs else None
+def mean_ratio(matched: Pairs, key: str) -> float | None:
+    """Geometric mean over pairs of the ratio of their medians; None if one is missing or 0."""
+    medians = [(one.median(key), two.median(key)) for one, two in matched]
+    ratios = [a / b for a, b in medians if a and b]
+    return statistics.geometric_mean(ratios) if len(ratios) == len(matched) else None

@@ -1,147 +1,140 @@
-"""What a study says, in words: the verdict, and how its numbers were made."""
+"""The conclusions of a study in sentences, and the methods behind its numbers."""
 
 import math
 
 from compare.cost.counts import decoding_costs
 from compare.report.analysis import Comparison, Study
 from compare.report.runs import Run
-from compare.report.statistics import LEVEL, MANY, Difference
+from compare.report.statistics import LEVEL, MANY, Difference, percent
 from compare.report.variants import BARE, Variant, plain, settings_of
 
 
-def sentences(found: Study) -> list[str]:
-    """The verdict: one paragraph for each question that the runs can answer."""
-    said = [verdict_on(c, found) for c in found.comparisons]
-    if found.figure == "decoding":
-        said = [on_the_cache(v) for v in found.variants if v.runs[0].config] + said
-    trained = [run for v in found.variants for run in v.done if run.get("steps")]
-    if trained and found.ruler is None and len(found.variants) > 1:
-        said.insert(0, "Quality is not compared: see the warnings.")
-    if trained and said:
-        said.append(limits(found, trained[0]))
-    return said
+def conclusions(study: Study) -> list[str]:
+    """One sentence for each question that the runs can answer, and their scope."""
+    sentences = [conclusion(c, study) for c in study.comparisons]
+    trained = [run for v in study.variants for run in v.done if run.get("steps")]
+    if trained and study.metric is None and len(study.variants) > 1:
+        sentences.insert(0, "Quality is not compared: see the warnings.")
+    if trained and sentences:
+        sentences.append(scope(study, trained[0]))
+    return sentences
 
 
-def on_the_cache(v: Variant) -> str:
-    """What the cache saves one variant while generating."""
+def cache_savings(study: Study) -> list[str]:
+    """Multiply-adds that each variant's KV cache saves, and its size: one sentence per variant."""
+    return [cache_saving(v) for v in study.variants if v.runs[0].config]
+
+
+def cache_saving(v: Variant) -> str:
     end = decoding_costs(v.runs[0].config)[-1]
     return (
-        f"**{v.label}** generates with a KV cache: after {end.length:,} tokens one more takes "
-        f"{end.multiply_adds:,.0f} multiply-adds in attention, {end.saved:.1%} fewer than the "
-        f"{end.multiply_adds_uncached:,.0f} without it, for {end.cache_elements:,} numbers kept."
+        f"**{v.label}** with a KV cache: after {end.length:,} tokens, decoding the next one takes "
+        f"{end.multiply_adds:,.0f} multiply-adds in attention, {end.saved:.1%} fewer than without "
+        f"({end.multiply_adds_uncached:,.0f}); the cache stores {end.cache_elements:,} numbers."
     )
 
 
-def limits(found: Study, run: Run) -> str:
-    """How far the verdict reaches."""
+def scope(study: Study, run: Run) -> str:
+    """Sizes, budgets and settings that the conclusions do not cover."""
     settings = settings_of(run)
-    tokens = sum(stage.get("tokens") or 0 for stage in run.stages)
-    rate = (
-        f"what other learning rates than {plain(settings.get('optim.lr'))} would give (experiment=lr asks)"
-        if found.rate is None
-        else "learning rates that were not tried"
-    )
+    rate = f"learning rates other than {plain(settings.get('optim.lr'))} (see experiment=lr)"
     return (
-        f"What this cannot tell: other sizes than model={settings.get('model')} "
-        f"({(run.get('params_non_embedding') or 0) / 1e6:,.1f}M parameters beside embeddings), longer "
-        f"training than {tokens / 1e6:,.1f}M tokens, other text, or {rate}."
+        f"Not covered: model sizes other than {settings.get('model')} "
+        f"({(run.get('params_non_embedding') or 0) / 1e6:,.1f}M non-embedding parameters), more than "
+        f"{run.tokens / 1e6:,.1f}M training tokens, other corpora, "
+        f"{rate if study.rate is None else 'other learning rates'}."
     )
 
 
-def verdict_on(c: Comparison, found: Study) -> str:
-    """What one comparison says of quality, time, cache, memory and size."""
+def conclusion(c: Comparison, study: Study) -> str:
+    """Quality, time, cache, memory and size of a level against the baseline's."""
     name = "" if c.factor in ("", *BARE) else f"{c.factor}="
-    head = f"**{name}{c.level}** against **{name}{c.base}**"
+    head = f"**{name}{c.level}** vs. **{name}{c.base}**"
     if len(c.partners) > 1:
-        head += f" (over {', '.join(c.partners)})"
+        head += f" (mean over {', '.join(c.partners)})"
     parts = []
-    if found.ruler and c.quality:
-        parts.append(in_words(c.quality, found.ruler.name, "lowers", "raises"))
+    if study.metric and c.quality:
+        parts.append(in_words(c.quality, study.metric.name, "lowers", "raises"))
     if c.time:
-        parts.append(in_words(c.time, "time of a step", "shortens", "lengthens"))
-    for key, what in (("kv_cache_bytes_per_token", "the KV cache"), ("peak_train_bytes", "training memory"),
-                      ("params", "parameters")):  # fmt: skip
+        parts.append(in_words(c.time, "step time", "shortens", "lengthens"))
+    for key, (less, what) in COSTS.items():
         ratio = c.ratios.get(key)
         if ratio is not None and abs(ratio - 1) >= 0.005:
-            parts.append(f"{'saves' if ratio < 1 else 'adds'} {abs(ratio - 1):.0%} of {what}")
-    return f"{head}: {'; '.join(parts)}." if parts else f"{head}: nothing measured."
+            parts.append(f"{abs(ratio - 1):.0%} {less if ratio < 1 else 'more'} {what}")
+    return f"{head}: {'; '.join(parts) or 'nothing measured'}."
+
+
+COSTS = {
+    "kv_cache_bytes_per_token": ("less", "KV cache"),
+    "peak_train_bytes": ("less", "training memory"),
+    "params": ("fewer", "parameters"),
+}
 
 
 def in_words(d: Difference, what: str, less: str, more: str) -> str:
-    """A difference of logarithms as percent, and whether it is one."""
+    """A difference of logarithms in percent, with its interval and its significance."""
     change = percent(d.mean)
     if d.low is None or d.high is None:
-        return f"{change} {what} with one seed, which tells no difference from noise"
-    seeds = f"{LEVEL:.0%} interval {percent(d.low)} to {percent(d.high)}, {d.n} seeds"
-    if d.real:
-        verb = less if d.mean < 0 else more
-        size = f"{abs(math.expm1(d.mean)):.1%}"
-        return f"{verb} {what} by {size} ({seeds})"
-    beside = (
-        "inside the noise" if d.low <= 0 <= d.high else "not settled once all comparisons count"
-    )
-    return f"{what} {beside}: {change} ({seeds}){needed(d)}"
+        return f"{what} {change} (one seed: significance unknown)"
+    details = f"{LEVEL:.0%} interval {percent(d.low)} to {percent(d.high)}, {d.n} seeds"
+    if d.significant:
+        return f"{less if d.mean < 0 else more} {what} by {abs(math.expm1(d.mean)):.1%} ({details})"
+    if d.seeds_needed is not None:
+        count = f"more than {MANY}" if d.seeds_needed > MANY else f"about {d.seeds_needed}"
+        details += f"; {count} needed"
+    if d.significance == "no":
+        return f"no significant difference in {what}: {change} ({details})"
+    return f"{what} inconclusive after Holm's correction: {change} ({details})"
 
 
-def needed(d: Difference) -> str:
-    if d.seeds_needed is None:
-        return ""
-    count = f"more than {MANY}" if d.seeds_needed > MANY else f"about {d.seeds_needed}"
-    return f", {count} seeds would settle it"
+#: Settings that are named in the methods where all runs share them.
+HELD = ("model", "data", "optim", "steps", "batch_size", "dtype", "optim.lr", "optim.schedule",
+        "model.dim", "model.n_layers", "model.n_heads", "model.max_len", "model.dropout", "data.tokenizer")  # fmt: skip
 
 
-def percent(difference: float) -> str:
-    """A difference of logarithms as a change: '-4.1 %'."""
-    return f"{math.expm1(difference):+.1%}"
-
-
-def methods(found: Study) -> list[str]:
-    """How the numbers were made, from the records."""
-    done = [run for v in found.variants for run in v.done]
+def methods(study: Study) -> list[str]:
+    """Settings, data, machine and statistics, from the records of the runs."""
+    done = [run for v in study.variants for run in v.done]
     if not done:
         return []
-    first = done[0]
-    same = sorted(
-        key for key, value in settings_of(first).items()
-        if key in HELD and all(plain(settings_of(run).get(key)) == plain(value) for run in done)
-    )  # fmt: skip
-    held = ", ".join(f"{key}={plain(settings_of(first)[key])}" for key in same)
+    first, settings = done[0], [settings_of(run) for run in done]
+    held = sorted(
+        key
+        for key in settings[0].keys() & set(HELD)
+        if len({plain(s.get(key)) for s in settings}) == 1
+    )
+    equal = ", ".join(f"{key}={plain(settings[0][key])}" for key in held)
+    alike = {"model.max_len", "batch_size", "data.tokenizer", "data"} <= set(held)
+    batches = "see the same batches" if alike else "see different batches where settings differ"
     seeds = sorted({run.seed for run in done})
-    tokens = sorted({sum(stage.get("tokens") or 0 for stage in run.stages) for run in done})
-    alike = {"model.max_len", "batch_size", "data.tokenizer", "data"} <= set(same)
-    batches = "both see the same batches" if alike else "batches differ where the settings do"
-    where = [
+    tokens = sorted({run.tokens for run in done})
+    machines = [
         f"{environment.get('gpu') or environment.get('cpu')}, {run.get('device')}, {run.get('dtype')}, "
         f"{run.get('threads')} threads, kernel {plain(run.get('kernel'))}, torch {environment.get('torch')}, "
         f"commit {str(environment.get('git_commit'))[:12]}"
         for run in done
         if (environment := run.environment)
     ]
-    said = [
-        f"Held equal: {held}. Seeds {', '.join(map(str, seeds))}: parameters of equal shape that two "
-        f"variants share start equal, and {batches}.",
-        f"{' or '.join(f'{n:,}' for n in tokens)} training tokens a run; text "
-        f"{str(first.get('data_fingerprint'))[:12]}, tokenizer {str(first.get('tokenizer_sha256'))[:12]}. "
-        f"Validation scores {first.get('val_tokens') or 0:,} tokens, each once.",
-        f"Ran on: {'; '.join(dict.fromkeys(where)) or 'not recorded'}.",
-        "Time is that of optimizer steps after warm-up; a step's is the median. Attention time comes from "
-        f"passes of their own. Peak memory: {first.get('peak_method')}.",
-        f"Differences are paired by seed; intervals are Student's t at {LEVEL:.0%}, each for itself. A "
-        "difference is called real if its paired t-test holds at 5 % after Holm's correction: over the "
-        f"questions of the verdict (here {len(found.comparisons)}) and, apart from them, over the rows of the "
-        f"table ({len(found.rows)}), for quality and for time. Where the interval leaves out zero and the "
-        "correction does not agree, it is open. Choose the number of seeds before you look: "
-        "adding seeds until something is real finds something in the end.",
+    matched = [
+        f"{v.label}: feed-forward width {config['model']['ff_dim']}, to match "
+        f"{config['matched']['budget']}, to within {config['matched']['leftover']:+.2%}."
+        for v in study.variants
+        if (config := v.runs[0].stages[0].config).get("matched")
     ]
-    for v in found.variants:
-        matched = v.runs[0].stages[0].config.get("matched")
-        if matched:
-            said.append(
-                f"{v.label}: feed-forward {v.runs[0].stages[0].config['model']['ff_dim']} wide to match "
-                f"{matched['budget']}; {matched['leftover']:+.2%} left over."
-            )
-    return said
-
-
-HELD = ("model", "data", "optim", "steps", "batch_size", "dtype", "optim.lr", "optim.schedule",
-        "model.dim", "model.n_layers", "model.n_heads", "model.max_len", "model.dropout", "data.tokenizer")  # fmt: skip
+    return [
+        f"Equal for all runs: {equal}. Seeds {', '.join(map(str, seeds))}: with the same seed, two variants start "
+        f"with equal values in the parameters of equal shape that they share, and {batches}.",
+        f"{' or '.join(f'{n:,}' for n in tokens)} training tokens per run; text "
+        f"{str(first.get('data_fingerprint'))[:12]}, tokenizer {str(first.get('tokenizer_sha256'))[:12]} (SHA-256). "
+        f"Validation scores {first.get('val_tokens') or 0:,} tokens, each once.",
+        f"Hardware and software: {'; '.join(dict.fromkeys(machines)) or 'not recorded'}.",
+        "Training time is that of optimizer steps after warm-up, step time their median. Attention time is measured "
+        f"in separate passes. Peak memory: {first.get('peak_method') or 'not measured'}.",
+        f"Differences are paired by seed, with Student's t intervals at {LEVEL:.0%}. A difference is significant if "
+        "its paired t-test holds at 5 % after Holm's correction: over the "
+        f"comparisons of the verdict ({len(study.comparisons)}) and, separately, over the rows of the table "
+        f"({len(study.differences)}), for quality and for time. It is inconclusive if its interval excludes zero but the corrected "
+        "test does not hold. Choose the number of seeds in advance: adding seeds until a difference is "
+        "significant finds one in the end.",
+        *matched,
+    ]

@@ -17,7 +17,7 @@ Curve = list[tuple[int, float]]  # (step, loss)
 
 @dataclass(eq=False)
 class Run:
-    """One run's record; whatever is missing from its folder is empty."""
+    """The record of one run; what is missing from its folder is empty."""
 
     folder: Path
     config: Config
@@ -36,7 +36,7 @@ class Run:
 
     @property
     def over(self) -> bool:
-        """Whether nothing more is to be expected of it."""
+        """True unless it waits or is running."""
         return self.done or self.status.get("state") not in ("waiting", "running")
 
     @property
@@ -44,17 +44,22 @@ class Run:
         return int(self.summary.get("seed") or self.config.get("seed") or 0)
 
     @property
+    def tokens(self) -> int:
+        """Training tokens of all stages."""
+        return sum(stage.get("tokens") or 0 for stage in self.stages)
+
+    @property
     def stages(self) -> "list[Run]":
-        """Itself and the runs that its weights came from, the first one first."""
+        """The runs that its weights came from, the first one first, and itself."""
         return [*(self.parent.stages if self.parent else []), self]
 
     def history(self, split: str) -> Curve:
-        """The losses of all stages as one curve, steps counted from the first."""
+        """Losses of all stages by step, counted from the start of the first."""
         curve: Curve = []
         done = 0
         for stage in self.stages:
-            own = stage.train if split == "train" else stage.val
-            curve += [(done + step, loss) for step, loss in own if step or not done]
+            losses = stage.train if split == "train" else stage.val
+            curve += [(done + step, loss) for step, loss in losses if step or not done]
             done += stage.summary.get("steps") or (stage.train[-1][0] if stage.train else 0)
         return curve
 
@@ -63,38 +68,37 @@ class Run:
         return self.summary.get(key)
 
     def answer(self, kind: str) -> dict[str, Any]:
-        """What eval.py measured of it: length, decode or attention; empty if it was not asked."""
+        """The result of eval.py for a kind of evaluation; empty without one."""
         path = self.folder / "eval" / f"{kind}.json"
         return read_json(path) if path.exists() else {}
 
 
 def read(folders: Sequence[Path]) -> list[Run]:
-    """The runs in these folders: a run, a sweep, or anything that holds such.
+    """The runs in these folders, each a run, a sweep, or a folder that contains some.
 
-    A run that others continue is their stage before, and no run of its own.
+    A run that another one continues is a stage of that one, unless its folder is given.
     Raises ValueError if there are none.
     """
-    found = [cell for folder in folders for cell in cells_in(folder)]
-    cells = {folder.resolve(): (folder, config, parent) for folder, config, parent in found}
+    cells = {cell[0].resolve(): cell for folder in folders for cell in cells_in(folder)}
     if not cells:
         raise ValueError(
             f"{', '.join(map(str, folders))}: no run there (a folder with config.json)"
         )
     runs = {path: open_run(folder, config) for path, (folder, config, _) in cells.items()}
-    named = {folder.resolve() for folder in folders}
+    given = {folder.resolve() for folder in folders}
     for path, run in runs.items():
         origin = cells[path][2] or run.config.get("init_from")
         before = Path(origin).resolve() if origin else None
-        if before and before != path and before not in named:
+        if before and before != path and before not in given:
             run.parent = runs.get(before)
-    continued = {id(run.parent) for run in runs.values()}
-    return [run for run in runs.values() if id(run) not in continued]
+    continued = {run.parent for run in runs.values()}
+    return [run for run in runs.values() if run not in continued]
 
 
 def cells_in(folder: Path) -> Iterator[tuple[Path, Config, Path | None]]:
-    """The runs under a folder: where, the config asked for, and the stage before if it is known.
+    """The runs under a folder: folder, config in sweep.json, and folder of the previous stage.
 
-    Those of a sweep come in its order, and are those alone that it was last asked for.
+    Of a sweep, the runs of its last command, in its order.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder")
@@ -111,13 +115,14 @@ def cells_in(folder: Path) -> Iterator[tuple[Path, Config, Path | None]]:
             yield from cells_in(inner)
 
 
-def open_run(folder: Path, asked: Config) -> Run:
-    """What a run's folder holds. A run that left no config has the one that was `asked` for."""
+def open_run(folder: Path, planned: Config) -> Run:
+    """Read the folder of a run; without a config.json, its config is the `planned` one."""
 
     def read_or(name: str, other: dict[str, Any]) -> dict[str, Any]:
         return read_json(folder / name) if (folder / name).exists() else other
 
-    config = modernise(read_or("config.json", asked))
+    saved = read_or("config.json", planned)
+    config = modernise(saved) if saved else {}
     lines = list(records(folder / "metrics.jsonl"))
     text = folder / "sample.txt"
     summary = read_or("summary.json", {})
@@ -136,11 +141,11 @@ def open_run(folder: Path, asked: Config) -> Run:
 
 def curve(lines: list[dict[str, Any]], split: str) -> Curve:
     """The finite losses of a split, by step."""
-    found = ((line["step"], line["loss"]) for line in lines if line["split"] == split)
-    return [(step, loss) for step, loss in found if math.isfinite(loss)]
+    losses = ((line["step"], line["loss"]) for line in lines if line["split"] == split)
+    return [(step, loss) for step, loss in losses if math.isfinite(loss)]
 
 
 def loss_of(origin: str | None) -> float | None:
-    """The validation loss that a run ended with, if it is still there."""
+    """The final validation loss of the run in a folder; None if it is gone."""
     path = Path(origin) / "summary.json" if origin else None
     return read_json(path).get("val_loss") if path and path.exists() else None

@@ -1,24 +1,25 @@
-"""What a handful of seeds can tell: paired differences, intervals, and how many seeds would do."""
+"""Statistics over few seeds: paired tests, confidence intervals, Holm's correction, seeds needed."""
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
 LEVEL = 0.95  # of every interval
-POWER = 0.8  # chance to find a difference, where seeds to settle it are counted
+POWER = 0.8  # chance to find a difference with the seeds that are said to be needed
 FEW = 3  # seeds below which a spread is no guide
-MANY = 100  # seeds; beyond so many it says "more than"
+MANY = 100  # seeds; larger numbers are given as "more than"
 RESAMPLES = 2000  # of a bootstrap
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of paired differences, one a seed, with its interval and what it amounts to."""
+    """The mean of paired differences, one per seed, with its interval and test."""
 
     n: int
     mean: float
@@ -27,36 +28,50 @@ class Difference:
     high: float | None
     p: float | None  # of a two-sided paired t-test
     adjusted: float | None = None  # p after Holm's correction for its family
-    seeds_needed: int | None = (
-        None  # to settle it at this size and spread; None: settled, or unknown
-    )
+    seeds_needed: int | None = None  # for significance; None: significant already, or unknown
 
     @property
-    def real(self) -> bool:
-        """Whether it is called a difference: beyond the noise after the correction."""
+    def significant(self) -> bool:
+        """True if the test holds after Holm's correction."""
         return self.adjusted is not None and self.adjusted < 1 - LEVEL
+
+    @property
+    def significance(self) -> str:
+        """yes; no, if the interval contains zero; inconclusive, if only the correction disagrees."""
+        if self.low is None or self.high is None:
+            return "-"  # one seed
+        return "yes" if self.significant else "no" if self.low <= 0 <= self.high else "inconclusive"
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
     """Mean and Student's t interval; no interval for fewer than two values."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
+    mean, n = statistics.fmean(values), len(values)
+    if n < 2:
         return mean, None, None
-    from scipy import stats
-
-    sd = statistics.stdev(values)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)) * sd / math.sqrt(len(values))
+    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n)
     return mean, mean - half, mean + half
 
 
+def with_interval(
+    mean: float, low: float | None, high: float | None, show: Callable[[float], str]
+) -> str:
+    """A mean and its interval as text, each through a function: '35.43 (34.92 to 35.95)'."""
+    return (
+        show(mean) if low is None or high is None else f"{show(mean)} ({show(low)} to {show(high)})"
+    )
+
+
+def percent(difference: float) -> str:
+    """A difference of logarithms as a relative change: '-4.1%'."""
+    return f"{math.expm1(difference):+.1%}"
+
+
 def paired(differences: Sequence[float]) -> Difference:
-    """A paired t-test of differences, one a seed. Not yet corrected: see `family`."""
+    """A paired t-test of differences, one per seed, without the correction of `correct`."""
     mean, low, high = mean_interval(differences)
     n = len(differences)
     if n < 2:
         return Difference(n, mean, None, None, None, None)
-    from scipy import stats
-
     sd = statistics.stdev(differences)
     if sd == 0:  # runs that repeat exactly
         return Difference(n, mean, 0.0, low, high, 0.0 if mean else 1.0)
@@ -64,24 +79,24 @@ def paired(differences: Sequence[float]) -> Difference:
     return Difference(n, mean, sd, low, high, p)
 
 
-def family(found: Sequence[Difference]) -> list[Difference]:
-    """The same differences judged together: Holm's correction, and the seeds that would settle each.
+def correct(family: Sequence[Difference]) -> list[Difference]:
+    """Holm's correction of a family of tests (Holm 1979), and the seeds needed for significance.
 
-    With it the chance that any of them is called real though none is stays at 5 %.
+    With it, the chance that any is called significant although none differs stays at 5 %.
     """
-    tested = sorted((d.p, i) for i, d in enumerate(found) if d.p is not None)
+    tested = sorted((d.p, i) for i, d in enumerate(family) if d.p is not None)
     adjusted: dict[int, float] = {}
-    worst = 0.0
+    largest = 0.0
     for rank, (p, i) in enumerate(tested):
-        worst = max(worst, min(1.0, p * (len(tested) - rank)))
-        adjusted[i] = worst
-    judged = [replace(d, adjusted=adjusted.get(i)) for i, d in enumerate(found)]
+        largest = max(largest, min(1.0, p * (len(tested) - rank)))
+        adjusted[i] = largest
+    corrected = [replace(d, adjusted=adjusted.get(i)) for i, d in enumerate(family)]
     alpha = (1 - LEVEL) / max(1, len(tested))
     return [
         d
-        if d.real or not d.sd or d.n < FEW
+        if d.significant or not d.sd or d.n < FEW
         else replace(d, seeds_needed=seeds_needed(d.mean / d.sd, alpha))
-        for d in judged
+        for d in corrected
     ]
 
 
@@ -90,8 +105,6 @@ def seeds_needed(effect: float, alpha: float) -> int:
 
     At most MANY + 1, which stands for more than MANY.
     """
-    from scipy import stats
-
     n = np.arange(2, MANY + 1)
     critical = stats.t.ppf(1 - alpha / 2, n - 1)
     enough = stats.nct.sf(critical, n - 1, abs(effect) * np.sqrt(n)) >= POWER
@@ -99,12 +112,10 @@ def seeds_needed(effect: float, alpha: float) -> int:
 
 
 def ratio_interval(numerators: Numbers, denominators: Numbers) -> tuple[float, float]:
-    """An interval of sum / sum over units that were drawn together: percentile bootstrap.
+    """Interval of sum(numerators) / sum(denominators): percentile bootstrap over paired units.
 
     2000 resamples of the units with replacement, from a fixed seed.
     """
-    from scipy import stats
-
     found = stats.bootstrap(
         (np.asarray(numerators), np.asarray(denominators)),
         lambda a, b, axis: a.sum(axis=axis) / b.sum(axis=axis),

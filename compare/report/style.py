@@ -1,12 +1,16 @@
-"""What all figures share: matplotlib SVG that reads on white and on black, one style per variant."""
+"""The style of all figures: SVG that reads on white and on black, one style per variant."""
 
 import io
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib
+from matplotlib.figure import Figure as Canvas
+
 from compare.report.analysis import Study
-from compare.report.variants import Variant, plain
+from compare.report.variants import Variant
 
 GREY = "#888888"
 
@@ -35,7 +39,7 @@ SETTINGS: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Figure:
-    """One picture, with the words that belong below it."""
+    """A picture and its caption."""
 
     name: str  # of its file
     caption: str
@@ -50,47 +54,61 @@ class Figure:
 
 @dataclass(frozen=True)
 class Style:
-    """How a variant looks, everywhere."""
+    """The colour, line and marker of a variant in all figures."""
 
     colour: str
     line: str
     marker: str
 
+    @property
+    def plot(self) -> dict[str, Any]:
+        """Options of `axes.plot` for a curve."""
+        return {
+            "color": self.colour,
+            "linestyle": self.line,
+            "marker": self.marker,
+            "markersize": 4,
+        }
 
-def styles_of(found: Study) -> dict[int, Style]:
-    """A style for each variant: the colour tells the factor with most levels, line and marker tell the
-    others. Where lines do not suffice for that, each variant has a colour of its own."""
-    levels = {
-        factor: list(dict.fromkeys(plain(v.factors.get(factor)) for v in found.variants))
-        for factor in dict.fromkeys(key for v in found.variants for key in v.factors)
-    }
+
+Styles = dict[Variant, Style]
+Drawing = tuple[Canvas, str]  # a figure of matplotlib and its caption
+Draw = Callable[[Study, Styles], Drawing | None]  # None: these runs have nothing to draw
+
+
+def styles_of(study: Study) -> Styles:
+    """A style per variant: the factor with most levels sets the colour, the others line and marker.
+
+    Where there are more combinations of the others than lines, each variant has its own colour.
+    """
+    factors = dict.fromkeys(key for v in study.variants for key in v.factors)
+    levels = {f: list(dict.fromkeys(v.level(f) for v in study.variants)) for f in factors}
     most = max(map(len, levels.values()), default=0)
     by_colour = next((f for f in ("pos", *levels) if len(levels.get(f, ())) == most), "")
-    combinations = list(dict.fromkeys(rest_of(v, by_colour) for v in found.variants))
-    if len(combinations) > len(LINES) and len(found.variants) <= len(COLOURS):
-        return {
-            id(v): Style(c, "-", m)
-            for v, c, m in zip(found.variants, COLOURS, MARKERS, strict=False)
-        }
+    others = {v: v.without(by_colour).levels for v in study.variants}
+    combinations = list(dict.fromkeys(others.values()))
+    if len(combinations) > len(LINES) and len(study.variants) <= len(COLOURS):
+        looks = zip(study.variants, COLOURS, MARKERS, strict=False)
+        return {v: Style(colour, "-", marker) for v, colour, marker in looks}
     styles = {}
-    for v in found.variants:
-        hue = levels[by_colour].index(plain(v.factors.get(by_colour))) if by_colour else 0
-        form = combinations.index(rest_of(v, by_colour)) + hue // len(COLOURS) * len(combinations)
-        styles[id(v)] = Style(
+    for v in study.variants:
+        hue = levels[by_colour].index(v.level(by_colour)) if by_colour else 0
+        form = combinations.index(others[v]) + hue // len(COLOURS) * len(combinations)
+        styles[v] = Style(
             COLOURS[hue % len(COLOURS)], LINES[form % len(LINES)], MARKERS[form % len(MARKERS)]
         )
     return styles
 
 
-def rest_of(v: Variant, factor: str) -> tuple[str, ...]:
-    """The levels of a variant's other factors."""
-    return tuple(plain(level) for key, level in v.factors.items() if key != factor)
+def render(name: str, draw: Draw, study: Study, styles: Styles) -> Figure | None:
+    """A figure under its name, in the settings of all figures; None if there is nothing to draw."""
+    with matplotlib.rc_context(SETTINGS):
+        drawing = draw(study, styles)
+        return drawing and Figure(name, drawing[1], svg(drawing[0], name))
 
 
-def canvas(panels: int, height: float, rows: int = 1) -> tuple[Any, Any]:
-    """A figure with so many panels in rows, on no ground of its own."""
-    from matplotlib.figure import Figure as Canvas
-
+def canvas(panels: int, height: float, rows: int = 1) -> tuple[Canvas, Any]:
+    """A transparent figure with panels in rows, and its axes: an array, or one alone."""
     figure = Canvas(figsize=(8.2, height), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.subplots(rows, panels // rows, squeeze=False).flatten()
@@ -100,14 +118,19 @@ def canvas(panels: int, height: float, rows: int = 1) -> tuple[Any, Any]:
 
 
 def legend(axes: Any, lines: int) -> None:
+    """The legend of a single panel, if it has several lines."""
     if lines > 1:
         axes.legend(frameon=False, ncols=1 + (lines > 4))
 
 
-def svg(figure: Any, name: str) -> str:
-    """A figure as an SVG element that takes the colour of the text around it."""
-    import matplotlib
+def legend_below(figure: Canvas, axes: Any) -> None:
+    """The legend of several panels, below them, with the labels of one of them."""
+    handles = axes.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False)
 
+
+def svg(figure: Canvas, name: str) -> str:
+    """A figure as an SVG element that takes the colour of the text around it."""
     file = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):  # the same picture is the same file
         figure.savefig(file, format="svg", metadata={"Date": None})

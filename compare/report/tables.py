@@ -1,223 +1,219 @@
-"""The tables of a report."""
+"""The tables of a report: lists of rows of cells, the header first."""
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
-if TYPE_CHECKING:  # what it needs takes seconds to import, and every run starts at this door
-    from compare.report.analysis import Ruler, Study
-    from compare.report.runs import Run
-    from compare.report.statistics import Difference
-    from compare.report.variants import Variant
+import pandas as pd
 
+from compare.cost.counts import decoding_costs
+from compare.report.analysis import BITS, Metric, Study
+from compare.report.statistics import mean_interval, percent, with_interval
+from compare.report.variants import Variant
 
-def table(found: "Study") -> list[list[str]]:
-    """One row a variant: what it is worth, how that differs from the baseline, and what it costs."""
-    rows = [row_of(i, found) for i in range(len(found.variants))]
-    return without_empty([list(rows[0]), *(list(row.values()) for row in rows)])
+Rows = list[list[str]]
 
 
-def row_of(place: int, found: "Study") -> dict[str, str]:
-    """The cells of a variant by the heads of their columns. Intervals are in brackets."""
-    from compare.report.analysis import BITS
+@dataclass(frozen=True)
+class Column:
+    """A column of the main table."""
 
-    v, ruler, base = found.variants[place], found.ruler, found.baseline
-    row, time = found.rows.get(place), found.times.get(place)
-    failed = sum(run.over and not run.done for run in v.runs)
-    real = "-" if row is None else verdict_in_a_word(row)
-    quality = {} if ruler in (None, BITS) else {ruler.name: scores(v, ruler, 2)}
-    return {
-        "variant": v.label,
-        "seeds": str(len(v.seeds)),
-        **quality,
-        "bits/byte": scores(v, BITS, 4),
-        "against baseline": "baseline" if v is base else change(row),
-        "real?": "" if v is base else real,
-        "training s": number(v.median("train_seconds"), ",.1f"),
-        "training x": ratio(v, base, "train_seconds") if found.times_compare else "-",
-        "step x": "baseline" if v is base else f"{math.exp(time.mean):.2f}" if time else "-",
-        "tokens/s": number(v.median("tokens_per_second"), ",.0f"),
-        "attention ms": number(v.median("attention_ms"), ",.1f"),
-        "peak MiB": number(v.median("peak_train_bytes"), ",.1f", 2**-20),
-        "parameters": number(v.median("params"), ",.0f"),
-        "KV bytes/token": number(v.median("kv_cache_bytes_per_token"), ",.0f"),
-        "kernel": kernel(v),
-        "failed": str(failed or ""),
-    }
+    header: str
+    cell: Callable[[Variant], str]
+    short: bool = False  # also in the table for a terminal
 
 
-def verdict_in_a_word(d: "Difference") -> str:
-    """yes; noise, if the interval holds zero; open, if it does not but the correction does."""
-    if d.low is None or d.high is None:
+def main_table(study: Study, *, short: bool = False) -> Rows:
+    """One row per variant: quality, difference from the baseline, and costs."""
+    columns = [column for column in columns_of(study) if column.short or not short]
+    rows = [[column.cell(v) for column in columns] for v in study.variants]
+    return without_empty([[column.header for column in columns], *rows])
+
+
+def columns_of(study: Study) -> list[Column]:
+    """The columns of the main table; intervals are in parentheses."""
+    metric, base = study.metric, study.baseline
+
+    def quality(measure: Metric, digits: int) -> Column:
+        def cell(v: Variant) -> str:
+            scores = [s for s in map(measure.score, v.done) if s is not None]
+            return exp_with_interval(scores, digits)
+
+        return Column(measure.name, cell, short=measure is metric)
+
+    def median(
+        header: str, key: str, style: str, scale: float = 1.0, short: bool = False
+    ) -> Column:
+        return Column(header, lambda v: number(v.median(key), style, scale), short)
+
+    def against_base(header: str, cell: Callable[[Variant], str], short: bool = True) -> Column:
+        return Column(header, lambda v: "baseline" if v is base else cell(v), short)
+
+    def change(v: Variant) -> str:
+        d = study.differences.get(v)
+        return with_interval(d.mean, d.low, d.high, percent) if d else "-"
+
+    def significance(v: Variant) -> str:
+        return study.differences[v].significance if v in study.differences else ""
+
+    def step_time(v: Variant) -> str:
+        return f"{math.exp(study.times[v].mean):.2f}" if v in study.times else "-"
+
+    def training_time(v: Variant) -> str:
+        seconds, of_base = v.median("train_seconds"), base.median("train_seconds")
+        if seconds is None or not of_base or not study.times_compare:
+            return "-"
+        return f"{seconds / of_base:.2f}"
+
+    def failed(v: Variant) -> str:
+        return str(sum(run.over and not run.done for run in v.runs) or "")
+
+    return [
+        Column("variant", lambda v: v.label, short=True),
+        Column("seeds", lambda v: str(len(v.seeds)), short=True),
+        *([] if metric in (None, BITS) else [quality(metric, 2)]),
+        quality(BITS, 4),
+        against_base("vs. baseline", change),
+        Column("significant?", significance, short=True),
+        median("training s", "train_seconds", ",.1f", short=True),
+        against_base("training time (relative)", training_time, short=False),
+        against_base("step time (relative)", step_time),
+        median("tokens/s", "tokens_per_second", ",.0f"),
+        median("attention ms", "attention_ms", ",.1f"),
+        median("peak MiB", "peak_train_bytes", ",.1f", 2**-20, short=True),
+        median("parameters", "params", ",.0f"),
+        median("KV bytes/token", "kv_cache_bytes_per_token", ",.0f", short=True),
+        Column("kernel", kernel),
+        Column("failed", failed, short=True),
+    ]
+
+
+def exp_with_interval(scores: Sequence[float], digits: int) -> str:
+    """The mean score and its interval through exp: '35.43 (34.92 to 35.95)'; '-' without scores."""
+    if not scores:
         return "-"
-    return "yes" if d.real else "noise" if d.low <= 0 <= d.high else "open"
+    return with_interval(*mean_interval(scores), lambda x: f"{math.exp(x):.{digits}f}")
 
 
-def scores(v: "Variant", ruler: "Ruler", digits: int) -> str:
-    """Mean and interval over seeds of what quality is measured in: '35.43 (34.92 to 35.95)'."""
-    from compare.report.analysis import scores_of
-    from compare.report.statistics import mean_interval
-
-    found = scores_of(v, ruler)
-    if not found:
-        return "-"
-    mean, low, high = mean_interval(found)
-    shown = f"{math.exp(mean):.{digits}f}"
-    if low is None or high is None:
-        return shown
-    return f"{shown} ({math.exp(low):.{digits}f} to {math.exp(high):.{digits}f})"
-
-
-def change(d: "Difference | None") -> str:
-    """A paired difference of logarithms in percent: '-14.6% (-15.9% to -13.3%)'."""
-    from compare.report.conclusions import percent
-
-    if d is None:
-        return "-"
-    between = "" if d.low is None or d.high is None else f" ({percent(d.low)} to {percent(d.high)})"
-    return percent(d.mean) + between
-
-
-def ratio(v: "Variant", base: "Variant", key: str) -> str:
-    """A median as a multiple of the baseline's."""
-    own, other = v.median(key), base.median(key)
-    if v is base:
-        return "baseline"
-    return "-" if own is None or not other else f"{own / other:.2f}"
-
-
-def kernel(v: "Variant") -> str:
-    """The kernels of a variant's layers, in all its runs."""
+def kernel(v: Variant) -> str:
+    """The attention kernels of all layers in all runs."""
     kernels = (run.get("kernel") or "-" for run in v.done)
     names = (name for k in kernels for name in (k if isinstance(k, list) else [k]))
     return ", ".join(dict.fromkeys(names)) or "-"
 
 
 def number(value: float | None, style: str, scale: float = 1.0) -> str:
-    return "-" if value is None else f"{value * scale:{style}}"
+    return "-" if value is None or math.isnan(value) else f"{value * scale:{style}}"
 
 
-NOTHING = ("", "-", "baseline")
+def without_empty(rows: Rows) -> Rows:
+    """A table without the columns that are empty in every row, except the first two."""
+    columns = list(zip(*rows, strict=True))
+    filled = [c for i, c in enumerate(columns) if i < 2 or set(c[1:]) - {"", "-", "baseline"}]
+    return [list(row) for row in zip(*filled, strict=True)]
 
 
-def without_empty(rows: list[list[str]]) -> list[list[str]]:
-    """A table without the columns that say nothing in any row."""
-    keep = [
-        i for i in range(len(rows[0])) if any(row[i] not in NOTHING for row in rows[1:]) or i < 2
-    ]
-    return [[row[i] for i in keep] for row in rows]
+def table_of(records: Iterable[dict[str, str]]) -> Rows:
+    """A table of records, their keys as its header; empty without records."""
+    rows = list(records)
+    return [list(rows[0]), *(list(row.values()) for row in rows)] if rows else []
 
 
-def stage_table(found: "Study") -> list[list[str]]:
-    """Each stage of runs that have several: training loss at its end, validation, time of a step."""
-    if all(len(run.stages) < 2 for v in found.variants for run in v.runs):
+def markdown(rows: Rows) -> str:
+    """A table in Markdown: the first column to the left, all others to the right."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], f"|---{'|---:' * (len(rows[0]) - 1)}|", *lines[1:]]) + "\n"
+
+
+#: Columns of the stage table: keys, headers and formats.
+STAGE = {
+    "steps": ("iterations", ".0f"),
+    "max_len": ("context", ".0f"),
+    "train_loss": ("training loss", ".4f"),
+    "val_loss": ("validation loss", ".4f"),
+    "val_perplexity": ("perplexity", ".2f"),
+    "step_ms": ("step ms", ",.1f"),
+}
+
+
+def stage_table(study: Study) -> Rows:
+    """Losses and step time at the end of each stage, means over seeds; empty without stages."""
+    stages = pd.DataFrame(
+        {"variant": v, "stage": number}
+        | {key: stage.get(key) for key in STAGE}
+        | {"max_len": stage.config.get("model", {}).get("max_len")}
+        for v in study.variants
+        for run in v.runs
+        for number, stage in enumerate(run.stages, 1)
+        if stage.done
+    )
+    if stages.empty or stages.stage.max() < 2:
         return []
-    rows = [
-        [
-            "variant",
-            "stage",
-            "iterations",
-            "context",
-            "training loss",
-            "validation loss",
-            "perplexity",
-            "step ms",
-        ]
-    ]
-    for v in found.variants:
-        deepest = max(len(run.stages) for run in v.runs)
-        for stage in range(deepest):
-            runs = [
-                run.stages[stage]
-                for run in v.runs
-                if len(run.stages) > stage and run.stages[stage].done
-            ]
-            if runs:
-                rows.append([v.label, str(stage + 1), *stage_cells(runs)])
-    return rows
+    means = stages.astype(dict.fromkeys(STAGE, float)).groupby(["variant", "stage"], sort=False)
+    return table_of(
+        {"variant": v.label, "stage": str(stage)}
+        | {header: number(row[key], style) for key, (header, style) in STAGE.items()}
+        for (v, stage), row in means[list(STAGE)].mean().iterrows()
+    )
 
 
-def stage_cells(runs: Sequence["Run"]) -> list[str]:
-    def mean(key: str, style: str) -> str:
-        values = [run.get(key) for run in runs if run.get(key) is not None]
-        return f"{sum(values) / len(values):{style}}" if values else "-"
-
-    context = runs[0].config.get("model", {}).get("max_len", "-")
-    cells = [mean("steps", ".0f"), str(context), mean("train_loss", ".4f"), mean("val_loss", ".4f")]
-    return [*cells, mean("val_perplexity", ".2f"), mean("step_ms", ",.1f")]
-
-
-def start_table(found: "Study") -> list[list[str]]:
-    """Runs that began with another's weights: validation loss there, at their start and at their end."""
-    rows = [["variant", "loss of the given run", "at the start", "at the end", "steps"]]
-    for v in found.variants:
-        origins = [
-            run.origin_loss for run in v.done if run.get("start_val_loss") and not run.parent
-        ]
-        if origins and origins[0] is not None:
-            losses = (origins[0], v.mean("start_val_loss"), v.mean("val_loss"))
-            rows.append(
-                [v.label, *(number(x, ".4f") for x in losses), number(v.mean("steps"), ".0f")]
-            )
-    return rows if len(rows) > 1 else []
+def start_table(study: Study) -> Rows:
+    """Validation losses of runs that were initialised from another run, and of that run."""
+    origins = {
+        v: [run.origin_loss for run in v.done if run.get("start_val_loss") and not run.parent]
+        for v in study.variants
+    }
+    return table_of(
+        {
+            "variant": v.label,
+            "loss of that run": number(losses[0], ".4f"),
+            "at the start": number(v.mean("start_val_loss"), ".4f"),
+            "at the end": number(v.mean("val_loss"), ".4f"),
+            "steps": number(v.mean("steps"), ".0f"),
+        }
+        for v, losses in origins.items()
+        if losses and losses[0] is not None
+    )
 
 
-def rate_table(found: "Study") -> list[list[str]]:
-    """Where several learning rates were tried: each variant at the shared rate and at its own best."""
-    from compare.report.analysis import score_of
-    from compare.report.variants import Variant
-
-    ruler, shared = found.ruler, found.rate
-    if ruler is None or shared is None:
+def rate_table(study: Study) -> Rows:
+    """Each variant at the shared learning rate and at its best one; empty if one was tried."""
+    if study.rate is None or study.metric is None:
         return []
     tried: dict[str, dict[float, float]] = {}
-    for v in found.variants:
-        rest = Variant({k: w for k, w in v.factors.items() if k != "optim.lr"}).label
-        score = score_of(v, ruler)
-        if score is not None:
-            tried.setdefault(rest, {})[v.factors["optim.lr"]] = math.exp(score)
-    rows = [
-        [
-            "variant",
-            f"at the shared rate {shared:g}",
-            "best rate",
-            "at its best rate",
-            "change",
-            "remark",
-        ]
-    ]
-    for rest, scores in tried.items():
-        best = min(scores, key=scores.__getitem__)
-        edge = best in (min(scores), max(scores)) and len(scores) > 1
-        at_shared = scores.get(shared)
-        gained = "-" if at_shared is None else f"{scores[best] / at_shared - 1:+.1%}"
-        cells = [rest, number(at_shared, ".2f"), f"{best:g}", f"{scores[best]:.2f}", gained]
-        rows.append([*cells, "the best lies at the edge: try further rates" if edge else ""])
-    return rows
+    for v, quality in study.quality.items():
+        tried.setdefault(v.without("optim.lr").label, {})[v.factors["optim.lr"]] = quality
+    rows = []
+    for label, by_rate in tried.items():
+        best, shared = min(by_rate, key=by_rate.__getitem__), by_rate.get(study.rate)
+        at_edge = len(by_rate) > 1 and best in (min(by_rate), max(by_rate))
+        rows.append(
+            {
+                "variant": label,
+                f"{study.metric.name} at {study.rate:g}": number(shared, ".2f"),
+                "best rate": f"{best:g}",
+                f"{study.metric.name} at best rate": f"{by_rate[best]:.2f}",
+                "change": "-" if shared is None else f"{by_rate[best] / shared - 1:+.1%}",
+                "remark": "best rate at the edge of the range: try further rates"
+                if at_edge
+                else "",
+            }
+        )
+    return table_of(rows)
 
 
-def decoding_table(found: "Study") -> list[list[str]]:
-    """What one more token costs at the full context, in each attention layer: the homework's table."""
-    from compare.cost.counts import decoding_costs
-
-    if found.figure != "decoding":
-        return []
-    rows = [
-        [
-            "variant",
-            "tokens before",
-            "multiply-adds, no cache",
-            "with cache",
-            "saved",
-            "KV numbers kept",
-        ]
-    ]
-    for v in found.variants:
-        config = v.runs[0].config
-        if not config:
-            continue
-        end, layers = decoding_costs(config)[-1], config["model"]["n_layers"]
-        counts = (end.multiply_adds_uncached, end.multiply_adds)
-        cells = [v.label, f"{end.length:,}", *(f"{count / layers:,.0f}" for count in counts)]
-        rows.append([*cells, f"{end.saved:.1%}", f"{end.cache_elements / layers:,.0f}"])
-    return rows
+def decoding_table(study: Study) -> Rows:
+    """Multiply-adds to decode one token at the full context, per attention layer, by count."""
+    ends = {v: decoding_costs(v.runs[0].config)[-1] for v in study.variants if v.runs[0].config}
+    layers = {v: v.runs[0].config["model"]["n_layers"] for v in ends}
+    return table_of(
+        {
+            "variant": v.label,
+            "tokens before": f"{end.length:,}",
+            "without cache": f"{end.multiply_adds_uncached / layers[v]:,.0f}",
+            "with cache": f"{end.multiply_adds / layers[v]:,.0f}",
+            "saved": f"{end.saved:.1%}",
+            "KV numbers stored": f"{end.cache_elements / layers[v]:,.0f}",
+        }
+        for v, end in ends.items()
+    )

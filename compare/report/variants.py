@@ -1,4 +1,4 @@
-"""Variants: runs that differ in their seed alone, and the factors that tell them apart."""
+"""Variants, groups of runs that differ only in their seed, and the factors between them."""
 
 import itertools
 import math
@@ -22,9 +22,9 @@ BARE = ("attn", "pos", "model", "data", "optim")
 
 @dataclass(eq=False)
 class Variant:
-    """Runs that differ in their seed alone."""
+    """Runs that differ only in their seed."""
 
-    factors: dict[str, Any]  # what tells it from the other variants: {"attn": "gqa", "pos": "rope"}
+    factors: dict[str, Any]  # settings that differ from other variants': {"attn": "gqa", ...}
     runs: list[Run] = field(default_factory=list)
 
     @property
@@ -48,9 +48,9 @@ class Variant:
         return list(self.seeds.values())
 
     def values(self, key: str) -> list[float]:
-        """A number of the summaries of its finished runs, where they have it."""
-        found = (run.get(key) for run in self.done)
-        return [v for v in found if isinstance(v, int | float) and math.isfinite(v)]
+        """The finite values of a key in the summaries of its finished runs."""
+        numbers = (run.get(key) for run in self.done)
+        return [x for x in numbers if isinstance(x, int | float) and math.isfinite(x)]
 
     def mean(self, key: str) -> float | None:
         return statistics.fmean(self.values(key)) if self.values(key) else None
@@ -59,19 +59,32 @@ class Variant:
         return statistics.median(self.values(key)) if self.values(key) else None
 
     def first(self, key: str) -> Any:
-        """What its finished runs share: the first one's."""
+        """The value of a key in the summary of its first finished run."""
         return self.done[0].get(key) if self.done else None
+
+    def without(self, *factors: str) -> "Variant":
+        """The same without some factors, and without runs: for its label and its other levels."""
+        return Variant({key: level for key, level in self.factors.items() if key not in factors})
+
+    def level(self, factor: str) -> str:
+        """The level of a factor, as text."""
+        return plain(self.factors.get(factor))
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """The levels of all factors, as text."""
+        return tuple(map(plain, self.factors.values()))
 
 
 def plain(value: Any) -> str:
-    """A config value for people: 0.003, [local,global]."""
+    """A config value as text: 0.003, [local,global]."""
     if isinstance(value, list):
         return f"[{','.join(map(plain, value))}]"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def settings_of(run: Run) -> dict[str, Any]:
-    """All that may tell a run's variant from another's, flat: attn, pos, attn.n_kv_heads, steps, ..."""
+    """The settings that can be factors, flat: attn, pos, attn.n_kv_heads, steps, ..."""
     config = {key: value for key, value in run.config.items() if key not in NO_FACTOR}
     choices = dict(config.pop("choices", {}))
     choices |= {key: run.summary[key] for key in ("attn", "pos", "model") if key in run.summary}
@@ -96,10 +109,10 @@ def flatten(node: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def variants_of(runs: Sequence[Run]) -> tuple[list[Variant], list[str]]:
-    """Runs grouped by what differs between them beside the seed, in their order.
+    """Runs grouped by all settings that differ between them, except the seed; and confounded keys.
 
-    A key that follows from those before it (the KV heads of mha and mqa) tells nothing new and is left
-    out; second, the keys among these that belong to another group than they follow from.
+    A key that is determined by the factors before it (the KV heads of mha and mqa) is no factor. It
+    is confounded if it does not belong to the group of such a factor.
     """
     settings = [settings_of(run) for run in runs if run.config]
     keys = list(dict.fromkeys(key for s in settings for key in s))
@@ -114,18 +127,18 @@ def variants_of(runs: Sequence[Run]) -> tuple[list[Variant], list[str]]:
             confounded.append(key)
     grouped: dict[tuple[str, ...], Variant] = {}
     for run in runs:
-        own = settings_of(run) if run.config else {"run": run.folder.name}
-        mine = {key: own.get(key) for key in (factors if run.config else ["run"])}
-        grouped.setdefault(tuple(map(plain, mine.values())), Variant(mine)).runs.append(run)
-    found = list(grouped.values())
-    if not factors and found and runs[0].config:
-        own = settings_of(runs[0])
-        found[0].factors = {key: own.get(key) for key in ("attn", "pos")}
-    return found, confounded
+        found = settings_of(run) if run.config else {"run": run.folder.name}
+        variant = Variant({key: found.get(key) for key in (factors if run.config else ["run"])})
+        grouped.setdefault(variant.levels, variant).runs.append(run)
+    variants = list(grouped.values())
+    if not factors and variants and runs[0].config:
+        found = settings_of(runs[0])
+        variants[0].factors = {key: found.get(key) for key in ("attn", "pos")}
+    return variants, confounded
 
 
 def adds(key: str, factors: list[str], settings: list[dict[str, Any]]) -> bool:
-    """Whether a key differs between runs that are alike in all of these factors."""
+    """True if a key differs between runs that have the same levels of these factors."""
     seen: dict[tuple[str, ...], str] = {}
     for s in settings:
         cell = tuple(plain(s.get(factor)) for factor in factors)
@@ -135,30 +148,25 @@ def adds(key: str, factors: list[str], settings: list[dict[str, Any]]) -> bool:
 
 
 def matched_width(key: str, runs: Sequence[Run]) -> bool:
-    """Whether a key is the feed-forward's width, differing because `match` made it so."""
+    """True for the feed-forward's width where `match` has set it."""
     stages = (stage for run in runs for stage in run.stages)
     return key == "model.ff_dim" and any(stage.config.get("matched") for stage in stages)
 
 
 def is_baseline(variant: Variant, wanted: dict[str, Any]) -> bool:
-    """Whether a variant has all settings of a baseline, as {"attn": "mha", "attn.n_kv_heads": 2}."""
-    own = settings_of(variant.runs[0])
-    return all(plain(own.get(key)) == plain(value) for key, value in wanted.items())
+    """True if a variant has all these settings: {"attn": "mha", "attn.n_kv_heads": 2}."""
+    settings = settings_of(variant.runs[0])
+    return all(plain(settings.get(key)) == plain(value) for key, value in wanted.items())
 
 
 def pairs(
     variants: Sequence[Variant], factor: str, level: str, base: str
 ) -> list[tuple[Variant, Variant]]:
-    """Variants at a level of a factor, each with the one at `base` that differs in this alone."""
-    others = [
-        {k: plain(v) for k, v in variant.factors.items() if k != factor} for variant in variants
-    ]
+    """Variants at a level of a factor, each with the one at `base` that differs in nothing else."""
     return [
         (one, two)
-        for (one, rest), (two, same) in itertools.product(
-            zip(variants, others, strict=True), repeat=2
-        )
-        if rest == same
-        and plain(one.factors.get(factor)) == level
-        and plain(two.factors.get(factor)) == base
+        for one, two in itertools.product(variants, repeat=2)
+        if one.level(factor) == level
+        and two.level(factor) == base
+        and one.without(factor).levels == two.without(factor).levels
     ]

@@ -1,167 +1,189 @@
 """The report of a sweep: report.html, report.md, results.csv, results.json and figures/."""
 
-import csv
-import io
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:  # what it needs takes seconds to import, and every run starts at this door
-    from compare.report.analysis import Study
-from compare.report.tables import decoding_table, rate_table, stage_table, start_table, table
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
-#: The columns of the table that a terminal has room for.
-SHORT = ("variant", "seeds", "perplexity", "bits per byte", "training perplexity", "against baseline",
-         "real?", "training s", "step x", "peak MiB", "KV bytes/token", "failed")  # fmt: skip
+from compare.report.analysis import Study, analyse_folders
+from compare.report.conclusions import cache_savings, conclusions, methods
+from compare.report.evaluations import evaluation, kinds
+from compare.report.figures import figures
+from compare.report.statistics import Difference
+from compare.report.tables import (
+    Rows,
+    decoding_table,
+    main_table,
+    markdown,
+    rate_table,
+    stage_table,
+    start_table,
+)
+from data.atomic import read_json, replace, write_json
+from train.config.old_spellings import report_keys
+from train.config.options import Reporting
+from train.config.schema import arguments
+from train.record.terminal import columns, printable
 
 
 def report(folder: Path) -> str:
-    """Write the report of a sweep into its folder; the verdict and the table, for a terminal."""
+    """Write the report of a sweep into its folder; its table and conclusions, for a terminal."""
     return write([folder])
 
 
 def write(folders: Sequence[Path], baseline: str | None = None) -> str:
-    """Write the report of these runs into the first folder; the verdict and the table in words.
+    """Write the report of runs into the first folder; its table and conclusions, for a terminal.
 
     Raises ValueError if there are no runs, or no such baseline.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    from compare.report import evaluations as readouts
-    from compare.report.analysis import study
-    from compare.report.conclusions import methods, sentences
-    from compare.report.figures import figures
-    from data.atomic import replace, write_json
-    from train.record.terminal import columns
-
-    found = study(folders, baseline)
-    drawn = figures(found)
-    parts: dict[str, Any] = {
-        "title": found.title,
-        "verdict": sentences(found),
-        "warnings": found.warnings,
-        "table": table(found),
-        "stages": stage_table(found),
-        "starts": start_table(found),
-        "rates": rate_table(found),
-        "decoding": decoding_table(found),
-        "readouts": readouts.tables(found),
-        "methods": methods(found),
-        "samples": samples(found),
-        "failures": failures(found),
-        "figures": drawn,
+    into, study, options = folders[0], analyse_folders(folders, baseline), reporting(folders[0])
+    counted = "decoding" in options.tables
+    content = {
+        "title": options.title or into.name,
+        "verdict": (cache_savings(study) if counted else []) + conclusions(study),
+        "notes": options.notes,
+        "warnings": study.warnings,
+        "sections": sections(study, counted),
+        "methods": methods(study),
+        "samples": samples(study),
+        "figures": figures(study, options),
     }
-    into = folders[0]
     (into / "figures").mkdir(exist_ok=True)
     for old in (into / "figures").glob("*.svg"):
         old.unlink()
-    for figure in drawn:
+    for figure in content["figures"]:
         replace(into / "figures" / f"{figure.name}.svg", figure.file)
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=StrictUndefined,
-        autoescape=lambda name: name is not None and ".html" in name,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters["bold"] = bold
     for name in ("report.html", "report.md"):
-        replace(into / name, templates.get_template(f"{name}.jinja").render(parts))
-    replace(into / "results.csv", results_csv(found))
-    write_json(into / "results.json", results_json(found, parts))
-    said = [line.replace("**", "") for line in parts["verdict"]]
-    said += [f"warning: {line}" for line in found.warnings]
-    shown = [parts["table"][0].index(name) for name in SHORT if name in parts["table"][0]]
-    brief = columns([[row[i] for i in shown] for row in parts["table"]])
-    return "\n".join([brief, "", *said, "", f"report: {into / 'report.html'}"])
+        replace(into / name, TEMPLATES.get_template(f"{name}.jinja").render(content))
+    replace(into / "results.csv", results_csv(study))
+    write_json(into / "results.json", results_json(study, content))
+    lines = [line.replace("**", "") for line in content["verdict"]]
+    lines += [f"warning: {line}" for line in study.warnings]
+    table = columns(main_table(study, short=True))
+    return "\n".join([table, "", *lines, "", f"report: {into / 'report.html'}"])
 
 
-def bold(text: str) -> Any:
-    """Words between ** in bold, all else escaped."""
-    from markupsafe import Markup, escape
+def reporting(folder: Path) -> Reporting:
+    """The options of a sweep's report; the defaults for runs that were no sweep.
 
-    pieces = str(escape(text)).split("**")
-    return Markup("".join(f"<b>{p}</b>" if i % 2 else p for i, p in enumerate(pieces)))
-
-
-def samples(found: "Study") -> list[tuple[str, str]]:
-    """What the first finished run of each variant wrote, stage by stage."""
-    from train.record.terminal import printable
-
-    shown = []
-    for v in found.compared:
-        for run in (v.done or v.runs)[:1]:
-            several = len(run.stages) > 1
-            for number, stage in enumerate(run.stages, 1):
-                if stage.sample.strip():
-                    name = f"{v.label}, after stage {number}" if several else v.label
-                    shown.append((name, printable(stage.sample)[:800]))
-    return shown
+    Raises ValueError if its sweep.json has others than a config may have.
+    """
+    path = folder / "sweep.json"
+    saved = report_keys(read_json(path) if path.exists() else {})
+    return Reporting(**arguments("report", saved, Reporting)[0])
 
 
-def failures(found: "Study") -> list[list[str]]:
-    """Runs without a result, and why."""
-    rows = [["run", "state", "reason", "last step"]]
-    for run in (run for v in found.variants for run in v.runs if run.over and not run.done):
-        state = [str(run.status.get(key) or "-") for key in ("state", "reason", "last_step")]
-        rows.append([run.folder.name, *state])
-    return rows if len(rows) > 1 else []
+def bold(text: str) -> Markup:
+    """HTML with the words between ** in bold."""
+    parts = str(escape(text)).split("**")
+    return Markup("".join(f"<b>{part}</b>" if i % 2 else part for i, part in enumerate(parts)))
 
 
-def results_csv(found: "Study") -> str:
-    """One row a run, those of earlier stages included: its state and its whole summary."""
-    runs = [stage for v in found.variants for run in v.runs for stage in run.stages]
-    keys = list(dict.fromkeys(key for run in runs for key in run.summary if key != "parent"))
-    file = io.StringIO()
-    rows = csv.writer(file, lineterminator="\n")
-    rows.writerow(["run", "state", "reason", *keys])
-    for run in dict.fromkeys(runs):
-        values = [run.summary.get(key) for key in keys]
-        cells = [json.dumps(v) if isinstance(v, list) else "" if v is None else v for v in values]
-        rows.writerow(
-            [run.folder.name, run.status.get("state"), run.status.get("reason") or "", *cells]
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    undefined=StrictUndefined,
+    autoescape=lambda name: name is not None and ".html" in name,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.filters |= {"bold": bold, "markdown": markdown}
+
+
+def sections(study: Study, decoding: bool) -> list[tuple[str, str, Rows]]:
+    """Headings, notes and tables that have rows."""
+    loss = "Training loss is the mean of the last 50 iterations."
+    every = [
+        ("Table", "", main_table(study)),
+        ("By stage", loss, stage_table(study)),
+        ("Initialised from another run", "", start_table(study)),
+        ("By learning rate", "", rate_table(study)),
+        (
+            "Multiply-adds to decode one token, per attention layer",
+            "",
+            decoding_table(study) if decoding else [],
+        ),
+        *((e.heading, "", e.table(study)) for e in (evaluation(kind, study) for kind in kinds())),
+        ("Runs without a result", "", failures(study)),
+    ]
+    return [section for section in every if len(section[-1]) > 1]
+
+
+def samples(study: Study) -> list[tuple[str, str]]:
+    """Text generated by the first finished run of each variant, stage by stage."""
+    runs = [(v, run) for v in study.compared for run in (v.done or v.runs)[:1]]
+    return [
+        (
+            v.label if len(run.stages) == 1 else f"{v.label}, after stage {number}",
+            printable(stage.sample)[:800],
         )
-    return file.getvalue()
+        for v, run in runs
+        for number, stage in enumerate(run.stages, 1)
+        if stage.sample.strip()
+    ]
 
 
-def results_json(found: "Study", parts: dict[str, Any]) -> dict[str, Any]:
-    """All that the report says, for programs."""
-    from dataclasses import asdict
+def failures(study: Study) -> Rows:
+    """Runs without a result, with state, reason and last step; empty without any."""
+    runs = [run for v in study.variants for run in v.runs if run.over and not run.done]
+    keys = ("state", "reason", "last_step")
+    rows = [[run.folder.name, *(str(run.status.get(key) or "-") for key in keys)] for run in runs]
+    return [["run", "state", "reason", "last step"], *rows] if rows else []
 
+
+def results_csv(study: Study) -> str:
+    """One row per run, those of earlier stages included: its state and its whole summary."""
+    runs = dict.fromkeys(stage for v in study.variants for run in v.runs for stage in run.stages)
+    rows = [
+        {
+            "run": run.folder.name,
+            "state": run.status.get("state"),
+            "reason": run.status.get("reason"),
+        }
+        | {k: json.dumps(x) if isinstance(x, list) else x for k, x in run.summary.items()}
+        for run in runs
+    ]
+    table = pd.DataFrame(rows, dtype=object).drop(columns="parent", errors="ignore")
+    return str(table.to_csv(index=False, lineterminator="\n"))
+
+
+def results_json(study: Study, content: dict[str, Any]) -> dict[str, Any]:
+    """All facts of the report, for programs."""
     return {
-        "title": found.title,
-        "metric": found.ruler.key if found.ruler else None,
-        "baseline": found.baseline.label,
-        "shared_rate": found.rate,
-        "verdict": [line.replace("**", "") for line in parts["verdict"]],
-        "warnings": found.warnings,
+        "title": content["title"],
+        "metric": study.metric.key if study.metric else None,
+        "baseline": study.baseline.label,
+        "shared_rate": study.rate,
+        "verdict": [line.replace("**", "") for line in content["verdict"]],
+        "warnings": study.warnings,
         "variants": [
             {
                 "label": v.label,
                 "factors": v.factors,
                 "seeds": sorted(v.seeds),
                 "runs": [run.folder.name for run in v.runs],
-                "difference": judged(found.rows.get(i)),
-                "time": judged(found.times.get(i)),
+                "difference": difference_json(study.differences.get(v)),
+                "time": difference_json(study.times.get(v)),
                 "means": {key: v.mean(key) for key in MEANS},
             }
-            for i, v in enumerate(found.variants)
+            for v in study.variants
         ],
         "comparisons": [
-            asdict(c) | {"quality": judged(c.quality), "time": judged(c.time)}
-            for c in found.comparisons
+            asdict(c) | {"quality": difference_json(c.quality), "time": difference_json(c.time)}
+            for c in study.comparisons
         ],
-        "methods": parts["methods"],
-        "failures": parts["failures"][1:],
+        "methods": content["methods"],
+        "failures": failures(study)[1:],
     }
 
 
-def judged(difference: Any) -> dict[str, Any] | None:
-    """A difference of logarithms, and whether it is called real."""
-    from dataclasses import asdict
-
-    return None if difference is None else asdict(difference) | {"real": difference.real}
+def difference_json(difference: Difference | None) -> dict[str, Any] | None:
+    """A difference of logarithms; `real` is true if it is significant."""
+    return None if difference is None else asdict(difference) | {"real": difference.significant}
 
 
 MEANS = ("val_perplexity", "val_bits_per_byte", "train_loss", "train_seconds", "step_ms", "tokens_per_second",

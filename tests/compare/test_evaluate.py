@@ -218,8 +218,8 @@ def test_decoding_is_timed_and_its_cache_counted_and_the_report_shows_it(
         assert min(value for key, value in row.items() if not key.endswith("iqr")) > 0
     write([runs / "rope", runs / "learned"])
     report = (runs / "rope/report.md").read_text()
-    assert "### Generation" in report
-    assert "### What the heads look at" in report
+    assert "### Decoding speed" in report
+    assert "### Attention heads" in report
     assert {"decode.svg", "attention.svg"} <= {p.name for p in (runs / "rope/figures").iterdir()}
 
 
@@ -413,7 +413,7 @@ def test_a_new_evaluation_shows_means_over_seeds() -> None:
     rows: list[Answer] = [{"k": 1, "x": 0.5, "y": None}, {"k": 1, "x": 1.5, "y": None}]
     done = [SimpleNamespace(answer=lambda kind, row=row: {"rows": [row]}) for row in rows]
     study: Any = SimpleNamespace(variants=[SimpleNamespace(label="rope", done=done)])
-    header, line = evaluations.table("new", study)
+    header, line = evaluations.evaluation("new", study).table(study)
     assert header == ["variant", "k", "x", "y"]
     assert line == ["rope", "1", "1 (-5.353 to 7.353)", "not defined"]
 

@@ -12,16 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from scipy import stats
 
 from cli import calibrate as honesty
 from cli.report import main
-from compare.report.analysis import study
-from compare.report.conclusions import sentences
-from compare.report.figures import FIGURES, pareto, smooth, styles_of
+from compare.report.analysis import analyse_folders
+from compare.report.conclusions import conclusions
+from compare.report.evaluations import KNOWN
+from compare.report.figures import FIGURES, pareto, smooth
 from compare.report.runs import read
-from compare.report.statistics import family, mean_interval, paired, seeds_needed
+from compare.report.statistics import Difference, correct, mean_interval, paired, seeds_needed
+from compare.report.style import styles_of
 from compare.report.variants import variants_of
 from compare.report.write import report
 from model.likelihood import perplexity
@@ -67,7 +70,13 @@ def write(tmp_path: Path) -> Write:
 
 
 def said(folder: Path) -> str:
-    return "\n".join(sentences(study([folder])))
+    return "\n".join(conclusions(analyse_folders([folder])))
+
+
+def difference(folder: Path) -> Difference:
+    """That of the only variant beside the baseline."""
+    (found,) = analyse_folders([folder]).differences.values()
+    return found
 
 
 def grid(write: Write, effects: dict[str, float], noise: list[float], **more: Any) -> Path:
@@ -89,7 +98,7 @@ def test_a_paired_test_is_the_textbooks() -> None:
     assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
     assert mean_interval([1.0, 2.0, 3.0])[1] == pytest.approx(2 - 4.302653 / math.sqrt(3), abs=1e-5)
     assert paired([0.5]).p is None
-    assert not family([paired([0.5])])[0].real
+    assert not correct([paired([0.5])])[0].significant
 
 
 def test_many_comparisons_are_judged_together() -> None:
@@ -101,8 +110,8 @@ def test_many_comparisons_are_judged_together() -> None:
     for rank, i in enumerate(order):
         worst = max(worst, min(1, ps[i] * (4 - rank)))
         expected[i] = worst
-    assert [d.adjusted for d in family(found)] == [pytest.approx(expected[i]) for i in range(4)]
-    assert any(d.p < 0.05 < d.adjusted for d in family(found))
+    assert [d.adjusted for d in correct(found)] == [pytest.approx(expected[i]) for i in range(4)]
+    assert any(d.p < 0.05 < d.adjusted for d in correct(found))
 
 
 def test_noise_is_called_noise_and_two_deviations_are_found() -> None:
@@ -110,12 +119,12 @@ def test_noise_is_called_noise_and_two_deviations_are_found() -> None:
 
     def share(mean: float, seeds: int, comparisons: int = 1) -> float:
         drawn = (
-            family(
+            correct(
                 [paired([draw.gauss(mean, 1) for _ in range(seeds)]) for _ in range(comparisons)]
             )
             for _ in range(400)
         )
-        return sum(any(d.real for d in found) for found in drawn) / 400
+        return sum(any(d.significant for d in found) for found in drawn) / 400
 
     assert share(0, 6) <= 0.07
     assert share(0, 3, comparisons=4) <= 0.07
@@ -151,9 +160,9 @@ def test_the_report_is_honest_about_equal_runs(write: Write) -> None:
 def test_a_real_difference_is_said_with_its_size_and_interval(write: Write) -> None:
     folder = grid(write, {"learned": 0.0, "rope": -0.1}, [0.0, 0.3, -0.2])
     text = said(folder)
-    assert re.search(r"\*\*rope\*\* against \*\*learned\*\*: lowers perplexity by 9\.\d% "
+    assert re.search(r"\*\*rope\*\* vs\. \*\*learned\*\*: lowers perplexity by 9\.\d% "
                      r"\(95% interval -1\d\.\d% to -9\.\d%, 3 seeds\)", text)  # fmt: skip
-    assert study([folder]).rows[1].real
+    assert difference(folder).significant
 
 
 def test_noise_says_how_many_seeds_would_settle_it(write: Write) -> None:
@@ -161,17 +170,17 @@ def test_noise_says_how_many_seeds_would_settle_it(write: Write) -> None:
         for seed, loss in enumerate(losses):
             folder = write(f"{attn}{seed}", loss, f"attn={attn}", f"seed={seed}")
     text = said(folder.parent)
-    assert "perplexity inside the noise" in text
-    assert re.search(r"about \d+ seeds would settle it|more than 100 seeds would", text)
-    assert "saves 83% of the KV cache" in text
+    assert "no significant difference in perplexity" in text
+    assert re.search(r"about \d+ needed|more than 100 needed", text)
+    assert "83% less KV cache" in text
 
 
 def test_one_seed_is_no_verdict(write: Write) -> None:
     write("a", 3.0, "pos=learned")
     folder = write("b", 2.0, "pos=rope").parent
-    assert "one seed, which tells no difference from noise" in said(folder)
-    assert any("one seed" in line for line in study([folder]).warnings)
-    assert not study([folder]).rows[1].real
+    assert "one seed: significance unknown" in said(folder)
+    assert any("one seed" in line for line in analyse_folders([folder]).warnings)
+    assert not difference(folder).significant
 
 
 def test_a_factor_is_compared_over_its_partners_within_each_seed(write: Write) -> None:
@@ -187,7 +196,7 @@ def test_a_factor_is_compared_over_its_partners_within_each_seed(write: Write) -
                 + 0.01 * i * seed
             )
             folder = write(f"{attn}{pos}{seed}", loss, f"attn={attn}", f"pos={pos}", f"seed={seed}")
-    found = study([folder.parent], "attn=mha pos=rope")
+    found = analyse_folders([folder.parent], "attn=mha pos=rope")
     (attn, pos) = found.comparisons
     assert (attn.factor, attn.level, set(attn.partners)) == ("attn", "mqa", {"none", "rope"})
     assert attn.quality.mean == pytest.approx(0.1 + 0.02)
@@ -195,7 +204,7 @@ def test_a_factor_is_compared_over_its_partners_within_each_seed(write: Write) -
     assert attn.quality.n == 3
     assert attn.ratios["kv_cache_bytes_per_token"] == pytest.approx(1 / 6)
     shutil.rmtree(folder.parent / "mqanone2")
-    (attn, pos, both) = study([folder.parent], "attn=mha pos=rope").comparisons
+    (attn, pos, both) = analyse_folders([folder.parent], "attn=mha pos=rope").comparisons
     assert (both.level, both.base, both.quality.n) == ("mqa none", "mha rope", 2)
     assert (attn.quality.n, attn.partners) == (
         3,
@@ -207,15 +216,24 @@ def test_a_factor_is_compared_over_its_partners_within_each_seed(write: Write) -
 def test_perplexity_is_not_compared_across_corpora_or_tokenizers(write: Write) -> None:
     write("a", 3.0)
     folder = write("b", 2.0, "pos=rope", data_fingerprint="another").parent
-    assert study([folder]).ruler is None
-    assert any("different corpora" in line for line in study([folder]).warnings)
+    assert analyse_folders([folder]).metric is None
+    assert any("different corpora" in line for line in analyse_folders([folder]).warnings)
     assert "perplexity" not in said(folder)
     (folder / "b/summary.json").write_text(
         (folder / "b/summary.json").read_text().replace("another", "text").replace("codec", "other")
     )
-    found = study([folder])
-    assert found.ruler.name == "bits per byte"
-    assert found.rows[1].mean == pytest.approx(math.log(2.0 / 3.0))
+    found = analyse_folders([folder])
+    assert found.metric.name == "bits per byte"
+    assert difference(folder).mean == pytest.approx(math.log(2.0 / 3.0))
+
+
+def test_a_terminal_shows_quality_whatever_it_is_measured_in(write: Write) -> None:
+    write("a", 3.0)
+    folder = write("b", 2.0, "pos=rope", tokenizer_sha256="other").parent
+    header, first, *_ = report(folder).splitlines()
+    assert "bits per byte" in header
+    assert "1.5000" in first
+    assert "perplexity" not in header
 
 
 @pytest.mark.parametrize(
@@ -236,16 +254,18 @@ def test_suspicious_comparisons_are_flagged(
         write(f"a{seed}", 3.0 + seed, f"seed={seed}", curve=[5.0, 4.0, 3.0] if seed == 0 else None)
         more = change if seed == 0 or "curve" not in change else {}
         folder = write(f"b{seed}", 2.0 + seed, "pos=rope", f"seed={seed}", **more)
-    warnings = study([folder.parent]).warnings
+    warnings = analyse_folders([folder.parent]).warnings
     assert any(warning in line for line in warnings) if warning else not warnings
 
 
 def test_kernels_that_were_asked_for_are_the_factor_and_no_fault(write: Write) -> None:
     for kernel in ("matmul", "flash"):
         folder = write(f"{kernel}", 3.0, f"kernel={kernel}", kernel=kernel).parent
-    assert not any("kernel" in line for line in study([folder]).warnings)
+    assert not any("kernel" in line for line in analyse_folders([folder]).warnings)
     write("gqa", 3.0, "kernel=flash", "attn=gqa", kernel="matmul")
-    (line,) = (line for line in study([folder]).warnings if "Different attention kernels" in line)
+    (line,) = (
+        line for line in analyse_folders([folder]).warnings if "Different attention kernels" in line
+    )
     assert "flash: mha kernel=flash; matmul: gqa kernel=flash" in line
 
 
@@ -255,7 +275,7 @@ def test_the_same_losses_with_less_memory_are_no_fault(write: Write) -> None:
         for memory in ("full", "lean"):
             switches = (f"seed={seed}", f"memory={memory}")
             folder = write(f"{memory}{seed}", 3.0 + seed, *switches, curve=curve).parent
-    assert not any("bit-identical" in line for line in study([folder]).warnings)
+    assert not any("bit-identical" in line for line in analyse_folders([folder]).warnings)
 
 
 def test_runs_from_before_a_key_existed_are_of_the_same_variant(write: Write) -> None:
@@ -277,7 +297,9 @@ def test_what_follows_from_another_switch_is_no_switch(write: Write) -> None:
     variants, confounded = variants_of(read([folder]))
     assert [v.label for v in variants] == ["mha", "gqa n_kv_heads=2", "gqa n_kv_heads=3"]
     assert confounded == []
-    found = study([folder])  # no two differ in one key alone: each is set against the baseline
+    found = analyse_folders(
+        [folder]
+    )  # no two differ in one key alone: each is set against the baseline
     assert [(c.level, c.base) for c in found.comparisons] == [
         ("gqa n_kv_heads=2", "mha"),
         ("gqa n_kv_heads=3", "mha"),
@@ -302,7 +324,7 @@ def test_learning_rates_are_compared_at_a_shared_one_and_at_each_ones_best(write
     losses = {("mha", 1e-3): 3.0, ("mha", 3e-3): 2.5, ("mqa", 1e-3): 2.8, ("mqa", 3e-3): 2.9}
     for (attn, rate), loss in losses.items():
         folder = write(f"{attn}{rate}", loss, f"attn={attn}", f"optim.lr={rate}")
-    found = study([folder.parent])
+    found = analyse_folders([folder.parent])
     assert found.rate == 3e-3
     assert [v.label for v in found.compared] == ["mha lr=0.003", "mqa lr=0.003"]
     assert found.baseline.factors == {"attn": "mha", "optim.lr": 3e-3}
@@ -313,7 +335,7 @@ def test_learning_rates_are_compared_at_a_shared_one_and_at_each_ones_best(write
 
 def test_a_sweep_of_the_learning_rate_alone_compares_rates(write: Write) -> None:
     write("a", 3.0, "optim.lr=1e-3")
-    found = study([write("b", 2.5, "optim.lr=3e-3").parent])
+    found = analyse_folders([write("b", 2.5, "optim.lr=3e-3").parent])
     assert found.rate is None
     assert [(c.factor, c.level) for c in found.comparisons] == [("optim.lr", "0.003")]
 
@@ -334,7 +356,7 @@ def test_a_loss_that_is_not_finite_counts_nowhere_and_spoils_nothing(write: Writ
     write("zhuge", 800.0, "pos=none", "seed=1")
     printed = report(folder)
     assert "zodd ended with a loss that is not finite" in printed
-    assert "rope against learned: lowers perplexity" in printed
+    assert "rope vs. learned: lowers perplexity" in printed
 
 
 def test_a_seed_that_failed_early_does_not_cut_the_others(write: Write) -> None:
@@ -343,7 +365,7 @@ def test_a_seed_that_failed_early_does_not_cut_the_others(write: Write) -> None:
     (folder / "summary.json").unlink()
     (folder / "status.json").write_text('{"state": "failed", "reason": "x", "last_step": 1}')
     (folder / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 99.0}\n')
-    (variant,) = study([folder.parent]).variants
+    (variant,) = analyse_folders([folder.parent]).variants
     assert [run.folder.name for run in variant.done] == ["a0", "a1"]
     report(folder.parent)
     assert (folder.parent / "figures/training.svg").exists()
@@ -356,7 +378,7 @@ def test_each_run_counts_once_and_is_not_its_own_parent(write: Write, tmp_path: 
     assert len(read([parent, tuned])) == 2  # both were named
     assert len(read([parent, parent.parent])) == 1
     write("runs/again", 3.5)
-    found = study([parent.parent])
+    found = analyse_folders([parent.parent])
     assert any("more than one run with the same seed" in line for line in found.warnings)
 
 
@@ -367,12 +389,12 @@ def test_times_are_not_compared_across_settings_of_the_machine(
     for seed in range(3):
         write(f"a{seed}", 3.0 + seed, f"seed={seed}")
         folder = write(f"b{seed}", 2.0 + seed, "pos=rope", f"seed={seed}", **change)
-    found = study([folder.parent])
+    found = analyse_folders([folder.parent])
     assert found.times == {}
     assert all(c.time is None for c in found.comparisons)
-    assert "time of a step" not in said(folder.parent)
+    assert "step time" not in said(folder.parent)
     assert (
-        "| training x |"
+        "| training time (relative) |"
         not in (report(folder.parent), (folder.parent / "report.md").read_text())[1]
     )
 
@@ -381,26 +403,90 @@ def test_no_two_variants_look_alike(write: Write) -> None:
     for attn in ("mha", "gqa", "mqa"):
         for pos in ("learned", "rope", "none", "t5"):
             folder = write(f"{attn}{pos}", 3.0, f"attn={attn}", f"pos={pos}")
-    found = study([folder.parent])
+    found = analyse_folders([folder.parent])
     styles = styles_of(found)
     assert len({(s.colour, s.line) for s in styles.values()}) == 12
     few = replace(found, variants=found.variants[:8])
     assert len({(s.colour, s.line) for s in styles_of(few).values()}) == 8
 
 
-def test_a_figure_is_named_after_its_question(write: Write) -> None:
+def manifest(folder: Path, **report: object) -> None:
+    """Make a folder of runs the folder of a sweep whose report has these options."""
+    runs = sorted(path.parent for path in folder.glob("*/status.json"))
+    cells = [{"name": path.name, "config": {}, "parent": None} for path in runs]
+    content = {"baseline": None, "cells": cells, **report}
+    (folder / "sweep.json").write_text(json.dumps(content))
+
+
+def test_a_config_names_the_leading_figure_its_file_its_notes_and_a_table(write: Write) -> None:
+    folder = grid(write, {"learned": 0.0, "rope": -0.1}, [0.0, 0.3, -0.2])
+    (folder / "broken").mkdir()  # a run that left no config
+    (folder / "broken/status.json").write_text('{"state": "failed", "reason": "x"}')
+    options = {"title": "Loss", "figure": "training", "figure_file": "one", "tables": ["decoding"]}
+    manifest(folder, **options, notes=["Beware of the **dog**."])
+    report(folder)
+    page = (folder / "report.md").read_text()
+    assert page.startswith("# Loss\n")
+    assert "![one](figures/one.svg)\n\nLoss. Training loss" in page
+    assert "- Beware of the **dog**." in page
+    assert "<p>Beware of the <b>dog</b>.</p>" in (folder / "report.html").read_text()
+    assert "| learned | 128 |" in page
+    assert page.count("with a KV cache: after") == 2
+    assert {p.name for p in (folder / "figures").iterdir()} >= {"one.svg", "quality.svg"}
+
+
+def test_a_run_that_left_no_config_is_a_variant_of_its_own(write: Write) -> None:
+    folder = write("a", 3.0).parent
+    (folder / "broken").mkdir()
+    (folder / "broken/status.json").write_text('{"state": "failed", "reason": "x"}')
+    found = analyse_folders([folder])
+    assert [v.label for v in found.variants] == ["mha learned", "run=broken"]
+    assert found.warnings[0] == "1 of 2 runs have no result: broken (x)."
+    assert not any("confounded" in line for line in found.warnings)
+
+
+def test_a_report_without_options_has_no_table_of_decoding(write: Write) -> None:
+    folder = grid(write, {"learned": 0.0, "rope": -0.1}, [0.0])
+    manifest(folder, title=None, figure="quality", figure_file=None, tables=[], notes=[])
+    report(folder)
+    page = (folder / "report.md").read_text()
+    assert page.startswith(f"# {folder.name}\n")
+    assert "Multiply-adds to decode" not in page
+    assert page.index("quality.svg") < page.index("training.svg")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"figure_file": "../mine"}, r"report.figure_file='../mine' may hold letters"),
+        ({"tables": ["x"]}, "report.tables=x: no such choice"),
+        ({"figure": "x"}, "report.figure=x: no such choice"),
+        ({"notes": "x"}, "report.notes=x is not a list"),
+    ],
+)
+def test_a_sweep_cannot_ask_for_what_no_config_may(
+    option: dict[str, Any], message: str, write: Write
+) -> None:
+    manifest(write("a", 3.0).parent, **option)
+    with pytest.raises(ValueError, match=message):
+        report(write("b", 3.0).parent)
+
+
+def test_sweeps_from_before_these_options_keep_their_names_and_tables(write: Write) -> None:
+    """The title named the file of the leading figure, and the figure `decoding` brought a table."""
     folder = grid(write, {"learned": 0.0, "rope": -0.1}, [0.0])
     title = "Questions 1 and 2: text, and loss"
-    cells = [{"name": p.name, "config": {}, "parent": None} for p in sorted(folder.iterdir())]
-    manifest = {"title": title, "figure": "training", "baseline": None, "cells": cells}
-    (folder / "sweep.json").write_text(json.dumps(manifest))
+    manifest(folder, title=title, figure="training")
     report(folder)
     assert (folder / "figures/question-1.svg").exists()
     assert f"{title}. Training loss" in (folder / "report.md").read_text()
+    manifest(folder, title="mine", figure="decoding")
+    report(folder)
+    assert "Multiply-adds to decode" in (folder / "report.md").read_text()
 
 
 def test_every_figure_that_a_config_may_name_exists() -> None:
-    assert list(FIGURES) == options.FIGURES
+    assert [*FIGURES, *KNOWN] == options.FIGURES
 
 
 def test_the_page_stands_alone_and_runs_nothing(write: Write) -> None:
@@ -456,6 +542,6 @@ def test_a_variant_is_on_the_front_if_none_beats_it_in_both() -> None:
 
 def test_a_smoothed_curve_keeps_its_mean_and_does_not_mix_stages() -> None:
     curve = [(step, 1.0 if step <= 500 else 9.0) for step in range(1, 1001)]
-    reduced = smooth(curve, [500])
-    assert {loss for _, loss in reduced} == {1.0, 9.0}
+    reduced = smooth(pd.Series(dict(curve)).to_frame(), [500])
+    assert set(reduced[0]) == {1.0, 9.0}
     assert len(reduced) == 100

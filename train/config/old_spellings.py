@@ -1,5 +1,6 @@
 """Configs that earlier versions wrote, in today's spelling: the one place that knows the old ones."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +43,25 @@ def modernise(config: Config) -> Config:
     if isinstance(config.get("pos"), dict):
         keys = {"fraction": "rotary_fraction", "original_len": "original_max_len"}
         config["pos"] = {keys.get(key, key): value for key, value in config["pos"].items()}
+    if isinstance(config.get("report"), dict):
+        config["report"] = report_keys(config["report"])
     return config
+
+
+def report_keys(saved: Config) -> Config:
+    """The keys under `report` of a saved config, or of a sweep.json.
+
+    The title once named the file of the leading figure, and the figure brought its table.
+    """
+    question = re.match(r"questions? (\d+)", str(saved.get("title")), re.IGNORECASE)
+    before = {
+        "title": None,
+        "figure": None,
+        "figure_file": f"question-{question[1]}" if question else None,
+        "tables": ["decoding"] if saved.get("figure") == "decoding" else [],
+        "notes": [],
+    }
+    return {key: saved.get(key, value) for key, value in before.items()}
 
 
 def attention(node: Any) -> Any:

@@ -47,8 +47,7 @@ class Settings:
         choose("convert", self.convert, dict.fromkeys(HOW))
         choose("memory", self.memory, dict.fromkeys(("full", "lean")))
         choose("kernel", self.kernel, dict.fromkeys(KERNELS))
-        if self.name is not None and not re.fullmatch(r"\w[\w.-]*", self.name):
-            raise ValueError(f"name={self.name!r} may hold letters, digits, '-', '_' and '.' alone")
+        check_file_name("name", self.name)
 
     @property
     def rows(self) -> int:
@@ -72,19 +71,33 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Reporting:
-    """What a sweep's report is called, and the figure that it leads with: the keys under report."""
+    """Title, leading figure, additional tables and notes of a report: the keys under report."""
 
     title: str | None
     figure: str | None
+    figure_file: str | None
+    tables: list[str]
+    notes: list[str]
 
     def __post_init__(self) -> None:
         if self.figure is not None:
             choose("report.figure", self.figure, dict.fromkeys(FIGURES))
+        for table in self.tables:
+            choose("report.tables", table, dict.fromkeys(TABLES))
+        check_file_name("report.figure_file", self.figure_file)
 
 
 FIGURES = (
     "training validation quality differences grid heads rates decoding length decode attention"
 ).split()
+TABLES = ["decoding"]
+
+
+def check_file_name(key: str, name: str | None) -> None:
+    """Raise ValueError for a name with a path in it, or other characters than these."""
+    if name is not None and not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(f"{key}={name!r} may hold letters, digits, '-', '_' and '.' alone")
+
 
 #: Keys of train.yaml that are no scalars of one run.
 APART = (

@@ -85,8 +85,7 @@ def write_manifest(parent: Path, planned: list[Cell], first: Config, baseline: s
     others = [e for e in manifest(parent).get("known", []) if e["identity"] not in now]
     content = {
         "command": sys.argv,
-        "title": first["report"]["title"] or parent.name,
-        "figure": first["report"]["figure"],
+        **first["report"],
         "baseline": baseline,
         "cells": cells,
         "known": others + [{"identity": cell.identity, "name": cell.name} for cell in planned],
