@@ -14,7 +14,7 @@ from compare.report import style
 from compare.report.analysis import Study
 from compare.report.statistics import mean_interval, with_interval
 from compare.report.style import Draw, Drawing, Styles
-from compare.report.tables import Rows, exp_with_interval
+from compare.report.tables import Rows, exp_with_interval, table_of
 from compare.report.variants import Variant
 from train.config.compose import choices_of
 from train.config.schema import Config
@@ -22,7 +22,7 @@ from train.config.schema import Config
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A kind of evaluation in a report; its table is a header alone without answers."""
+    """A kind of evaluation in a report; without answers, its table has no rows."""
 
     heading: str
     table: Callable[[Study], Rows]
@@ -63,7 +63,7 @@ def length_table(study: Study) -> Rows:
     """Perplexity by context: a row for each variant, and for each way to scale its positions."""
     losses = length_losses(study)
     if losses.empty:
-        return [["perplexity at context"]]
+        return []
     cells = losses.groupby(["label", "context"], sort=False).loss.agg(perplexity_cell).unstack()
     cells = cells.reindex(losses.label.unique()).fillna("")
     header = ["perplexity at context", *(f"{context:,}" for context in cells)]
@@ -208,23 +208,22 @@ HEAD = {
 
 def attention_table(study: Study) -> Rows:
     """Means over heads and runs, the strongest induction head, and losses on repeated tokens."""
-    header = ["variant", "distance, tokens", "entropy, nats", "weight on first token", "strongest induction head",
-              "loss, random tokens", "loss, repeated"]  # fmt: skip
-    rows = []
-    for v in study.variants:
-        if answers := answers_of(v, "attention"):
-            heads = pd.concat(map(heads_of, answers), keys=range(len(answers)))
-            repeated = pd.DataFrame(answer["repeated_tokens"] for answer in answers)
-            means = [
-                f"{heads.distance.mean():.1f}",
-                f"{heads.entropy.mean():.2f}",
-                f"{heads['first'].mean():.3f}",
-                f"{heads.induction.groupby(level=0).max().mean():.3f}",
-                f"{repeated['first'].mean():.3f}",
-                f"{repeated.again.mean():.3f}",
-            ]
-            rows.append([v.label, *means])
-    return [header, *rows]
+    answers = {v: found for v in study.variants if (found := answers_of(v, "attention"))}
+    heads = {v: [heads_of(answer) for answer in found] for v, found in answers.items()}
+    means = {v: pd.concat(runs).mean() for v, runs in heads.items()}
+    losses = {v: pd.DataFrame(a["repeated_tokens"] for a in answers[v]).mean() for v in answers}
+    return table_of(
+        {
+            "variant": v.label,
+            "distance, tokens": f"{means[v].distance:.1f}",
+            "entropy, nats": f"{means[v].entropy:.2f}",
+            "weight on first token": f"{means[v]['first']:.3f}",
+            "strongest induction head": f"{statistics.fmean(x.induction.max() for x in heads[v]):.3f}",
+            "loss, random tokens": f"{losses[v]['first']:.3f}",
+            "loss, repeated": f"{losses[v].again:.3f}",
+        }
+        for v in answers
+    )
 
 
 def heads_of(answer: Config) -> pd.DataFrame:

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure as Canvas
 
 from compare.cost.counts import DecodingCost, decoding_costs
 from compare.report import style
 from compare.report.analysis import Study
 from compare.report.evaluations import evaluation, kinds
 from compare.report.statistics import LEVEL
-from compare.report.style import Canvas, Draw, Drawing, Figure, Styles
+from compare.report.style import Draw, Drawing, Figure, Styles
 from compare.report.variants import Variant
 from train.config.options import Reporting
 

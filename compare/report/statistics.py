@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -85,11 +86,8 @@ def correct(family: Sequence[Difference]) -> list[Difference]:
     With it, the chance that any is called significant although none differs stays at 5 %.
     """
     tested = sorted((d.p, i) for i, d in enumerate(family) if d.p is not None)
-    adjusted: dict[int, float] = {}
-    largest = 0.0
-    for rank, (p, i) in enumerate(tested):
-        largest = max(largest, min(1.0, p * (len(tested) - rank)))
-        adjusted[i] = largest
+    scaled = [min(1.0, p * (len(tested) - rank)) for rank, (p, _) in enumerate(tested)]
+    adjusted = dict(zip([i for _, i in tested], accumulate(scaled, max), strict=True))
     corrected = [replace(d, adjusted=adjusted.get(i)) for i, d in enumerate(family)]
     alpha = (1 - LEVEL) / max(1, len(tested))
     return [

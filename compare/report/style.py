@@ -125,8 +125,10 @@ def legend(axes: Any, lines: int) -> None:
 
 def legend_below(figure: Canvas, axes: Any) -> None:
     """The legend of several panels, below them, with the labels of one of them."""
-    handles = axes.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False)
+    handles, labels = axes.get_legend_handles_labels()
+    fitting = 118 // (8 + max(map(len, labels)))  # columns; a figure is about 118 characters wide
+    ncols = max(1, min(4, fitting))
+    figure.legend(handles, labels, loc="outside lower center", ncols=ncols, frameon=False)
 
 
 def svg(figure: Canvas, name: str) -> str:

@@ -43,7 +43,7 @@ def write(folders: Sequence[Path], baseline: str | None = None) -> str:
     """
     into, study, options = folders[0], analyse_folders(folders, baseline), reporting(folders[0])
     counted = "decoding" in options.tables
-    content = {
+    content: dict[str, Any] = {
         "title": options.title or into.name,
         "verdict": (cache_savings(study) if counted else []) + conclusions(study),
         "notes": options.notes,

@@ -24,7 +24,7 @@ from compare.report.evaluations import KNOWN
 from compare.report.figures import FIGURES, pareto, smooth
 from compare.report.runs import read
 from compare.report.statistics import Difference, correct, mean_interval, paired, seeds_needed
-from compare.report.style import styles_of
+from compare.report.style import canvas, legend_below, styles_of
 from compare.report.variants import variants_of
 from compare.report.write import report
 from model.likelihood import perplexity
@@ -521,6 +521,7 @@ def test_the_results_are_there_for_programs(write: Write) -> None:
         float(rows[0]["val_loss"])
         == json.loads((folder / "learned0/summary.json").read_text())["val_loss"]
     )
+    assert (rows[0]["params"], rows[0]["kernel"]) == ("1000", "matmul")
     found = json.loads((folder / "results.json").read_text())
     assert found["baseline"] == "rope"
     (learned,) = (v for v in found["variants"] if v["label"] == "learned")
@@ -536,12 +537,36 @@ def test_the_results_are_there_for_programs(write: Write) -> None:
         main([str(folder), "bas=x"])
 
 
+def test_a_cell_of_the_results_is_what_the_summary_says(write: Write) -> None:
+    write("a", 3.0, kernel=["flash", "matmul"], params=None, compiled=True)
+    folder = write("b", 2.5, "pos=rope", only_here=7).parent
+    report(folder)
+    first, second = csv.DictReader((folder / "results.csv").open())
+    assert (first["kernel"], first["params"], first["compiled"]) == (
+        '["flash", "matmul"]',
+        "",
+        "True",
+    )
+    assert (second["params"], second["only_here"], first["only_here"]) == ("1000", "7", "")
+    assert (first["reason"], second["val_loss"]) == ("", "2.5")
+
+
+def test_a_legend_of_long_labels_fits_its_figure() -> None:
+    figure, panels = canvas(2, height=3.0)
+    for i in range(6):
+        panels[0].plot([0, 1], label=f"n_kv_heads={i} max_len=128 schedule=constant")
+    legend_below(figure, panels[0])
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert legend.get_window_extent().width <= figure.bbox.width
+
+
 def test_a_variant_is_on_the_front_if_none_beats_it_in_both() -> None:
     assert pareto([(3, 1), (1, 3), (2, 2), (3, 3), (2.5, 2)]) == [(1, 3), (2, 2), (3, 1)]
 
 
 def test_a_smoothed_curve_keeps_its_mean_and_does_not_mix_stages() -> None:
-    curve = [(step, 1.0 if step <= 500 else 9.0) for step in range(1, 1001)]
-    reduced = smooth(pd.Series(dict(curve)).to_frame(), [500])
+    curve = [(step, 1.0 if step <= 505 else 9.0) for step in range(1, 1001)]
+    reduced = smooth(pd.Series(dict(curve)).to_frame(), [505])
     assert set(reduced[0]) == {1.0, 9.0}
-    assert len(reduced) == 100
+    assert len(reduced) == 101  # of 10 steps each, but the two beside the end of the stage
