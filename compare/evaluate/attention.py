@@ -1,11 +1,12 @@
-"""Attention heads: mean distance, entropy, weight on the first token, induction.
+"""Attention heads: mean distance, entropy, weight on the first token, induction, and their pictures.
 
-Shapes: B windows, T tokens, H heads.
+Shapes: B windows, T tokens, Q queries, H heads, C cells of a map.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from model.position.base import Positions
 from train.config.schema import Config, at_least
 from train.record.terminal import tracked
 
+HELD = 0.9  # of a query's weight
+CELLS = 64  # most rows and columns of a map: longer contexts are pooled
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -26,21 +30,26 @@ class Options:
 
     split: str | None
     num_windows: int
+    maps: int
 
     def __post_init__(self) -> None:
         at_least(1, self, "num_windows")
+        at_least(0, self, "maps")
+        if self.maps > self.num_windows:
+            raise ValueError(f"maps={self.maps} must be at most num_windows={self.num_windows}")
         check_split(self.split)
 
 
 def evaluate(selector: RunSelector, options: Options) -> int:
     """`python eval.py run=DIR,... eval=attention`."""
     folders = tracked(selector.runs, "reading attention")
-    return publish("attention", selector, (measure(selector, run, options) for run in folders))
+    answers = (measure(selector, run, options) for run in folders)
+    return publish("attention", selector, answers, "attention_distance", "attention_maps")
 
 
 def measure(selector: RunSelector, folder: Path, options: Options) -> tuple[Path, Config]:
     """Readouts of every head, on text and on random tokens that are repeated once."""
-    run = selector.load(folder)
+    run = selector.load(folder, allow_untrained=True)
     for attention in run.model.attention_layers:
         if not attention.has_weights:
             raise ValueError(f"run={folder}: {type(attention).__name__} has no attention weights")
@@ -60,6 +69,8 @@ def measure(selector: RunSelector, folder: Path, options: Options) -> tuple[Path
         "context": length,
         "layers": layers,
         "even": uniform_readouts(length),
+        "distances": distance_names(length),
+        "maps": [m.means for m in head_maps(run, windows[: options.maps])] if options.maps else [],
         "repeated_tokens": {"length": repeated.size(1) // 2, "first": first, "again": again},
     }
 
@@ -72,48 +83,126 @@ def random_repeats(run: LoadedRun, rows: int) -> Tensor:
     return torch.cat((once, once), dim=1)
 
 
+def distance_starts(length: int) -> list[int]:
+    """The distances that begin a bucket: 0, 1, 2, 4, 8, ... below a length in tokens."""
+    return [0, *(2**i for i in range((length - 1).bit_length()))]
+
+
+def distance_names(length: int) -> list[str]:
+    """The buckets of distances below a length: 0, 1, 2-3, 4-7, ..."""
+    starts = distance_starts(length)
+    ends = [*starts[1:], length]
+    return [
+        f"{first}-{end - 1}" if end - first > 1 else f"{first}"
+        for first, end in zip(starts, ends, strict=True)
+    ]
+
+
+def by_distance(weights: Tensor, distance: Tensor, length: int) -> Tensor:
+    """Weights (..., T) on keys at distances (..., T), summed over each bucket below a length."""
+    edges = torch.tensor(distance_starts(length)[1:], device=distance.device)
+    bucket = torch.bucketize(distance, edges, right=True)  # 0 for keys ahead: they weigh nothing
+    one_hot = F.one_hot(bucket, len(edges) + 1).to(weights.dtype)
+    return torch.einsum("...qt,qtb->...qb", weights, one_hot)
+
+
+def keys_held(weights: Tensor, share: float = HELD) -> Tensor:
+    """The fewest keys that hold a share of a query's weights (..., T), the last one in part: (...).
+
+    Of uniform attention over n keys, share * n.
+    """
+    largest = weights.sort(dim=-1, descending=True).values
+    missing = share - (largest.cumsum(dim=-1) - largest)  # before each key
+    tiny = torch.finfo(weights.dtype).tiny
+    return (missing / largest.clamp_min(tiny)).clamp(0, 1).sum(dim=-1)
+
+
+class Reader(Protocol):
+    """What takes the attention weights of a layer, window by window."""
+
+    def add(self, weights: Tensor, pos: Tensor) -> None:
+        """Take attention weights (B, H, T, T) of tokens at positions (T,)."""
+
+
 @dataclass
 class LayerReadouts:
-    """Sums over the queries in the later half of each window, by head (H,)."""
+    """Sums over the queries in the later half of each window, by head (H, ...)."""
 
     half: int  # queries before it have few keys to choose from
     sums: dict[str, Tensor] = field(default_factory=dict)
     queries: int = 0
 
     def add(self, weights: Tensor, pos: Tensor) -> None:
-        """Add attention weights (B, H, T, T) of tokens at positions (T,)."""
         late = pos >= self.half
-        weights, distance = weights[:, :, late], (pos[late, None] - pos).float()
+        weights, distance = weights[:, :, late], pos[late, None] - pos  # (B, H, Q, T), (Q, T)
         self.queries += weights.size(0) * weights.size(2)
         terms = {
-            "distance": weights * distance,
-            "entropy": torch.special.entr(weights),
-            "first": weights * (pos == 0),
-            "induction": weights * (distance == self.half - 1),  # after the same token before
+            "distance": (weights * distance).sum(dim=3),
+            "entropy": torch.special.entr(weights).sum(dim=3),
+            "first": weights[..., 0],
+            "induction": (weights * (distance == self.half - 1)).sum(dim=3),  # on what came after
+            "keys_held": keys_held(weights) / (pos[late] + 1),  # of those visible
+            "mass": by_distance(weights, distance, len(pos)),
         }
-        for name, term in terms.items():
-            self.sums[name] = self.sums.get(name, 0) + term.sum(dim=(0, 2, 3)).double().cpu()
+        for name, term in terms.items():  # (B, H, Q, ...)
+            self.sums[name] = self.sums.get(name, 0) + term.sum(dim=(0, 2)).double().cpu()
 
     @property
     def means(self) -> dict[str, list[float]]:
-        """Means over queries, one number per head."""
+        """Means over queries: one number per head, of `mass` a list of one per bucket."""
         return {name: (total / self.queries).tolist() for name, total in self.sums.items()}
 
 
-@torch.no_grad()
+@dataclass
+class LayerMap:
+    """The mean attention matrix of each head, pooled to at most CELLS rows and columns."""
+
+    total: Tensor | float = 0.0  # (H, C, C)
+    windows: int = 0
+
+    def add(self, weights: Tensor, pos: Tensor) -> None:
+        T = weights.size(3)
+        cells = min(T, CELLS)
+        cell = F.one_hot(torch.arange(T, device=pos.device) * cells // T, cells).float()  # (T, C)
+        queries = cell / cell.sum(dim=0)  # their mean; of keys the sum, so that rows sum to 1
+        self.total = self.total + torch.einsum("bhqt,qc,td->hcd", weights, queries, cell).cpu()
+        self.windows += weights.size(0)
+
+    @property
+    def means(self) -> list[list[list[float]]]:
+        """Weight by head, cell of queries and cell of keys, to four digits."""
+        assert isinstance(self.total, Tensor)
+        heads = (self.total / self.windows).tolist()
+        return [[[round(x, 4) for x in row] for row in head] for head in heads]
+
+
 def head_readouts(run: LoadedRun, windows: Tensor) -> list[dict[str, list[float]]]:
     """The mean readouts of each layer's heads over windows (B, T)."""
-    layers = [LayerReadouts(windows.size(1) // 2) for _ in run.model.attention_layers]
+    readers = [LayerReadouts(windows.size(1) // 2) for _ in run.model.attention_layers]
+    return [layer.means for layer in read_attention(run, windows, readers)]
 
-    def observe(layer: LayerReadouts) -> Callable[[Attention, tuple[Tensor, Positions]], None]:
+
+def head_maps(run: LoadedRun, windows: Tensor) -> list[LayerMap]:
+    """The mean attention matrices of each layer's heads over windows (B, T)."""
+    return read_attention(run, windows, [LayerMap() for _ in run.model.attention_layers])
+
+
+R = TypeVar("R", bound=Reader)
+
+
+@torch.no_grad()
+def read_attention(run: LoadedRun, windows: Tensor, readers: list[R]) -> list[R]:
+    """Have a reader per layer take its attention weights over windows (B, T), one by one."""
+
+    def observe(reader: Reader) -> Callable[[Attention, tuple[Tensor, Positions]], None]:
         def add(attention: Attention, inputs: tuple[Tensor, Positions]) -> None:
             x, positions = inputs[:2]
-            layer.add(attention.weights(x, positions), positions.pos)
+            reader.add(attention.weights(x, positions), positions.pos)
 
         return add
 
-    pairs = zip(run.model.attention_layers, layers, strict=True)
-    hooks = [attention.register_forward_pre_hook(observe(layer)) for attention, layer in pairs]
+    pairs = zip(run.model.attention_layers, readers, strict=True)
+    hooks = [attention.register_forward_pre_hook(observe(reader)) for attention, reader in pairs]
     try:
         with run.device.autocast():
             for window in windows.split(1):
@@ -121,7 +210,7 @@ def head_readouts(run: LoadedRun, windows: Tensor) -> list[dict[str, list[float]
     finally:
         for hook in hooks:
             hook.remove()
-    return [layer.means for layer in layers]
+    return readers
 
 
 @torch.no_grad()
@@ -134,13 +223,18 @@ def repeat_losses(run: LoadedRun, repeated: Tensor) -> tuple[float, float]:
     return nats[:, : half - 1].mean().item(), nats[:, half:].mean().item()
 
 
-def uniform_readouts(length: int) -> dict[str, float]:
+def uniform_readouts(length: int) -> dict[str, float | list[float]]:
     """The readouts of attention that is uniform over all visible keys."""
-    keys = torch.arange(length // 2, length).double() + 1  # visible to each query of later half
+    pos = torch.arange(length)
+    distance = pos[length // 2 :, None] - pos  # (Q, T), queries of the later half
+    keys = pos[length // 2 :].double() + 1  # visible to each
+    weights = (distance >= 0) / keys[:, None]
     share = (1 / keys).mean().item()
     return {
         "distance": ((keys - 1) / 2).mean().item(),
         "entropy": keys.log().mean().item(),
         "first": share,
         "induction": share,
+        "keys_held": HELD,
+        "mass": by_distance(weights, distance, length).mean(dim=0).tolist(),
     }

@@ -16,24 +16,31 @@ from train.config.schema import Config
 from train.record.terminal import columns
 
 
-def publish(kind: str, selector: RunSelector, answers: Iterable[tuple[Path, Config]]) -> int:
+def publish(
+    kind: str, selector: RunSelector, answers: Iterable[tuple[Path, Config]], *more: str
+) -> int:
     """Write each answer to eval/KIND.json in its run folder; show all as a table and a figure.
 
-    Both go to eval/ in the nearest folder that holds all runs. The reports of sweeps are rewritten.
+    `more` names further tables and figures of the same answers. All go to eval/ in the nearest
+    folder that holds all runs. The reports of sweeps are rewritten.
     """
     for folder, answer in answers:
         (folder / "eval").mkdir(exist_ok=True)
         write_json(folder / "eval" / f"{kind}.json", answer)
     study = analyse(read(selector.folders))
-    shown = evaluation(kind, study)
-    rows = shown.table(study)
-    print(columns(rows))
     into = Path(os.path.commonpath(selector.folders)) / "eval"
     into.mkdir(exist_ok=True)
-    replace(into / f"{kind}.md", markdown(rows))
-    if drawn := render(kind, shown.draw, study, styles_of(study)):
-        replace(into / f"{kind}.svg", drawn.file)
-    print(f"\nwritten: {into / kind}.md" + (" and .svg" if drawn else ""))
+    for name in (kind, *more):
+        shown, written = evaluation(name, study), []
+        if len(rows := shown.table(study)) > 1:
+            print(columns(rows))
+            replace(into / f"{name}.md", markdown(rows))
+            written.append(".md")
+        if drawn := render(name, shown.draw, study, styles_of(study)):
+            replace(into / f"{name}.svg", drawn.file)
+            written.append(".svg")
+        if written:
+            print(f"\nwritten: {into / name}{' and '.join(written)}\n")
     for sweep in (f for f in selector.folders if (f / "sweep.json").exists()):
         report(sweep)
         print(f"report:  {sweep / 'report.html'}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.colors import PowerNorm
 
 from compare.report import style
 from compare.report.analysis import Study
@@ -238,15 +239,7 @@ def attention_figure(study: Study, styles: Styles) -> Drawing | None:
         return None
     figure, panels = style.canvas(4, height=5.6, rows=2)
     for axes, (statistic, label) in zip(panels, HEAD.items(), strict=True):
-        for i, (v, answer) in enumerate(shown.items()):
-            heads = heads_of(answer)
-            aside = heads.layer + 0.6 * ((i + 0.5) / len(shown) - 0.5)
-            dots = styles[v].plot | {"linestyle": "", "alpha": 0.75}
-            axes.plot(aside, heads[statistic], label=v.label, **dots)
-        for level in {answer["even"][statistic] for answer in shown.values()}:
-            axes.axhline(level, color=style.INK, linewidth=0.8, linestyle=":")
-        axes.set_xticks(range(1, 1 + max(len(answer["layers"]) for answer in shown.values())))
-        axes.set(xlabel="layer", ylabel=label)
+        head_dots(axes, shown, styles, statistic, label)
     style.legend_below(figure, panels[0])
     return figure, (
         "Attention weights, one dot per head, in the first run of each variant: mean distance in tokens, entropy, "
@@ -256,10 +249,124 @@ def attention_figure(study: Study, styles: Styles) -> Drawing | None:
     )
 
 
+def head_dots(
+    axes: Any, shown: dict[Variant, Config], styles: Styles, statistic: str, label: str
+) -> None:
+    """A statistic of each head as a dot, by layer, the variants side by side; dotted, of uniform attention."""
+    for i, (v, answer) in enumerate(shown.items()):
+        heads = heads_of(answer)
+        aside = heads.layer + 0.6 * ((i + 0.5) / len(shown) - 0.5)
+        dots = styles[v].plot | {"linestyle": "", "alpha": 0.75}
+        axes.plot(aside, heads[statistic], label=v.label, **dots)
+    for level in {answer["even"][statistic] for answer in shown.values()}:
+        axes.axhline(level, color=style.INK, linewidth=0.8, linestyle=":")
+    axes.set_xticks(range(1, 1 + max(len(answer["layers"]) for answer in shown.values())))
+    axes.set(xlabel="layer", ylabel=label)
+
+
+def distance_answers(study: Study) -> dict[Variant, list[Config]]:
+    """The answers with weights by distance, which earlier versions did not write."""
+    found = {v: [a for a in answers_of(v, "attention") if "distances" in a] for v in study.variants}
+    return {v: answers for v, answers in found.items() if answers}
+
+
+KEYS = "keys for 90 %"
+
+
+def distance_means(answer: Config) -> pd.Series:
+    """Weight by distance, then the share of keys that hold 90 % of it: means over heads."""
+    heads = heads_of(answer)
+    means = [*np.stack(heads.mass.tolist()).mean(axis=0), heads.keys_held.mean()]
+    return pd.Series(means, [*answer["distances"], KEYS])
+
+
+def uniform_means(answer: Config) -> pd.Series:
+    """The same of uniform attention."""
+    even = answer["even"]
+    return pd.Series([*even["mass"], even["keys_held"]], [*answer["distances"], KEYS])
+
+
+def distance_table(study: Study) -> Rows:
+    """Attention weight by distance in tokens, means over heads and runs, beside uniform attention's."""
+    rows: dict[str, pd.Series] = {}
+    uniform: dict[str, pd.Series] = {}
+    for v, answers in distance_answers(study).items():
+        rows[v.label] = pd.concat(map(distance_means, answers), axis=1).mean(axis=1)
+        uniform |= {f"uniform over {a['context']:,} tokens": uniform_means(a) for a in answers}
+    rows |= uniform
+    names = {name for row in rows.values() for name in row.index} - {KEYS}
+    columns = [*sorted(names, key=lambda name: [*map(int, name.split("-"))]), KEYS]
+    cells = (
+        [label, *("" if np.isnan(x) else f"{x:.3f}" for x in row.reindex(columns))]
+        for label, row in rows.items()
+    )
+    return [["attention weight at distance", *columns], *cells]
+
+
+def distance_figure(study: Study, styles: Styles) -> Drawing | None:
+    """Attention weight against distance, and the share of keys that hold 90 % of it, by head."""
+    found = distance_answers(study)
+    if not found:
+        return None
+    figure, (left, right) = style.canvas(2, height=4.0)
+    for v, answers in found.items():
+        mass = pd.concat(map(distance_means, answers), axis=1).mean(axis=1).drop(KEYS)
+        left.plot(mass, label=v.label, linewidth=1.4, **styles[v].plot)
+    for answer in {a["context"]: a for answers in found.values() for a in answers}.values():
+        left.plot(uniform_means(answer).drop(KEYS), color=style.INK, linewidth=0.8, linestyle=":")
+    left.set(xlabel="distance, tokens", ylabel="attention weight", ylim=(0, None))
+    left.tick_params(axis="x", labelrotation=45)
+    shown = {v: answers[0] for v, answers in found.items()}
+    head_dots(right, shown, styles, "keys_held", "share of keys that hold 90 % of the weight")
+    right.set_ylim(0, 1)
+    style.legend_below(figure, left)
+    return figure, (
+        "Left: attention weight by distance, mean over heads, runs and the later half of the queries in real "
+        "text. Right: the smallest share of the visible keys that holds 90 % of a query's weight, one dot per "
+        "head, in the first run of each variant. Dotted: attention uniform over all keys."
+    )
+
+
+def maps_figure(study: Study, styles: Styles) -> Drawing | None:
+    """The mean attention matrix of each head of each variant's first run: layers down, heads across."""
+    rows = [
+        (f"{v.label}\nlayer {layer}", [np.array(head) for head in heads])
+        for v in study.variants
+        for answer in answers_of(v, "attention")[:1]
+        for layer, heads in enumerate(answer.get("maps", []), 1)
+    ]
+    if not rows:
+        return None
+    across = max(len(heads) for _, heads in rows)
+    height = 0.3 + len(rows) * min(7.2 / across, 2.4)
+    figure, panels = style.canvas(across * len(rows), height, rows=len(rows))
+    grid = np.atleast_1d(panels).reshape(len(rows), across)
+    # The first query has one key to attend to: its weight of 1 says nothing.
+    largest = max(head[1:].max(initial=0) for _, heads in rows for head in heads)
+    norm = PowerNorm(0.5, vmin=0, vmax=largest or 1)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[], frame_on=False)
+    for panel, (label, heads) in zip(grid, rows, strict=True):
+        panel[0].set_ylabel(label)
+        for axes, head in zip(panel, heads, strict=False):
+            past = np.where(np.tri(len(head)) > 0, head, np.nan)
+            image = axes.imshow(past, cmap="cividis", norm=norm, interpolation="nearest")
+    for number, axes in enumerate(grid[0], 1):
+        axes.set_title(f"head {number}", fontsize="medium")
+    figure.colorbar(image, ax=list(grid.flat), label="weight", fraction=0.03)
+    return figure, (
+        "Mean attention matrices: queries down, keys across, both from the first token of a window, in the first "
+        "run of each variant. Long contexts are pooled: a cell is the mean over its queries of the weight on all "
+        "of its keys. The colour is proportional to the square root of the weight."
+    )
+
+
 KNOWN = {
     "length": Evaluation("Length extrapolation", length_table, length_figure),
     "decode": Evaluation("Decoding speed", decode_table, decode_figure),
     "attention": Evaluation("Attention heads", attention_table, attention_figure),
+    "attention_distance": Evaluation("Attention by distance", distance_table, distance_figure),
+    "attention_maps": Evaluation("Attention maps", lambda study: [], maps_figure),
 }
 
 

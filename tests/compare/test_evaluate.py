@@ -1,5 +1,6 @@
 """Evaluation of finished runs: exact scores, length, decoding, attention, and what is refused."""
 
+import itertools
 import json
 import math
 import os
@@ -29,6 +30,7 @@ from compare.evaluate.dataset import open_text
 from compare.evaluate.load import LoadedRun, RunSelector, environment_variables
 from compare.report import evaluations
 from compare.report.statistics import ratio_interval
+from compare.report.variants import Variant
 from compare.report.write import write
 from data.tokenizer import END_OF_TEXT, encode
 from model.likelihood import token_nll
@@ -261,8 +263,142 @@ def test_the_readouts_of_even_attention_are_those_of_counting(runs: Path) -> Non
         torch.nn.init.zeros_(layer.q.weight)  # type: ignore[arg-type, union-attr]
     expected = attention.uniform_readouts(16)
     for layer in attention.head_readouts(run, attention.random_repeats(run, 2)):
+        assert layer.keys() == expected.keys()
         for readout, heads in layer.items():
-            assert heads == pytest.approx([expected[readout]] * 4, rel=1e-5)
+            assert np.array(heads) == pytest.approx(np.array([expected[readout]] * 4), rel=1e-5)
+
+
+def test_distances_lie_in_buckets_that_double() -> None:
+    assert attention.distance_names(1) == ["0"]
+    assert attention.distance_names(16) == ["0", "1", "2-3", "4-7", "8-15"]
+    assert attention.distance_names(20)[-2:] == ["8-15", "16-19"]
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 16, 20])
+def test_the_weight_at_all_distances_is_one_and_that_of_even_attention_a_share_of_keys(
+    length: int,
+) -> None:
+    pos = torch.arange(length)
+    distance = pos[:, None] - pos
+    drawn = torch.rand(3, length, length, generator=torch.Generator().manual_seed(0)).tril()
+    drawn = drawn / drawn.sum(dim=-1, keepdim=True)
+    found = attention.by_distance(drawn, distance, length)
+    torch.testing.assert_close(found.sum(dim=-1), torch.ones(3, length))
+    even = torch.ones(length, length).tril() / (pos[:, None] + 1)
+    starts = [*attention.distance_starts(length), length]
+    for query, buckets in enumerate(attention.by_distance(even, distance, length)):
+        keys = [len(range(a, min(b, query + 1))) for a, b in itertools.pairwise(starts)]
+        torch.testing.assert_close(buckets, torch.tensor(keys) / (query + 1))
+
+
+def test_the_keys_that_hold_most_of_the_weight_are_counted_by_size() -> None:
+    for n in (1, 3, 10, 1000):
+        even = torch.full((n,), 1 / n)
+        assert attention.keys_held(even).item() == pytest.approx(0.9 * n, rel=1e-3)
+    weights = torch.tensor([[0.1, 0.0, 0.7, 0.2], [0.0, 0.95, 0.05, 0.0], [0.5, 0.0, 0.0, 0.5]])
+    expected = torch.tensor([2.0, 0.9 / 0.95, 1.8])
+    torch.testing.assert_close(attention.keys_held(weights), expected)
+
+
+def readouts_of(attn: str, pos: str, *overrides: str) -> list[dict[str, Any]]:
+    """The readouts of an untrained model on 64 random tokens."""
+    model = build(attn, pos, "model.max_len=64", *overrides)
+    run: Any = SimpleNamespace(model=model, device=Device("cpu", torch.float32))
+    return attention.head_readouts(run, tokens(4, 64))
+
+
+def test_a_window_leaves_no_weight_beyond_it() -> None:
+    for layer in readouts_of("sliding", "rope", "attn.window=4"):
+        mass = np.array(layer["mass"])  # (H, buckets)
+        assert (mass[:, :3] > 0.1).all()  # distances 0, 1, 2-3
+        assert (mass[:, 3:] == 0).all()
+        assert max(layer["keys_held"]) < 4 / 32  # of at least 33 keys
+    assert all(np.array(layer["mass"]).min() > 0 for layer in readouts_of("mha", "rope"))
+
+
+def test_alibi_orders_heads_by_reach() -> None:
+    """Slopes fall from head to head, so each one reaches further and spreads wider than the one before."""
+    for layer in readouts_of("mha", "alibi"):
+        for readout in ("distance", "entropy", "keys_held"):
+            assert layer[readout] == sorted(layer[readout])
+            assert len(set(layer[readout])) == 4
+        far = [head[-1] for head in layer["mass"]]
+        assert far == sorted(far)
+
+
+@pytest.mark.parametrize("pos", ["learned", "rope", "none"])
+def test_all_heads_start_nearly_even(pos: str) -> None:
+    even = attention.uniform_readouts(64)
+    for layer in readouts_of("mha", pos):
+        for head in layer["mass"]:
+            assert head == pytest.approx(even["mass"], abs=1e-3)
+        assert layer["keys_held"] == pytest.approx([0.9] * 4, abs=0.01)
+
+
+def test_an_untrained_run_is_read_too(text: Path, tmp_path: Path) -> None:
+    places = [f"data.path={text}", f"data.cache={tmp_path}/cache", f"out={tmp_path}/run"]
+    assert run_training(compose([*RUN, *places, "steps=0"])) == 0
+    asked = [f"run={tmp_path}/run", "eval=attention", "num_windows=2", "threads=1"]
+    assert evaluate([*asked, "device=cpu", "dtype=float32"]) == 0
+    found = json.loads((tmp_path / "run/eval/attention.json").read_text())
+    assert found["step"] == 0
+    assert found["layers"][0]["keys_held"] == pytest.approx([0.9] * 4, abs=0.02)
+
+
+@pytest.mark.parametrize("length", [16, 150])
+def test_a_map_is_the_mean_attention_matrix_pooled(length: int) -> None:
+    model = build("gqa", "alibi", f"model.max_len={length}")
+    run: Any = SimpleNamespace(model=model, device=Device("cpu", torch.float32))
+    text = tokens(3, length)
+    maps = attention.head_maps(run, text)
+    found = np.array(maps[0].means)
+    cells = min(length, attention.CELLS)
+    assert found.shape == (4, cells, cells)
+    assert found.sum(axis=2) == pytest.approx(np.ones((4, cells)), abs=cells * 1e-4)
+    assert (np.triu(found, 1) == 0).all()
+    with torch.no_grad():
+        x = model.blocks[0].attention_norm(model.embed(text))
+        weights = model.attention_layers[0].weights(x, model.position.at(torch.arange(length)))
+    ends = [np.flatnonzero(np.arange(length) * cells // length == c)[[0, -1]] for c in range(cells)]
+    (top, bottom), (left, right) = ends[cells // 2], ends[cells // 4]
+    block = weights.mean(dim=0)[:, top : bottom + 1, left : right + 1]
+    expected = block.sum(dim=2).mean(dim=1).numpy()
+    assert found[:, cells // 2, cells // 4] == pytest.approx(expected, abs=1e-4)
+
+
+def test_attention_by_distance_and_maps_are_shown_and_reported(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [f"run={runs}/rope,{runs}/learned", "eval=attention", "num_windows=2", "threads=1"]
+    assert evaluate([*asked, "dtype=float32"]) == 0
+    assert not (runs / "eval/attention_maps.svg").exists()
+    assert evaluate([*asked, "maps=2", "dtype=float32"]) == 0
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    header = next(line for line in printed if line[:4] == ["attention", "weight", "at", "distance"])
+    assert header[4:] == ["0", "1", "2-3", "4-7", "8-15", "keys", "for", "90", "%"]
+    even = next(line for line in printed if line[:3] == ["uniform", "over", "16"])
+    expected = attention.uniform_readouts(16)
+    assert even[4:] == [f"{x:.3f}" for x in [*expected["mass"], 0.9]]
+    found = json.loads((runs / "rope/eval/attention.json").read_text())
+    assert np.array(found["maps"]).shape == (3, 4, 16, 16)  # layers, heads, queries, keys
+    picture = (runs / "eval/attention_maps.svg").read_text()
+    assert picture.count("<image") >= 2 * 3 * 4
+    assert "head 4" in picture
+    write([runs / "rope", runs / "learned"])
+    report = (runs / "rope/report.md").read_text()
+    assert "### Attention by distance\n\n| attention weight at distance | 0 | 1 | 2-3 |" in report
+    figures = {path.name for path in (runs / "rope/figures").iterdir()}
+    assert {"attention_distance.svg", "attention_maps.svg"} <= figures
+
+
+def test_answers_of_earlier_versions_have_no_distances() -> None:
+    old = {"layers": [{"distance": [1.0], "entropy": [1.0], "first": [0.1], "induction": [0.1]}]}
+    run: Any = SimpleNamespace(done=True, seed=0, answer=lambda kind: old)
+    study: Any = SimpleNamespace(variants=[Variant({"pos": "rope"}, [run])])
+    for kind in ("attention_distance", "attention_maps"):
+        shown = evaluations.evaluation(kind, study)
+        assert len(shown.table(study)) <= 1
+        assert shown.draw(study, {}) is None
 
 
 def test_reading_attention_leaves_the_model_as_it_was(runs: Path) -> None:
@@ -339,6 +475,11 @@ def always(token: int) -> Callable[..., Tensor]:
         (["run={runs}/rope", "eval=length", "scalings=[rope_x]"], "scalings=rope_x"),
         (["run={runs}/rope", "eval=decode", "contexts=[8]"], r"contexts=\[8\] must be above"),
         (["run={runs}/rope", "eval=decode", "batch_sizes=[0]"], "batch_sizes="),
+        (["run={runs}/rope", "eval=attention", "maps=-1"], "maps=-1 must be at least 0"),
+        (
+            ["run={runs}/rope", "eval=attention", "maps=17"],
+            "maps=17 must be at most num_windows=16",
+        ),
         (["run={runs}/rope", "reference={runs}/cache"], "is not a run"),
         (["run={runs}/rope", "data.path={runs}/nothing.txt"], "no such file"),
     ],

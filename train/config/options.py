@@ -96,7 +96,8 @@ class Reporting:
 
 
 FIGURES = (
-    "training validation quality differences grid heads rates decoding length decode attention"
+    "training validation quality differences grid heads rates decoding length decode attention "
+    "attention_distance attention_maps"
 ).split()
 TABLES = ["decoding"]
 
