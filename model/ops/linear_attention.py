@@ -107,7 +107,7 @@ def delta(
     for i, (q_c, k_c, v_c, gate, b) in enumerate(chunks_of(chunk, q, k, v, log_gate, rate)):
         b, total = b[..., None], gate.cumsum(dim=2)[..., None]  # (B, H, c, 1)
         decay = (total - total.mT).tril().exp().tril()  # (B, H, c, c), from one token to another
-        inverse = unit_lower_inverse((b * decay * (k_c @ k_c.mT)).tril(-1))
+        inverse = unit_lower_inverse((decay * ((b * k_c) @ k_c.mT)).tril(-1))
         weights = decay * (q_c @ k_c.mT)
         if state is None:
             u = inverse @ (b * v_c)  # (B, H, c, Dv)

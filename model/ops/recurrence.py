@@ -1,8 +1,9 @@
 """The Elman and LSTM recurrences, each next to its plain form.
 
 A loop over tokens with a backward pass of its own: autograd's would sum one gradient of the weight
-per token, and takes four times as long on a CPU. torch's fused LSTM is about as fast, but has no
-other activations, and its FLOPs are not counted.
+per token, and takes four times as long on a CPU. torch's fused LSTM is about as fast, but its FLOPs
+are not counted, and torch has no network with `slide`. torch.compile unrolls the loop: compilation
+takes time in proportion to the length.
 
 Shapes: B batch, T tokens, R width.
 """

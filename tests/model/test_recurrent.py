@@ -16,13 +16,12 @@ from model.attention.grouped import MHA
 from model.attention.recurrent.elman import Elman
 from model.attention.recurrent.lstm import LSTM
 from model.attention.recurrent.network import Network
-from model.ops.recurrence import elman, elman_reference, lstm, lstm_reference
+from model.ops.recurrence import elman, elman_reference, lstm, lstm_reference, slide
 from model.position.base import Position, Positions
 from model.shape import Shape
 from train.setup.match import compose_matched
 
 NETWORKS = ("elman", "lstm")
-Gradients = tuple[Tensor, ...]
 
 
 def shape(dim: int) -> Shape:
@@ -59,6 +58,7 @@ def test_an_elman_network_by_hand_detects_that_both_events_have_happened() -> No
     x = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 1.0], [0.0, 0.0]]])
     detected = network(x, no_positions(2, 5))[0, :, 0].clamp(0, 1)
     assert detected.tolist() == [0, 0, 0, 1, 1]
+    assert slide(torch.tensor([-1.0, 0.25, 2.0])).tolist() == [0, 0.25, 1]
     # whatever the order, and however often: 1 from the step on at which both have been seen
     for events in itertools.product([(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)], repeat=4):
         x = torch.tensor([events])
@@ -97,7 +97,7 @@ def test_a_forget_gate_without_input_keeps_what_one_plus_zero_says() -> None:
 
 def hand_gradients(
     x: Tensor, w: Tensor, h0: Tensor, c0: Tensor, grad_h: Tensor, grad_c: Tensor
-) -> Gradients:
+) -> tuple[Tensor, ...]:
     """Of an LSTM's x (B, T, 4 R), w, h0 and c0, gate by gate, as one writes them on paper."""
     hs, cs, gates = [h0], [c0], []
     for t in range(x.size(1)):
