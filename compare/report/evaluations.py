@@ -210,7 +210,7 @@ def attention_table(study: Study) -> Rows:
     """Means over heads and runs, the strongest induction head, and losses on repeated tokens."""
     answers = {v: found for v in study.variants if (found := answers_of(v, "attention"))}
     heads = {v: [heads_of(answer) for answer in found] for v, found in answers.items()}
-    means = {v: pd.concat(runs).mean() for v, runs in heads.items()}
+    means = {v: pd.concat(runs).mean(numeric_only=True) for v, runs in heads.items()}
     losses = {v: pd.DataFrame(a["repeated_tokens"] for a in answers[v]).mean() for v in answers}
     return table_of(
         {
