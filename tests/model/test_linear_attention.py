@@ -247,6 +247,16 @@ def test_states_stay_in_float32_in_a_bfloat16_model(attn: str) -> None:
     assert {x.dtype for layer in cache.layers for x in layer.state} == {torch.float32}
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("attn", [*MIXERS, "elman", "lstm"])
+def test_a_state_keeps_no_other_memory_alive(attn: str) -> None:
+    """Not that of the tokens whose last one it is a view of."""
+    cache = build(attn, "none").new_cache(16)
+    build(attn, "none")(tokens(1, 16), cache)
+    for x in (x for layer in cache.layers for x in layer.state):
+        assert x.untyped_storage().nbytes() == x.nbytes
+
+
 def test_options_out_of_range_are_refused() -> None:
     for attn, option, message in (
         ("gla", "chunk=65", "chunk=65 .*from 1 to 64"),

@@ -40,7 +40,8 @@ class Recurrent(Attention):
         """Leave the state in the cache, if there is one, after so many more tokens."""
         if cache is not None:
             cache.advance(tokens)
-            cache.state = tuple(x.float() for x in state if x is not None)
+            # Copies: a view of the last token would keep the memory of all of them.
+            cache.state = tuple(x.to(torch.float32, copy=True) for x in state if x is not None)
 
     # Cost
 
