@@ -108,13 +108,10 @@ def delta(
         b, total = b[..., None], gate.cumsum(dim=2)[..., None]  # (B, H, c, 1)
         decay = (total - total.mT).tril().exp().tril()  # (B, H, c, c), from one token to another
         inverse = unit_lower_inverse((decay * ((b * k_c) @ k_c.mT)).tril(-1))
-        weights = decay * (q_c @ k_c.mT)
-        if state is None:
-            u = inverse @ (b * v_c)  # (B, H, c, Dv)
-            outputs.append(weights @ u)
-        else:
-            u = inverse @ (b * (v_c - (k_c * total.exp()) @ state))
-            outputs.append(weights @ u + (q_c * total.exp()) @ state)
+        values = v_c if state is None else v_c - (k_c * total.exp()) @ state
+        u = inverse @ (b * values)  # (B, H, c, Dv)
+        y = (decay * (q_c @ k_c.mT)) @ u
+        outputs.append(y if state is None else y + (q_c * total.exp()) @ state)
         if keep or i < last:
             end = total[:, :, -1:]  # (B, H, 1, 1)
             added = (k_c * (end - total).exp()).mT @ u
