@@ -343,19 +343,26 @@ def test_values_mix_in_those_of_the_first_layer() -> None:
         torch.testing.assert_close(attention(x, positions), output(attention, expected))
 
 
-def test_the_first_layer_is_the_first_of_the_mechanism_and_sends_it_a_gradient() -> None:
-    """In a pattern whose first layers have no such values, too."""
+def test_later_layers_send_the_values_of_the_first_a_gradient() -> None:
+    first, second = (made(ValueResidualAttention, seed=seed) for seed in range(2))
+    positions = plain()
+    first(X, positions)
+    second(random(2, 16, 32, seed=1), positions).square().sum().backward()
+    assert first.v.weight.grad is not None
+    assert first.v.weight.grad.abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_the_first_layer_is_the_first_of_the_mechanism() -> None:
+    """In a pattern whose first two layers have a window."""
     model = build("pattern", "rope", "attn@attn.global=value_residual", "model.n_layers=6")
-    model(tokens(2, 16)).square().sum().backward()
-    first, last = model.attention_layers[2], model.attention_layers[5]
-    assert isinstance(first, ValueResidualAttention)
-    assert isinstance(last, ValueResidualAttention)
-    with torch.no_grad():
-        last.mix_bias.fill_(-0.5)  # none of its own values, and none of the first
-    before = first.v.weight.grad
-    model.zero_grad()
-    model(tokens(2, 16)).square().sum().backward()
-    assert not torch.allclose(before, first.v.weight.grad)
+    seen: dict[int, tuple[Tensor, Positions]] = {}
+    for attention in model.attention_layers[2::3]:
+        attention.register_forward_hook(lambda m, args, _: seen.update({m.layer: args[:2]}))
+    model(tokens(2, 16))
+    first, (x, positions) = model.attention_layers[2], seen[2]
+    assert torch.equal(seen[5][1].shared["values"], first.heads(first.v(x), 4))
+    assert seen[5][1].shared is positions.shared
 
 
 def test_values_are_freed_after_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
