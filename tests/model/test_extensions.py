@@ -170,6 +170,11 @@ def test_elsewhere_it_is_not(attn: str) -> None:
     assert (ours(tokens(2, 16)) - mha(tokens(2, 16))).abs().max() > 1e-3
 
 
+@torch.no_grad()
+def test_a_short_convolution_starts_as_its_parent() -> None:
+    assert torch.equal(*(build(attn, "rope")(tokens(2, 16)) for attn in ("short_conv", "mha")))
+
+
 # Formulas
 
 
