@@ -9,6 +9,7 @@ import pytest
 from cli.train import train
 from compare.check.properties import VOCAB, composed
 from train import step_estimate as probe
+from train.config.compose import compose
 from train.config.schema import Config
 from train.measure import timer
 from train.run import run_training
@@ -117,3 +118,12 @@ def test_the_runs_of_a_sweep_have_equal_steps(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="minutes=1 is for one run"):
             train(["-m", "data.path=README.md", *ask, f"out={tmp_path}/sweep"])
     assert not (tmp_path / "sweep").exists()
+
+
+def test_make_train_asks_for_a_limit_in_minutes() -> None:
+    makefile = (Path(__file__).resolve().parents[2] / "Makefile").read_text()
+    (command,) = [line for line in makefile.splitlines() if "train.py" in line]
+    asked = compose(command.split("train.py")[1].split())
+    assert (asked["choices"]["attn"], asked["choices"]["pos"]) == ("gqa", "rope")
+    assert asked["minutes"] <= 2
+    assert asked["steps"] == 800
