@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
 
 from cli.entry import run_command
 from cli.train import train
@@ -74,6 +77,23 @@ def test_numbers_may_be_spelled_as_people_do() -> None:
     assert config["optim"]["lr"] == 5e-4
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "attn=gqa attn.n_kv_heads=1 pos=rope pos.base=5e3 steps=1e3",
+        "attn=pattern attn@attn.global=mha attn.local.window=8 pos=rope",
+        "data=text data.path=[a,'b,c'] sample={tokens:5} sample.top_k=null",
+        "experiment=grid model.dim=1 model=gpt2 ++steps=${batch_size}",
+    ],
+)
+def test_values_are_set_as_hydra_sets_them(overrides: str) -> None:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        expected = hydra_compose("train", overrides.split())
+    composed = compose(overrides.split())
+    del composed["choices"]
+    assert composed == OmegaConf.to_container(expected, resolve=True)
+
+
 def test_text_may_hold_any_character() -> None:
     for text in ("f(x)", "a=b", "it's", "back\\slash", "[", "{a", "50%", "é"):
         assert compose([f"sample.prompt={text}"])["sample"]["prompt"] == text
@@ -98,7 +118,7 @@ def test_text_may_hold_any_character() -> None:
         ("steps", "steps: write KEY=VALUE"),
         ("attn=mha,gqa", "several values need -m"),
         ("data=text", r"data.path has no value yet: give data.path=..."),
-        ("~seed", "seed is missing"),
+        ("~seed", "~seed: seed cannot be left out"),
         ("~attn", "~attn: attn cannot be left out"),
         ("steps=-1", "steps=-1 must be at least 0"),
         ("steps=1.5", "steps=1.5 is not a whole number"),

@@ -32,13 +32,15 @@ def compose(overrides: list[str], *, door: str = "train") -> Config:
         asked = parse([*overrides, "data=text"])  # a path is of one's own text
     for override in asked:
         check_choice(override)
-    lines = [str(o.input_line) for o in asked]
-    groups = [str(o.input_line) for o in asked if is_group(o.key_or_group)]
+    chosen = [override for override in asked if is_group(override.key_or_group)]
+    values = [override for override in asked if not is_group(override.key_or_group)]
     try:
-        base = OmegaConf.to_container(composed_by_hydra(CONFIGS, door, *groups)[0])
-        for override in asked:
+        composed, choices = composed_by_hydra(CONFIGS, door, *(str(o.input_line) for o in chosen))
+        composed = composed.copy()
+        base = OmegaConf.to_container(composed)
+        for override in values:
             check_key(override, base)
-        composed, choices = composed_by_hydra(CONFIGS, door, *lines)
+            OmegaConf.update(composed, override.key_or_group, override.value())
         missing = sorted(OmegaConf.missing_keys(composed))
         if missing:
             raise ValueError(f"{missing[0]} has no value yet: give {missing[0]}=...")
@@ -50,8 +52,8 @@ def compose(overrides: list[str], *, door: str = "train") -> Config:
 
 @functools.lru_cache(maxsize=1024)
 def composed_by_hydra(folder: Path, door: str, *lines: str) -> tuple[Any, dict[str, Any]]:
-    """A door's config with overrides, unresolved, and the choices. Kept: it takes 60 ms, and a sweep
-    asks for each several times."""
+    """A door's config with the chosen groups, unresolved, and the choices. Kept: it takes 60 ms, and a
+    sweep asks for each several times."""
     with initialize_config_dir(str(folder), version_base="1.3"):
         composed = hydra_compose(door, list(lines), return_hydra_config=True)
     with open_dict(composed):
@@ -141,9 +143,9 @@ def check_choice(override: Override) -> None:
 
 
 def check_key(override: Override, base: Any) -> None:
-    """Raise ValueError if an override sets a key that the composed config does not have."""
-    if is_group(override.key_or_group):
-        return
+    """Raise ValueError if an override removes a key, or sets one that the composed config does not have."""
+    if override.is_delete():
+        raise ValueError(f"{override.input_line}: {override.key_or_group} cannot be left out")
     node, path = base, override.key_or_group.split(".")
     for depth, key in enumerate(path):
         if not isinstance(node, dict) or key not in node:
