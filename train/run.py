@@ -18,7 +18,7 @@ from train.record.run_folder import load_summary, new_run_folder, open_config, s
 from train.record.run_log import Record, git_commit
 from train.record.terminal import printable, say, table
 from train.record.wandb_process import logged_to_wandb
-from train.setup.run_setup import Job, Plan, assemble, check
+from train.setup.run_setup import Job, RunSpec, assemble, check
 from train.step_estimate import steps_within_minutes
 from train.summary import write_results
 from train.trainer import Trainer, TrainingStopped
@@ -31,28 +31,28 @@ def run_training(config: Config) -> int:
 
     Raises ValueError for bad input, before anything is written.
     """
-    begun = has_checkpoint(config)
-    plan = check(config, begun=begun)
-    settings = plan.settings
+    resuming = has_checkpoint(config)
+    spec = check(config, resuming=resuming)
+    settings = spec.settings
     folder = Path(settings.out) if settings.out else None
     state = state_of(folder) if folder else None
     before = open_config(folder) if folder and state else None
     if before and not settings.resume:
         raise ValueError(f"out={folder} holds a run ({state}); set resume=true to continue it")
     if settings.minutes is not None:  # chosen once: a resumed run keeps its steps
-        steps = before["steps"] if before else steps_within_minutes(plan.config)
-        plan = check(config | {"steps": steps}, begun=begun)
+        steps = before["steps"] if before else steps_within_minutes(spec.config)
+        spec = check(config | {"steps": steps}, resuming=resuming)
     if folder and before:
-        plan = with_recorded_threads(plan, folder)
+        spec = with_recorded_threads(spec, folder)
         refuse_changes(before, config)
         summary = load_summary(folder)
-        if state == "done" and summary and summary["steps"] == plan.settings.steps:
+        if state == "done" and summary and summary["steps"] == spec.settings.steps:
             say(f"{folder} is already done")
             print_answer(folder, summary)
             return 0
     record = Record(folder or new_run_folder(config))
     try:
-        return train_job(assemble(plan, begun=begun), record, resumed=state is not None)
+        return train_job(assemble(spec, resuming=resuming), record, resumed=state is not None)
     finally:
         record.close()
 
@@ -63,12 +63,12 @@ def has_checkpoint(config: Config) -> bool:
     return config["resume"] is True and isinstance(out, str) and find(Path(out))[0] is not None
 
 
-def with_recorded_threads(plan: Plan, folder: Path) -> Plan:
-    """A plan with the threads that its run had, as far as there are so many, unless it names others."""
+def with_recorded_threads(spec: RunSpec, folder: Path) -> RunSpec:
+    """The spec with the threads that its run had, as far as there are so many, unless it names others."""
     recorded = read_json(folder / "environment.json").get("threads")
-    if plan.settings.threads is not None or not isinstance(recorded, int) or recorded < 1:
-        return plan
-    return dataclasses.replace(plan, threads=min(recorded, ALL_THREADS))
+    if spec.settings.threads is not None or not isinstance(recorded, int) or recorded < 1:
+        return spec
+    return dataclasses.replace(spec, threads=min(recorded, ALL_THREADS))
 
 
 def refuse_changes(before: Config, now: Config) -> None:
@@ -95,7 +95,7 @@ def train_job(job: Job, record: Record, *, resumed: bool) -> int:
     if resumed:
         resume(trainer, environment)
     write_start(record, job, environment)
-    mirror = job.plan.tracking.mode if job.settings.steps else "disabled"
+    mirror = job.spec.tracking.mode if job.settings.steps else "disabled"
     with logged_to_wandb(record.folder, mirror):
         try:
             fit(trainer)
@@ -178,21 +178,21 @@ def write_start(record: Record, job: Job, environment: dict[str, object]) -> Non
     record.write("environment.json", environment)
     replace(record.folder / "tokenizer.json", job.corpus.tokenizer_json)
     record.metrics.touch()
-    record.write("config.json", job.plan.config)  # last: with it, the folder holds a run
-    choices, model = job.plan.config["choices"], job.model
+    record.write("config.json", job.spec.config)  # last: with it, the folder holds a run
+    choices, model = job.spec.config["choices"], job.model
     say(
         f"attn={choices['attn']} pos={choices['pos']} model={choices['model']}: "
         f"{count_parameters(model)[0]:,} parameters, vocabulary {model.shape.vocab_size:,}, "
         f"{len(job.corpus.train):,} training tokens, on {job.device.name} in {job.device.dtype_name} "
         f"with {environment['threads']} threads"
     )
-    if matched := job.plan.config.get("matched"):
+    if matched := job.spec.config.get("matched"):
         say(
-            f"match={matched['budget']}: model.ff_dim={job.plan.config['model']['ff_dim']} reaches "
+            f"match={matched['budget']}: model.ff_dim={job.spec.config['model']['ff_dim']} reaches "
             f"{matched['reached']:,.0f} of {matched['target']:,.0f} ({matched['leftover']:+.2%}), "
             "token embeddings not counted"
         )
-    if "pattern" in job.plan.config["attn"]:
+    if "pattern" in job.spec.config["attn"]:
         say(f"layers: {', '.join(type(layer).__name__ for layer in model.attention_layers)}")
 
 

@@ -30,19 +30,19 @@ MAX_STEPS = 25
 
 def random_token_step(config: Config, vocab_size: int) -> TrainStep:
     """The training step of a config, on random tokens instead of its corpus."""
-    plan = check(config)
-    settings = plan.settings
+    spec = check(config)
+    settings = spec.settings
     model = build_model(config, vocab_size)
     init_model(model, config, 0)
-    model = model.to(plan.device.name)
-    plan.device.compile(model, settings.accumulate)
+    model = model.to(spec.device.name)
+    spec.device.compile(model, settings.accumulate)
     optimizer, schedule = build_optimizer(config, model, settings.steps)
     return TrainStep(
         model,
         optimizer,
         schedule,
-        random_batches(vocab_size, settings.batch_size, plan.max_len),
-        plan.device,
+        random_batches(vocab_size, settings.batch_size, spec.max_len),
+        spec.device,
         accumulate=settings.accumulate,
         clip=clipping(clip=config["optim"]["clip"]),
         seed=settings.seed,
@@ -61,21 +61,21 @@ def step_seconds(config: Config, vocab_size: int) -> float | None:
     Doubles the rows of a micro-batch until they are all or the time is up; the time of further rows
     is taken to grow in proportion.
     """
-    plan = check(config)
-    if plan.device.compiled:
+    spec = check(config)
+    if spec.device.compiled:
         return None
-    devices.set_up_process(plan.threads, plan.settings.tf32)
+    devices.set_up_process(spec.threads, spec.settings.tf32)
     # The learning rate is 0 so that nothing diverges.
     step = replace(random_token_step(config, vocab_size), schedule=lambda _: 0.0, accumulate=1)
 
     def with_rows(rows: int) -> Callable[[], float]:
-        batches = random_batches(vocab_size, rows, plan.max_len)
+        batches = random_batches(vocab_size, rows, spec.max_len)
         few = partial(replace(step, batches=batches), 0)
-        return lambda: timed(few, plan.device)
+        return lambda: timed(few, spec.device)
 
     with_rows(1)()  # the first step is slow
     end, rows = perf_counter() + BUDGET, 1
-    batch_size, most = plan.settings.batch_size, plan.settings.rows
+    batch_size, most = spec.settings.batch_size, spec.settings.rows
     while rows < most:
         attempt = with_rows(rows)
         seconds = min(attempt(), attempt())

@@ -190,7 +190,7 @@ class Trainer:
         if not timed:
             return None
         val_tokens = 0 if corpus.val is None else len(corpus.val)
-        validations = steps_of_validation(self.job.plan.config, val_tokens, self.step)
+        validations = steps_of_validation(self.job.spec.config, val_tokens, self.step)
         steps = self.job.settings.steps - self.step + validations
         return steps * self.timer.train_seconds / timed
 

@@ -30,7 +30,7 @@ from train.run import run_training
 from train.setup.build import build_model, init_model
 from train.setup.huggingface import FAMILIES, our_weights, overrides_of
 from train.setup.run_setup import assemble, check
-from train.setup.weights import take_over
+from train.setup.weights import load_weights
 
 transformers = pytest.importorskip(
     "transformers", reason="the optional group peers is not installed"
@@ -105,7 +105,7 @@ def started(
     """A model with the weights of a folder: that of the config there, or of another."""
     model = build_model(now or before, before["model"]["vocab_size"])
     init_model(model, now or before, seed=3)
-    take_over(our_weights(folder), before, model, how, "")
+    load_weights(our_weights(folder), before, model, how, "")
     return model.eval()
 
 

@@ -143,12 +143,12 @@ def commanded_configs(trials: int, seed: int, folder: Path) -> Tally:
 
 def begin(tally: Tally, config: Config) -> None:
     """Check a config; take a step if it is small."""
-    plan = check(config)
-    parameters, _ = count_parameters(build_model(plan.config, 100))
-    work = parameters * plan.settings.batch_size * plan.max_len
-    if work < SMALL and not plan.device.compiled:
-        job = assemble(plan)
-        if plan.settings.steps:
+    spec = check(config)
+    parameters, _ = count_parameters(build_model(spec.config, 100))
+    work = parameters * spec.settings.batch_size * spec.max_len
+    if work < SMALL and not spec.device.compiled:
+        job = assemble(spec)
+        if spec.settings.steps:
             TrainStep.of_job(job)(0)
             tally.note("trained")
 

@@ -15,7 +15,7 @@ from train.config.options import HOW
 from train.config.schema import Config
 from train.record.run_log import records
 from train.run import run_training
-from train.setup.convert import adapt
+from train.setup.convert import fit_to_shape
 from train.setup.run_setup import assemble, check
 
 Make = Callable[..., Config]
@@ -33,12 +33,12 @@ def test_a_new_head_is_the_mean_of_those_whose_queries_it_serves() -> None:
     for name in ("k.weight", "v.weight", "k.bias", "v.bias"):
         full = f"blocks.1.attention.{name}"
         heads = weights[full].unflatten(0, (4, 8))
-        mean = adapt(weights, gqa, "mean")[full].unflatten(0, (2, 8))
+        mean = fit_to_shape(weights, gqa, "mean")[full].unflatten(0, (2, 8))
         torch.testing.assert_close(mean[0], (heads[0] + heads[1]) / 2)
         torch.testing.assert_close(mean[1], (heads[2] + heads[3]) / 2)
-        first = adapt(weights, gqa, "first")[full].unflatten(0, (2, 8))
+        first = fit_to_shape(weights, gqa, "first")[full].unflatten(0, (2, 8))
         assert torch.equal(first, heads[[0, 2]])
-        assert torch.equal(adapt(weights, gqa, "random")[full], gqa.get_parameter(full))
+        assert torch.equal(fit_to_shape(weights, gqa, "random")[full], gqa.get_parameter(full))
 
 
 @pytest.mark.parametrize("how", ["mean", "first"])
@@ -49,14 +49,14 @@ def test_heads_that_were_alike_lose_nothing(how: str) -> None:
         weights[name] = heads[[0, 0, 2, 2]].flatten(0, 1)
     mha, gqa = build("mha", "rope", "model.bias=true"), build("gqa", "rope", "model.bias=true")
     mha.load_state_dict(weights | {"head.weight": weights["embed.weight"]})
-    gqa.load_state_dict(adapt(weights, gqa, how) | {"head.weight": weights["embed.weight"]})
+    gqa.load_state_dict(fit_to_shape(weights, gqa, how) | {"head.weight": weights["embed.weight"]})
     with torch.no_grad():
         torch.testing.assert_close(gqa(tokens(2, 16)), mha(tokens(2, 16)))
 
 
 def test_gqa_converts_further_and_all_else_stays() -> None:
     weights, mqa = weights_of("gqa"), build("mqa", "rope", "model.bias=true")
-    adapted = adapt(weights, mqa, "mean")
+    adapted = fit_to_shape(weights, mqa, "mean")
     name = "blocks.0.attention.k.weight"
     torch.testing.assert_close(adapted[name], weights[name].unflatten(0, (2, 8)).mean(0))
     for other in weights.keys() - {n for n in weights if ".k." in n or ".v." in n}:
@@ -67,7 +67,7 @@ def test_heads_that_do_not_group_are_left_to_be_refused() -> None:
     weights = weights_of("gqa")
     mha = build("mha", "rope", "model.bias=true")
     name = "blocks.0.attention.k.weight"
-    assert adapt(weights, mha, "mean")[name] is weights[name]
+    assert fit_to_shape(weights, mha, "mean")[name] is weights[name]
 
 
 def test_conversion_starts_from_the_parents_loss_and_recovers(config: Make, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from model.transformer import Transformer
 
 
-def adapt(weights: dict[str, Tensor], model: Transformer, how: str) -> dict[str, Tensor]:
+def fit_to_shape(weights: dict[str, Tensor], model: Transformer, how: str) -> dict[str, Tensor]:
     """Weights by name, converted to the shapes of a model where a conversion is known.
 
     Keys and values of fewer heads are made from groups of neighbours, those that one of the new heads

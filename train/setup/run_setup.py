@@ -31,11 +31,11 @@ from train.setup.build import (
     try_model,
 )
 from train.setup.huggingface import differences, files_of, our_weights, overrides_of
-from train.setup.weights import take_over
+from train.setup.weights import load_weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class RunSpec:
     """A config that has been checked in every part, without reading the text."""
 
     config: Config
@@ -53,9 +53,9 @@ class Plan:
 
 @dataclass(kw_only=True)
 class Job:
-    """A plan with its corpus, its model and its optimizer: ready to train."""
+    """A run with its corpus, its model and its optimizer: ready to train."""
 
-    plan: Plan
+    spec: RunSpec
     corpus: Corpus
     batches: Batches
     model: Transformer
@@ -67,18 +67,18 @@ class Job:
 
     @property
     def settings(self) -> Settings:
-        return self.plan.settings
+        return self.spec.settings
 
     @property
     def device(self) -> Device:
-        return self.plan.device
+        return self.spec.device
 
 
-def check(config: Config, *, begun: bool = False) -> Plan:
+def check(config: Config, *, resuming: bool = False) -> RunSpec:
     """Check every part of a config. Raises ValueError, in one line, for any mistake.
 
     Builds the model without memory and looks at the files of the source, but reads no corpus. A run
-    that has `begun` needs the weights that it started from no more.
+    that is resumed no longer needs the weights that it started from.
     """
     scalars = {key: value for key, value in config.items() if key not in APART}
     settings = Settings(**arguments("", scalars, Settings)[0])
@@ -99,9 +99,9 @@ def check(config: Config, *, begun: bool = False) -> Plan:
     try_model(config)
     config = config | vars(settings)  # numbers as their types: 1e1 rows are 10
     source, corpus, batches = build_source(config)
-    if settings.init_from is not None and not begun:
+    if settings.init_from is not None and not resuming:
         check_origin(settings.init_from, config)
-    return Plan(
+    return RunSpec(
         config=config,
         settings=settings,
         sampling=sampling,
@@ -146,7 +146,7 @@ def check_start(before: Config, now: Config, where: str) -> None:
     """Raise ValueError unless a model can start from the weights of another; both by config."""
     with torch.device("meta"):
         old, new = build_model(before, vocab_size=1), build_model(now, vocab_size=1)
-    take_over(dict(old.named_parameters()), before, new, now["convert"], where)
+    load_weights(dict(old.named_parameters()), before, new, now["convert"], where)
 
 
 def check_origin(origin: str, now: Config) -> None:
@@ -176,35 +176,35 @@ def hinting(overrides: list[str]) -> Iterator[None]:
         raise ValueError(f"{error}; what fits is {' '.join(overrides)}") from error
 
 
-def assemble(plan: Plan, *, begun: bool = False) -> Job:
+def assemble(spec: RunSpec, *, resuming: bool = False) -> Job:
     """Read the corpus and build everything. Raises ValueError for what does not fit together.
 
-    The weights of a run that has `begun` are left to its checkpoint.
+    The weights of a run that is resumed are left to its checkpoint.
     """
-    config, settings = plan.config, plan.settings
-    devices.set_up_process(plan.threads, settings.tf32)
-    corpus = prepare(plan.source, say=say, **plan.corpus)
+    config, settings = spec.config, spec.settings
+    devices.set_up_process(spec.threads, settings.tf32)
+    corpus = prepare(spec.source, say=say, **spec.corpus)
     batches = Batches(
         corpus.train,
         rows=settings.batch_size,
-        length=plan.max_len,
+        length=spec.max_len,
         seed=settings.seed,
-        **plan.batches,
+        **spec.batches,
     )
     if corpus.val is not None and len(corpus.val) < 2:
         raise ValueError("the validation text has 1 token: raise data.val_fraction, or set it to 0")
-    asked = plan.sampling.prompt
+    asked = spec.sampling.prompt
     prompt = first_tokens(corpus) if asked is None else encode(corpus.tokenizer, asked)
     model = build_model(config, corpus.tokenizer.get_vocab_size())
     init_model(model, config, settings.seed)
     parent = None
-    if settings.init_from and not begun:
+    if settings.init_from and not resuming:
         parent = start_from(settings.init_from, settings.convert, config, model, corpus)
-    model = model.to(plan.device.name)
-    plan.device.compile(model, settings.accumulate)
+    model = model.to(spec.device.name)
+    spec.device.compile(model, settings.accumulate)
     optimizer, schedule = build_optimizer(config, model, settings.steps)
     return Job(
-        plan=plan,
+        spec=spec,
         corpus=corpus,
         batches=batches,
         model=model,
@@ -242,7 +242,7 @@ def start_from(
         return {"run": str(folder.resolve()), "step": None, "parent": None}
     checkpoint, before = open_checkpoint(folder), open_config(folder)
     choices = " ".join(f"{group}={before['choices'][group]}" for group in ("attn", "pos", "model"))
-    take_over(checkpoint.model(), before, model, how, f"init_from={origin} ({choices})")
+    load_weights(checkpoint.model(), before, model, how, f"init_from={origin} ({choices})")
     return {
         "run": str(folder.resolve()),
         "step": checkpoint.step,
@@ -255,7 +255,7 @@ def start_from_theirs(folder: Path, how: str, now: Config, model: Transformer) -
     overrides, weights = overrides_of(folder), our_weights(folder)
     before = compose(overrides)
     with hinting(overrides):
-        take_over(weights, before, model, how, f"init_from={folder}")
+        load_weights(weights, before, model, how, f"init_from={folder}")
     there, here = differences(before, now)
     if there:
         say(f"init_from={folder}: the model there has {there}, this one {here}")

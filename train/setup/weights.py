@@ -9,10 +9,10 @@ from torch import Tensor
 from model.transformer import Transformer
 from train.config.schema import Config
 from train.setup.build import build_model
-from train.setup.convert import adapt
+from train.setup.convert import fit_to_shape
 
 
-def take_over(
+def load_weights(
     weights: dict[str, Tensor], before: Config, model: Transformer, how: str, where: str
 ) -> None:
     """Copy weights of a model with the config `before`. Raises ValueError for what does not fit."""
@@ -20,7 +20,7 @@ def take_over(
         raise ValueError(
             f"{where}: it has {before['model']['n_heads']} heads, model.n_heads={model.shape.n_heads} here"
         )
-    load(model, adapt(weights, model, how), where)
+    load(model, fit_to_shape(weights, model, how), where)
 
 
 def open_model(folder: Path, config: Config, tokenizer: Tokenizer) -> Transformer:
