@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from cli import BUSY, QUIET
 from compare.check.properties import composed
 from train.config.compose import choices_of, compose
 from train.config.keys import MISSING
@@ -123,3 +126,40 @@ def test_a_tiny_model_has_one_thread_whatever_its_variant(
     variants = [f"{group}={choice}" for group in ("attn", "pos") for choice in choices_of(group)]
     assert {threads(*tiny, "batch_size=15", variant) for variant in variants} == {1}
     assert devices.choose_threads(Device("cuda", torch.float32), 1) == 8
+
+
+@pytest.mark.parametrize(("running", "spins"), [(1, QUIET), (999, BUSY), ("?", QUIET)])
+def test_threads_spin_for_a_short_time_on_a_busy_machine(running: object, spins: str) -> None:
+    """Set before torch is imported, since libgomp reads it once; unless the user has set either."""
+    program = """
+import importlib, os, pathlib, sys
+
+load = f"0.5 0.5 0.5 {sys.argv.pop(1)}/1234 99"
+pathlib.Path.read_text = lambda path, **_: load if str(path) == "/proc/loadavg" else ""
+
+class Torch:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            raise ImportError(f"spins: {os.environ.get('GOMP_SPINCOUNT')}")
+
+sys.meta_path.insert(0, Torch())
+for name in sys.argv[1:]:
+    for module in [m for m in sys.modules if m.split(".")[0] in ("cli", "bench", "train", "compare")]:
+        del sys.modules[module]
+    for variable in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        os.environ.pop(variable, None)
+    os.environ.update([setting.split("=") for setting in name.split(" ")[1:]])
+    try:
+        importlib.import_module(name.split(" ")[0])
+    except ImportError as error:
+        print(error)
+"""
+    commands = [f"cli.{p.stem}" for p in (ROOT / "cli").glob("*.py") if p.stem != "__init__"]
+    commands += [f"bench.{p.stem}" for p in (ROOT / "bench").glob("*.py") if p.stem != "__init__"]
+    own = ["cli.doctor GOMP_SPINCOUNT=7", "cli.doctor OMP_WAIT_POLICY=active"]
+    command = [sys.executable, "-c", program, str(running), *commands, *own]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    said = done.stdout.splitlines()
+    assert said[-2:] == ["spins: 7", "spins: None"]
+    assert set(said[:-2]) == {f"spins: {spins}"}
+    assert len(said) > 8

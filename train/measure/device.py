@@ -180,7 +180,8 @@ def describe(device: Device) -> Mapping[str, object]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if device.name == "cuda" else None,
         "threads": torch.get_num_threads(),
-        "wait_policy": os.environ.get("OMP_WAIT_POLICY"),  # of idle threads: spin, or sleep
+        "spin_count": os.environ.get("GOMP_SPINCOUNT"),  # see cli/__init__.py
+        "wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "side_by_side": int(os.environ.get(JOBS_VARIABLE, "1")),  # runs of a sweep; 0: not known
         "command": sys.argv,
     }
