@@ -33,7 +33,7 @@ def console(monkeypatch: pytest.MonkeyPatch, *, is_terminal: bool) -> io.StringI
     return written
 
 
-@pytest.mark.parametrize("seconds", [0.5, 3.0, 9.5])
+@pytest.mark.parametrize("seconds", [0.5, 3.0, 8.0, 9.5])
 def test_a_log_file_gets_a_line_every_half_minute(
     seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
