@@ -1,5 +1,6 @@
 """Tiny models of every variant, and the overrides of tiny runs."""
 
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -27,8 +28,16 @@ RUN = [
 
 HANG = 600.0  # seconds after which a process is taken to hang, on the slowest of machines
 
-PAIRS = [pair for pair, refusal in pairs().items() if refusal is None]
-variants = pytest.mark.parametrize(("attn", "pos"), PAIRS)
+
+@functools.cache
+def working_pairs() -> list[tuple[str, str]]:
+    """Every attention with every position scheme that it does not refuse. Finding them takes seconds."""
+    return [pair for pair, refusal in pairs().items() if refusal is None]
+
+
+def variants(test: Callable[..., None]) -> Callable[..., None]:
+    """Decorates a test of an attention and a position scheme: one test for each pair that works."""
+    return pytest.mark.parametrize(("attn", "pos"), working_pairs())(test)
 
 
 def build(attn: str, pos: str, *overrides: str, seed: int = 0) -> Transformer:
