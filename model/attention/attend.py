@@ -23,8 +23,7 @@ def attend(
 
     Returns (B, H, T, Dv). Query i sees the keys with k_pos <= q_pos[i]. `bias(q_pos, k_pos)` is
     added to the scores; `p` is dropout on the weights, for training. `kernel` is auto, matmul,
-    flash or sdpa. KV
-    heads are copied out to H heads only for kernels that do not take grouped ones.
+    flash or sdpa. KV heads are copied out to H heads only for kernels that take no grouped ones.
     """
     added = bias(q_pos, k_pos)
     T, S = q.size(2), k.size(2)
