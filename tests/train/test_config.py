@@ -94,6 +94,12 @@ def test_values_are_set_as_hydra_sets_them(overrides: str) -> None:
     assert composed == OmegaConf.to_container(expected, resolve=True)
 
 
+def test_values_of_one_config_do_not_reach_the_next() -> None:
+    """Groups are composed once for all of them."""
+    assert compose(["optim.lr=0.5"])["optim"]["lr"] == 0.5
+    assert compose([])["optim"]["lr"] != 0.5
+
+
 def test_text_may_hold_any_character() -> None:
     for text in ("f(x)", "a=b", "it's", "back\\slash", "[", "{a", "50%", "é"):
         assert compose([f"sample.prompt={text}"])["sample"]["prompt"] == text
