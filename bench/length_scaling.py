@@ -64,9 +64,7 @@ def main(overrides: list[str]) -> int:
     curves = {name: [result[name] for result in results] for name in variants}
     print(f"one layer on {device.name} in {device.dtype_name}, {torch.get_num_threads()} threads")
     print(columns(table(curves)))
-    OUTPUT.parent.mkdir(exist_ok=True)
-    OUTPUT.write_text(draw(curves).file, encoding="utf-8")
-    print(f"\nwritten: {OUTPUT}")
+    draw(curves).write(OUTPUT)
     return 0
 
 

@@ -69,9 +69,7 @@ def main(arguments: list[str]) -> int:
     if retime:
         runs = retimed(runs)
     print(columns(table(runs, losses)))
-    OUTPUT.parent.mkdir(exist_ok=True)
-    OUTPUT.write_text(draw(runs, losses).file, encoding="utf-8")
-    print(f"\nwritten: {OUTPUT}")
+    draw(runs, losses).write(OUTPUT)
     return 0
 
 

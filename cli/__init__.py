@@ -11,19 +11,24 @@ QUIET, BUSY = "300000", "2000"
 
 
 def others_running() -> int:
-    """Threads of other processes that run or wait for a core, the fewest in 40 ms; 0 if not known."""
-    seen = []
-    for _ in range(5):
-        try:
-            load = Path("/proc/loadavg").read_text()  # 0.70 0.50 0.40 3/120 4711: three of 120 run
-            seen.append(int(load.split()[3].partition("/")[0]) - 1)
-        except (OSError, ValueError, IndexError):
-            return 0
-        time.sleep(0.01)
-    return min(seen)
+    """Threads of other processes that run or wait for a core; 0 if not known."""
+    try:
+        load = Path("/proc/loadavg").read_text()  # 0.70 0.50 0.40 3/120 4711: three of 120 run
+        return int(load.split()[3].partition("/")[0]) - 1
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def is_busy() -> bool:
+    """True if others have work for half of the cores for 40 ms; a quiet machine is known at once."""
+    for attempt in range(5):
+        if attempt:
+            time.sleep(0.01)
+        if 2 * others_running() < (os.cpu_count() or 1):
+            return False
+    return True
 
 
 # The first command decides: a sweep's runs inherit it, so that their times can be compared.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-    busy = 2 * others_running() >= (os.cpu_count() or 1)
-    os.environ["GOMP_SPINCOUNT"] = BUSY if busy else QUIET
+    os.environ["GOMP_SPINCOUNT"] = BUSY if is_busy() else QUIET

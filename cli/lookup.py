@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from cli.entry import run_command
+from cli.entry import helped, run_command
 from compare.lab.lookup import INNER, draw_noise, exercises, inner, noise
 from train.record.terminal import columns
 
@@ -20,11 +20,8 @@ OUTPUT = Path("outputs/lookup.svg")
 
 def main(arguments: list[str]) -> int:
     """`python -m cli.lookup`."""
-    if {"-h", "--help"} & set(arguments):
-        print(USAGE)
+    if helped(arguments, USAGE):
         return 0
-    if arguments:
-        raise ValueError(f"{arguments[0]}: this command takes no arguments")
     rows = [["exercise", "setting", "formula", "attention"]]
     rows += [[e.name, e.setting, f"{e.formula:.6f}", f"{e.attention:.6f}"] for e in exercises()]
     print(columns(rows))
@@ -36,9 +33,7 @@ def main(arguments: list[str]) -> int:
         mean, deviation = share.mean().item(), share.std().item()
         rows.append([f"{beta:g}", heads, f"{mean:.3f}", f"{deviation:.3f}", f"{inner(share):.0%}"])
     print(columns(rows))
-    OUTPUT.parent.mkdir(exist_ok=True)
-    OUTPUT.write_text(draw_noise(found).file, encoding="utf-8")
-    print(f"\nwritten: {OUTPUT}")
+    draw_noise(found).write(OUTPUT)
     return 0
 
 

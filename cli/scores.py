@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from cli.entry import run_command
+from cli.entry import helped, run_command
 from compare.lab.scores import cases, draw, fit, table
 from train.record.terminal import columns, tracked
 
@@ -19,16 +19,11 @@ OUTPUT = Path("outputs/scores.svg")
 
 def main(arguments: list[str]) -> int:
     """`python -m cli.scores`."""
-    if {"-h", "--help"} & set(arguments):
-        print(USAGE)
+    if helped(arguments, USAGE):
         return 0
-    if arguments:
-        raise ValueError(f"{arguments[0]}: this command takes no arguments")
     fits = [fit(case) for case in tracked([*cases()], "fitting")]
     print(columns(table(fits)))
-    OUTPUT.parent.mkdir(exist_ok=True)
-    OUTPUT.write_text(draw(fits).file, encoding="utf-8")
-    print(f"\nwritten: {OUTPUT}")
+    draw(fits).write(OUTPUT)
     return 0
 
 

@@ -52,12 +52,12 @@ def rows_of(config: Config) -> tuple[list[str], list[str], float | None]:
     What cannot fit in memory is neither traced for its peak, of which there is a lower bound, nor
     probed.
     """
-    plan = check(config | {"force": True})
+    spec = check(config | {"force": True})
     vocab_size = vocabulary(config)
-    counted = cost(config, vocab_size, plan.device)
-    there = devices.memory_bytes(plan.device)
-    fits = there is None or plan.least_bytes < there
-    held = training_bytes(config, vocab_size, plan.device) if fits else None
+    counted = cost(config, vocab_size, spec.device)
+    there = devices.memory_bytes(spec.device)
+    fits = there is None or spec.least_bytes < there
+    held = training_bytes(config, vocab_size, spec.device) if fits else None
     fits = held is not None and (there is None or held["total"] < there)
     step = step_seconds(config, vocab_size) if fits else None
     took = None if step is None else step * config["steps"]
@@ -66,7 +66,7 @@ def rows_of(config: Config) -> tuple[list[str], list[str], float | None]:
         f"{counted.params:,}",
         f"{counted.flops_per_token / 1e6:,.2f}",
         f"{counted.flops_per_token * tokens / 1e15:,.3f}",
-        f"{held['total'] / 2**20:,.1f}" if held else f"over {plan.least_bytes / 2**20:,.0f}",
+        f"{held['total'] / 2**20:,.1f}" if held else f"over {spec.least_bytes / 2**20:,.0f}",
         f"{held['activations'] / 2**20:,.1f}" if held else "-",
         number(None if step is None else 1e3 * step, ",.1f") if fits else "does not fit",
         "-" if took is None else duration(took),

@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -50,6 +51,12 @@ class Figure:
         """The picture as a file: dark on white, or light on black if the reader's system is dark."""
         head, rest = self.svg.split(">", 1)
         return f"{head}>\n{ALONE}{rest}\n"
+
+    def write(self, path: Path) -> None:
+        """Write the file, and say where."""
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(self.file, encoding="utf-8")
+        print(f"\nwritten: {path}")
 
 
 @dataclass(frozen=True)

@@ -127,9 +127,9 @@ def choices_of(group: str) -> list[str]:
 
 
 def check_choice(override: Override) -> None:
-    """Raise ValueError if an override picks a group's choice that does not exist."""
+    """Raise ValueError if an override picks a choice that does not exist, or removes anything."""
     group, value = override.key_or_group, override.value()
-    if is_group(group) and override.is_delete():
+    if override.is_delete():
         raise ValueError(f"{override.input_line}: {group} cannot be left out")
     if override.is_sweep_override():
         raise ValueError(
@@ -143,9 +143,7 @@ def check_choice(override: Override) -> None:
 
 
 def check_key(override: Override, base: Any) -> None:
-    """Raise ValueError if an override removes a key, or sets one that the composed config does not have."""
-    if override.is_delete():
-        raise ValueError(f"{override.input_line}: {override.key_or_group} cannot be left out")
+    """Raise ValueError if an override sets a key that the composed config does not have."""
     node, path = base, override.key_or_group.split(".")
     for depth, key in enumerate(path):
         if not isinstance(node, dict) or key not in node:
