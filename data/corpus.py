@@ -101,11 +101,17 @@ def prepare(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not is_intact(folder):
-            splits = split(source.load(), val_fraction, shuffle)
+            loaded = source.load()
+            learned_from = loaded.pop("tokenizer", None)
+            splits = split(loaded, val_fraction, shuffle)
             size = sum(len(text) for documents in splits.values() for text in documents)
             if size > 1e6:
                 say(f"data: tokenising {size:,} characters; later runs find them in {folder}")
-            publish(folder, lambda into: tokenise(splits, tokenizer, vocab_size, into), 2 * size)
+
+            def write(into: Path) -> None:
+                tokenise(splits, learned_from or splits["train"], tokenizer, vocab_size, into)
+
+            publish(folder, write, 2 * size)
     return load(folder)
 
 
@@ -126,15 +132,18 @@ def split(splits: dict[str, list[str]], val_fraction: float, shuffle: bool) -> d
     return {"train": list(filter(None, train)), "val": list(filter(None, val))}
 
 
-def tokenise(splits: dict[str, list[str]], kind: str, vocab_size: int, into: Path) -> None:
+def tokenise(
+    splits: dict[str, list[str]], learned_from: list[str], kind: str, vocab_size: int, into: Path
+) -> None:
     """Write tokens.bin (training tokens, then validation), its tokenizer, documents and meta data.
 
+    A tokenizer that learns its vocabulary does so from the documents `learned_from`.
     Documents of one split are joined by the tokenizer's end-of-text token, if it has one.
     """
     if not any(splits["train"]):
         raise ValueError("the corpus is empty")
     everything = [text for documents in splits.values() for text in documents]
-    codec = tokenizers.build(kind, splits["train"], everything, vocab_size)
+    codec = tokenizers.build(kind, learned_from, everything, vocab_size)
     end = codec.token_to_id(tokenizers.END_OF_TEXT)
     dtype = np.uint16 if codec.get_vocab_size() <= 1 << 16 else np.uint32
     tables = {}

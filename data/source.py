@@ -1,7 +1,8 @@
 """Sources of text: the standard library, local files, or any dataset of the Hugging Face hub.
 
 A source offers `key()`, a string that changes whenever its text does, and `load()`, the documents
-of each split: {"train": [...]}, and "val" if the source has its own.
+of each split: {"train": [...]}, and "val" if the source has its own; and "tokenizer" if a tokenizer
+is to learn its vocabulary from other documents than those of training.
 """
 
 import codecs
@@ -76,6 +77,48 @@ class Text:
             else:
                 documents += read_texts([path])
         return {"train": documents}
+
+
+class Lines:
+    """A local text file whose lines are documents, as of short biographies; empty lines are left out.
+
+    Raises ValueError, naming the file, if it is missing, empty, binary or not UTF-8.
+    """
+
+    def __init__(self, *, path: str) -> None:
+        self.path = one_file("data.path", path)
+
+    def key(self) -> str:
+        return f"lines:{hash_files([self.path])}"
+
+    def load(self) -> dict[str, list[str]]:
+        return {"train": read_lines(self.path)}
+
+
+class Pairs:
+    """Questions and answers, a pair a line with a tab between; `dev` is the validation split.
+
+    A third column, if there is one, is a group that accuracy is reported for. Raises ValueError,
+    naming the file and the line, for a line of another form.
+    """
+
+    def __init__(self, *, train: str, dev: str | None) -> None:
+        self.paths = {"train": one_file("data.train", train)}
+        if dev is not None:
+            self.paths["val"] = one_file("data.dev", dev)
+        for path in self.paths.values():
+            for number, line in enumerate(read_lines(path), 1):
+                cells = line.split("\t")
+                if not 2 <= len(cells) <= 3 or not all(cells[:2]):
+                    raise ValueError(
+                        f"{path}, line {number}: {line[:40]!r} is not QUESTION<tab>ANSWER"
+                    )
+
+    def key(self) -> str:
+        return f"pairs:{hash_files(self.paths.values())}"
+
+    def load(self) -> dict[str, list[str]]:
+        return {split: read_lines(path) for split, path in self.paths.items()}
 
 
 class Hub:
@@ -163,27 +206,41 @@ def read_texts(paths: list[Path]) -> list[str]:
     return [text for text in rows_to_texts(rows, "text", "text") if text]
 
 
-def check_text(path: Path) -> None:
-    """Raise ValueError unless a file is non-empty UTF-8 text."""
+def one_file(key: str, name: str) -> Path:
+    """The file that a key names. Raises ValueError unless it is non-empty UTF-8 text."""
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise ValueError(f"{key}={name}: no such file")
+    check_text(path, key)
+    return path
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file that are not empty."""
+    return [line for text in read_texts([path]) for line in text.split("\n") if line.strip()]
+
+
+def check_text(path: Path, key: str = "data.path") -> None:
+    """Raise ValueError unless a file, which a key names, is non-empty UTF-8 text."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             if offset == 0 and chunk.startswith(UTF16):
-                raise ValueError(f"data.path: {path} is UTF-16; save it as UTF-8")
+                raise ValueError(f"{key}: {path} is UTF-16; save it as UTF-8")
             try:
                 decoder.decode(chunk)
             except UnicodeDecodeError as error:
                 raise ValueError(
-                    f"data.path: {path} is not UTF-8 text (byte {offset + error.start}); "
+                    f"{key}: {path} is not UTF-8 text (byte {offset + error.start}); "
                     "if it is text, save it as UTF-8"
                 ) from error
             if b"\0" in chunk:
                 where = offset + chunk.index(b"\0")
-                raise ValueError(f"data.path: {path} is binary, not text (a NUL at byte {where})")
+                raise ValueError(f"{key}: {path} is binary, not text (a NUL at byte {where})")
             offset += len(chunk)
     if offset == 0:
-        raise ValueError(f"data.path: {path} is empty")
+        raise ValueError(f"{key}: {path} is empty")
 
 
 def is_text(path: Path) -> bool:

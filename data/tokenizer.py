@@ -10,6 +10,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 END_OF_TEXT = "<|endoftext|>"
 KINDS = ("char", "byte", "bpe")
 LONG_WORD = re.compile(r"(\S{1000})")
+MARK_BYTE = 255  # no UTF-8 text has it, nor those of SPAN_MARKS
+SPAN_MARKS = range(245, 255)  # byte tokens that stand for hidden spans of a text
 
 
 def build(kind: str, train: Iterable[str], everything: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -58,6 +60,19 @@ def raw_bytes() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
+
+
+def mark_of(tokenizer: Tokenizer) -> int | None:
+    """A token that no text has, to stand between the parts of a row; None if there is none.
+
+    A byte, or the end-of-text token.
+    """
+    return MARK_BYTE if is_bytes(tokenizer) else tokenizer.token_to_id(END_OF_TEXT)
+
+
+def is_bytes(tokenizer: Tokenizer) -> bool:
+    """True for the tokenizer whose ids are bytes."""
+    return str(tokenizer.to_str()) == str(raw_bytes().to_str())
 
 
 def bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:

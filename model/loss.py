@@ -1,15 +1,21 @@
-"""Training loss: mean next-token cross-entropy.
+"""Cross-entropy: the loss of training, and the likelihood of a text, one measure for all comparisons.
 
-Shapes: B batch, T tokens, N = B T rows, D dim, V vocab_size.
+Targets of -100 do not count. Shapes: B rows, T tokens of context, N tokens or rows in all, D dim, V
+vocab_size.
 """
 
+import math
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.ops.cross_entropy import chunked_cross_entropy
+from model.ops.cross_entropy import IGNORED, chunked_cross_entropy
 from model.transformer import Transformer, compute_dtype
 
-CHUNK = 2**25  # logits at once: 128 MiB in float32
+LOGITS = 2**25  # at once, in training: 128 MiB in float32
+ROWS = 512  # of logits in float32 at once, without a gradient: more take memory and are no faster
 
 
 def next_token_loss(model: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:
@@ -19,10 +25,115 @@ def next_token_loss(model: Transformer, tokens: Tensor, targets: Tensor) -> Tens
     turned into their gradient by chunks of rows.
     """
     rows, vocab_size = tokens.numel(), model.shape.vocab_size
-    if rows * vocab_size <= CHUNK:
+    if rows * vocab_size <= LOGITS:
         logits = model(tokens)  # (B, T, V)
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
     x = model.hidden(tokens).flatten(0, 1)  # (N, D)
     x = x.to(compute_dtype(x))
     weight = model.head.weight.to(x.dtype)
-    return chunked_cross_entropy(x, weight, targets.flatten(), max(1, CHUNK // vocab_size))
+    return chunked_cross_entropy(x, weight, targets.flatten(), max(1, LOGITS // vocab_size))
+
+
+def counted(targets: Tensor) -> Tensor:
+    """The number of targets that count."""
+    return (targets != IGNORED).sum()
+
+
+def nll(
+    model: Callable[[Tensor], Tensor],
+    tokens: Tensor,
+    *,
+    context: int,
+    batch_size: int,
+    device: str,
+    on_batch: Callable[[], object] = lambda: None,
+) -> tuple[float, int]:
+    """Negative log-likelihood of a text in nats, summed in float64, and the number of tokens scored.
+
+    As `token_nll` without overlap.
+    """
+    losses = token_nll(
+        model,
+        tokens,
+        context=context,
+        stride=context,
+        batch_size=batch_size,
+        device=device,
+        on_batch=on_batch,
+    )
+    return losses.sum(dtype=torch.float64).item(), len(losses)
+
+
+@torch.no_grad()
+def token_nll(
+    model: Callable[[Tensor], Tensor],
+    tokens: Tensor,
+    *,
+    context: int,
+    stride: int,
+    batch_size: int,
+    device: str,
+    on_batch: Callable[[], object] = lambda: None,
+) -> Tensor:
+    """-log p of each token of a text but the first, which has no context: (N,) -> (N - 1,) float32.
+
+    The text is read in windows of T inputs that begin every `stride` tokens. Each token is scored
+    once, in the first window that reaches it, so with at least T - stride tokens before it where the
+    text has them. Batch size and padding do not affect the result. `on_batch` is called before each.
+    Raises ValueError for fewer than 2 tokens, or a stride that would leave tokens out.
+    """
+    scored = len(tokens) - 1
+    if scored < 1:
+        raise ValueError(f"a text of {len(tokens)} tokens has nothing to score")
+    if not 1 <= stride <= context:
+        raise ValueError(f"stride={stride} must be at least 1 and at most context={context}")
+    starts = torch.arange(0, max(1, scored - context + stride), stride)
+    full = starts[starts + context <= scored]
+    batches = [(rows, context) for rows in full.split(batch_size)] if len(full) else []
+    if len(full) < len(starts):
+        batches.append((starts[-1:], scored - int(starts[-1])))
+    nats = torch.empty(scored)
+    for rows, length in batches:
+        on_batch()
+        window = tokens[rows[:, None] + torch.arange(length + 1)].long().to(device)  # (B, T + 1)
+        logits = model(window[:, :-1]).flatten(0, 1)  # (B * T, V)
+        chunks = zip(logits.split(ROWS), window[:, 1:].flatten().split(ROWS), strict=True)
+        losses = torch.cat([F.cross_entropy(x.float(), y, reduction="none") for x, y in chunks])
+        place = rows[:, None] + torch.arange(length)  # (B, T)
+        new = (rows[:, None] == 0) | (torch.arange(length) >= context - stride)
+        nats[place[new]] = losses.view_as(place).cpu()[new]
+    return nats
+
+
+@torch.no_grad()
+def nll_of_rows(
+    model: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    batch_size: int,
+    device: str,
+    on_batch: Callable[[], object] = lambda: None,
+) -> tuple[float, int]:
+    """-log p of the targets (N, T) after inputs (N, T) in nats, summed in float64, and their number.
+
+    Targets of -100 do not count.
+    """
+    nats = torch.zeros((), dtype=torch.float64)
+    for x, y in zip(inputs.split(batch_size), targets.split(batch_size), strict=True):
+        on_batch()
+        logits = model(x.to(device)).flatten(0, 1)  # (B * T, V)
+        chunks = zip(logits.split(ROWS), y.to(device).flatten().split(ROWS), strict=True)
+        losses = torch.cat([F.cross_entropy(x.float(), y, reduction="none") for x, y in chunks])
+        nats += losses.sum(dtype=torch.float64).cpu()
+    return nats.item(), int((targets != IGNORED).sum())
+
+
+def perplexity(nats: float) -> float:
+    """exp of the mean nats per token; infinite above the range of a float."""
+    return math.exp(nats) if nats < 700 else math.inf
+
+
+def bits_per_byte(nats: float, text_bytes: int) -> float:
+    """Summed nats of a text as bits per UTF-8 byte: comparable across tokenizers."""
+    return nats / text_bytes / math.log(2)

@@ -50,6 +50,8 @@ class Transformer(nn.Module):
 
     #: Recompute each block in the backward pass of training, instead of keeping its activations.
     activation_checkpointing = False
+    #: Names of the parameters that finetuning added: no other model has weights for them.
+    added: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -62,6 +64,8 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.shape = shape
+        self.prompt: nn.Module | None = None  # vectors before a text, see model/tuning/prompt.py
+        self.prompt_tokens = 0  # of them
         self.embed = nn.Embedding(shape.vocab_size, shape.dim)
         self.position = position(shape)
         self.blocks = nn.ModuleList(
@@ -83,15 +87,19 @@ class Transformer(nn.Module):
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """The input of the head, after the last norm: (B, T) -> (B, T, D). Raises as `forward`."""
-        start = 0 if cache is None else len(cache)
-        end = start + tokens.size(1)
+        start = 0 if cache is None else cache.position
+        x, prompt = self.embed(tokens), 0  # (B, T, D)
+        if self.prompt is not None and start == 0:
+            prompt = self.prompt_tokens
+            x = torch.cat((self.prompt().to(x.dtype).expand(len(x), -1, -1), x), dim=1)
+        end = start + x.size(1)
         if self.position.max_len is not None and end > self.position.max_len:
             raise ValueError(
                 f"a sequence of {end} tokens exceeds max_len={self.position.max_len} of "
                 f"{type(self.position).__name__.lower()} positions"
             )
         positions = self.position.at(torch.arange(start, end, device=tokens.device))
-        x = self.position.embed(self.embed(tokens), positions.pos)  # (B, T, D)
+        x = self.position.embed(x, positions.pos)
         # Under autocast the residual stream is bfloat16 too; nanoGPT and others keep it in float32.
         x = dropout(x.to(compute_dtype(x)), self.shape.dropout, self.training)
         recompute = self.activation_checkpointing and cache is None and torch.is_grad_enabled()
@@ -99,7 +107,7 @@ class Transformer(nn.Module):
             layer_cache = None if cache is None else cache.layers[layer]
             inputs = (x, positions.of_layer(layer), layer_cache)
             x = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
-        return self.norm(x)
+        return self.norm(x[:, prompt:])
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """`nn.Module.compile`, for `hidden` too: the loss of a large vocabulary calls it alone."""
@@ -107,8 +115,10 @@ class Transformer(nn.Module):
         self.hidden = torch.compile(self.hidden, *args, **kwargs)  # type: ignore[method-assign]
 
     def new_cache(self, capacity: int) -> KVCache:
-        """An empty KV cache for up to `capacity` tokens."""
-        return KVCache([layer.new_cache(capacity) for layer in self.attention_layers])
+        """An empty KV cache for up to `capacity` tokens of text."""
+        capacity += self.prompt_tokens
+        layers = [layer.new_cache(capacity) for layer in self.attention_layers]
+        return KVCache(layers, self.prompt_tokens)
 
     @property
     def attention_layers(self) -> list[Attention]:

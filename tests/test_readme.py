@@ -90,7 +90,7 @@ def anchor(heading: str) -> str:
 
 
 def test_every_choice_is_named() -> None:
-    for group in ("attn", "pos", "model", "data", "optim", "experiment"):
+    for group in ("attn", "pos", "model", "data", "objective", "tune", "optim", "experiment"):
         for choice in choices_of(group):
             assert f"`{choice}`" in PAGES["docs/choices.md"], f"{group}={choice}"
     for kind in choices_of("eval"):
@@ -112,7 +112,7 @@ def test_the_example_scheme_is_a_scheme() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_key_exists(page: str) -> None:
     """Those of `attn.window`, `optim.lr=X` and `threads=N`, wherever a page names them."""
-    groups = ("attn", "pos", "model", "data", "optim")
+    groups = ("attn", "pos", "model", "data", "objective", "tune", "optim")
     keys = {g: {k for path in ROOT.glob(f"configs/{g}/*") for k in keys_of(path)} for g in groups}
     plain = {k for path in ROOT.glob("configs/**/*.yaml") for k in keys_of(path)}
     plain |= {*groups, "eval", "experiment"}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.init import derive_seed
-from model.loss import next_token_loss
+from model.loss import counted, next_token_loss
 from model.transformer import Transformer
 from train.measure.device import Device
 from train.optim.optimizer import Optimizer
@@ -48,7 +48,7 @@ class TrainStep:
     model: Transformer
     optimizer: Optimizer
     schedule: Callable[[int], float]  # learning rate of a step
-    batches: Callable[[int], Batch]  # batch of a step, on the CPU
+    batches: Callable[[int], Batch]  # batch of a step, on the CPU; targets of -100 do not count
     device: Device
     accumulate: int
     clip: float  # largest gradient norm
@@ -62,7 +62,7 @@ class TrainStep:
             job.model,
             job.optimizer,
             job.schedule,
-            job.batches,
+            job.objective,
             job.device,
             accumulate=job.settings.accumulate,
             clip=job.clip,
@@ -75,7 +75,7 @@ class TrainStep:
         micro_batches = (tensor.tensor_split(self.accumulate) for tensor in (inputs, targets))
         for i, (x, y) in enumerate(zip(*micro_batches, strict=True)):
             self.device.seed(derive_seed(self.seed, step, i))  # dropout depends on nothing else
-            part = self.loss(x, y) * (len(x) / len(inputs))  # micro-batches may differ by a row
+            part = self.loss(x, y) * (counted(y) / counted(targets))  # its share of the mean
             part.backward()
             loss += part.detach()
         if self.device.name == "cuda":  # still computing: copy the next batch meanwhile

@@ -7,14 +7,15 @@ from time import perf_counter
 
 import torch
 
-from data.batches import Batches
 from data.corpus import prepare
+from data.objective.base import Batch
 from train.config.schema import Config
 from train.measure import device as devices
 from train.measure.timer import timed
 from train.record.terminal import say
 from train.setup.build import (
     build_model,
+    build_objective,
     build_optimizer,
     build_source,
     clipping,
@@ -48,10 +49,10 @@ def random_token_step(config: Config, vocab_size: int) -> TrainStep:
     )
 
 
-def random_batches(vocab_size: int, rows: int, length: int) -> Batches:
-    """Batches (rows, length) of random tokens."""
-    tokens = torch.randint(vocab_size, (100_000 + length,))
-    return Batches(tokens, rows=rows, length=length, seed=0, sampling="crops")
+def random_batches(vocab_size: int, rows: int, length: int) -> Callable[[int], Batch]:
+    """A batch (rows, length) of random tokens, the same for every step."""
+    tokens = torch.randint(vocab_size, (rows, length + 1))
+    return lambda step: (tokens[:, :-1], tokens[:, 1:])
 
 
 def step_seconds(config: Config, vocab_size: int) -> float | None:
@@ -121,8 +122,8 @@ def steps_within_minutes(config: Config) -> int:
 
 
 def corpus_of(config: Config) -> tuple[int, int]:
-    """The vocabulary that a run's model has, and the tokens of its validation text."""
-    source, options, _ = build_source(config)
+    """The vocabulary that a run's model has, and the tokens that one validation reads."""
+    source, options, _ = build_source(config["data"])
     corpus = prepare(source, say=say, **options)
     size = config["model"]["vocab_size"] or corpus.tokenizer.get_vocab_size()
-    return size, 0 if corpus.val is None else len(corpus.val)
+    return size, build_objective(config, corpus).validation_tokens

@@ -103,14 +103,15 @@ def count(job: Job) -> dict[str, Any]:
     model, device = job.model, job.device
     params, inner = count_parameters(model)
     kernels = training_kernels(model, device.name, device.dtype, model.shape.max_len)
-    parameter_bytes = sum(p.nbytes for p in model.parameters())
+    trained = [p for p in model.parameters() if p.requires_grad]
     return {
         "n_kv_heads": one_or_all([m.n_kv_heads for m in model.attention_layers]),
         "params": params,
         "params_non_embedding": inner,
+        "params_trained": sum(p.numel() for p in trained),
         "flops_per_token": flops_per_token(model, model.shape.max_len),
-        "parameter_bytes": parameter_bytes,
-        "gradient_bytes": parameter_bytes,  # float32, one for each parameter
+        "parameter_bytes": sum(p.nbytes for p in model.parameters()),
+        "gradient_bytes": sum(p.nbytes for p in trained),  # float32, as the parameters
         "kv_cache_bytes_per_token": None,
         "kernel": one_or_all(kernels),
     }
@@ -192,8 +193,7 @@ def measuring_passes(trainer: Trainer, summary: dict[str, Any]) -> dict[str, Cal
     if job.device.name == "cpu":
         passes["peak_train_bytes"] = lambda: alive + allocation_peak(step)
         if job.corpus.val is not None:
-            batch = job.corpus.val[: job.settings.eval_batch_size * job.model.shape.max_len + 1]
-            score = partial(trainer.score, batch)
+            score = partial(trainer.score, first_batch=True)
             passes["peak_eval_bytes"] = lambda: alive + allocation_peak(score)
     if not job.device.compiled:  # with hooks the program would not be the compiled one
         passes["attention_ms"] = attention_ms

@@ -7,11 +7,9 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from time import perf_counter
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from torch import Tensor
-
-from model.likelihood import bits_per_byte, nll, perplexity
+from model.loss import bits_per_byte, nll, nll_of_rows, perplexity
 from train.measure.memory import PeakMemory
 from train.measure.timer import StepTimer
 from train.record import checkpoint
@@ -44,7 +42,7 @@ class Trainer:
         self.update = TrainStep.of_job(job)
         self.step = 0  # optimizer steps done
         self.losses: list[float] = []  # of the last steps
-        self.validation: dict[str, float] = {}  # the last one
+        self.validation: dict[str, Any] = {}  # the last one
         self.start_loss: float | None = None  # validation before the first step, with init_from
         self.timer = StepTimer()
         self.peaks = PeakMemory()
@@ -122,20 +120,18 @@ class Trainer:
         """Score the whole validation split, if there is one, once a step."""
         if self.step:
             self.peaks.note_training(self.job.device)
-        corpus = self.job.corpus
-        if corpus.val is None or self.validation.get("step") == self.step:
+        if self.job.corpus.val is None or self.validation.get("step") == self.step:
             return
         start = perf_counter()
-        text, text_bytes = corpus.split("val")
-        nats, tokens = self.score(text, on_batch)
+        nats, tokens = self.score(on_batch)
         if self.step:
             self.peaks.note_validation(self.job.device)
-        loss = nats / tokens
+        loss, text_bytes = nats / tokens, self.job.objective.validation_bytes
         self.validation = {
             "step": self.step,
             "loss": loss,
             "perplexity": perplexity(loss),
-            "bits_per_byte": bits_per_byte(nats, text_bytes),
+            "bits_per_byte": text_bytes and bits_per_byte(nats, text_bytes),
             "val_tokens": tokens,
         }
         self.log("val", **self.validation, eval_seconds=perf_counter() - start)
@@ -146,20 +142,26 @@ class Trainer:
         )
 
     def score(
-        self, text: Tensor, on_batch: Callable[[], object] = lambda: None
+        self, on_batch: Callable[[], object] = lambda: None, *, first_batch: bool = False
     ) -> tuple[float, int]:
-        """Negative log-likelihood in nats of a text (N,) under the current weights, and its tokens."""
+        """Negative log-likelihood in nats of the validation split, or of its first batch, under the
+        current weights, and the number of tokens scored."""
+        rows, length = self.job.settings.eval_batch_size, self.model.shape.max_len
+        options: dict[str, Any] = {
+            "batch_size": rows,
+            "device": self.job.device.name,
+            "on_batch": on_batch,
+        }
+        batch = self.job.objective.validation_rows
         self.model.eval()
         try:
             with self.job.device.autocast():
-                return nll(
-                    self.model,
-                    text,
-                    context=self.model.shape.max_len,
-                    batch_size=self.job.settings.eval_batch_size,
-                    device=self.job.device.name,
-                    on_batch=on_batch,
-                )
+                if batch is not None:
+                    end = rows if first_batch else None
+                    return nll_of_rows(self.model, *(part[:end] for part in batch), **options)
+                text = self.job.corpus.split("val")[0]
+                text = text[: rows * length + 1] if first_batch else text
+                return nll(self.model, text, context=length, **options)
         finally:
             self.model.train()
 
@@ -186,10 +188,10 @@ class Trainer:
     @property
     def seconds_left(self) -> float | None:
         """Seconds that the other steps and their validations may take; None during warm-up."""
-        timed, corpus = len(self.timer.step_seconds), self.job.corpus
+        timed = len(self.timer.step_seconds)
         if not timed:
             return None
-        val_tokens = 0 if corpus.val is None else len(corpus.val)
+        val_tokens = self.job.objective.validation_tokens
         validations = steps_of_validation(self.job.spec.config, val_tokens, self.step)
         steps = self.job.settings.steps - self.step + validations
         return steps * self.timer.train_seconds / timed

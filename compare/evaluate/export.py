@@ -3,6 +3,7 @@
 import importlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from safetensors.torch import save_file
 from compare.evaluate.load import LoadedRun, environment_variables
 from data.atomic import TEMPORARY, sync
 from data.tokenizer import END_OF_TEXT, decode, encode
+from train.config.keys import FULL
+from train.setup.build import build_tuning
 from train.setup.huggingface import Family, home_of, their_config, their_weights
+from train.setup.weights import load, open_model
 
 TOLERANCE = 1e-4  # between logits with a standard deviation of 1
 
@@ -22,6 +26,7 @@ def export(run: LoadedRun, to: Path) -> str:
 
     Raises ValueError if transformers has no equivalent architecture.
     """
+    run = merged(run)
     family = home_of(run.config)
     temporary = to.parent / f"{TEMPORARY}{to.name}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -39,6 +44,23 @@ def export(run: LoadedRun, to: Path) -> str:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return f"{to}: {family.architecture}, {checked}"
+
+
+def merged(run: LoadedRun) -> LoadedRun:
+    """A run with what finetuning added merged into the other weights.
+
+    Raises ValueError for what cannot be merged.
+    """
+    if not run.model.added:
+        return run
+    try:
+        weights = build_tuning(run.config).merged(run.model)
+    except ValueError as error:
+        raise ValueError(f"{run.folder}: {error}") from error
+    config = run.config | {"tune": FULL}
+    model = open_model(run.folder, config, run.tokenizer)
+    load(model, weights, str(run.folder))
+    return replace(run, config=config, model=model.to(run.device.name).eval())
 
 
 def fill(folder: Path, run: LoadedRun, family: Family) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from compare.evaluate.dataset import check_split, open_text
 from compare.evaluate.load import LoadedRun, RunSelector
 from compare.evaluate.publish import publish
-from model.likelihood import perplexity
+from model.loss import perplexity
 from train.config.compose import choices_of, compose
 from train.config.schema import Config, at_least, choose
 from train.record.terminal import tracked

@@ -14,7 +14,7 @@ from torch import Tensor
 from compare.report.runs import read
 from data.atomic import read_json, write_json
 from data.tokenizer import sha256_of
-from model.likelihood import token_nll
+from model.loss import token_nll
 from model.transformer import Transformer
 from train.config.compose import keys_set
 from train.config.schema import Config, arguments, at_least

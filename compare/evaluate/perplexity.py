@@ -14,7 +14,7 @@ from compare.evaluate.bigram import bigram_nats
 from compare.evaluate.dataset import EvaluationText, check_split, open_text
 from compare.evaluate.load import LoadedRun, RunSelector
 from compare.report.statistics import ratio_interval
-from model.likelihood import bits_per_byte, perplexity
+from model.loss import bits_per_byte, perplexity
 from train.config.schema import at_least
 from train.record.terminal import tracked
 

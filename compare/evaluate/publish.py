@@ -6,7 +6,7 @@ from pathlib import Path
 
 from compare.evaluate.load import RunSelector
 from compare.report.analysis import analyse
-from compare.report.evaluations import evaluation
+from compare.report.evaluations.kinds import evaluation
 from compare.report.runs import read
 from compare.report.style import render, styles_of
 from compare.report.tables import markdown

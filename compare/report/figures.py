@@ -14,7 +14,7 @@ from matplotlib.figure import Figure as Canvas
 from compare.cost.counts import DecodingCost, decoding_costs
 from compare.report import style
 from compare.report.analysis import Study
-from compare.report.evaluations import evaluation, kinds
+from compare.report.evaluations.kinds import evaluation, kinds
 from compare.report.statistics import LEVEL
 from compare.report.style import Draw, Drawing, Figure, Styles
 from compare.report.variants import Variant

@@ -53,6 +53,12 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float |
     return mean, mean - half, mean + half
 
 
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's score interval of a share (Wilson 1927): for one model, over questions."""
+    found = stats.binomtest(successes, n).proportion_ci(LEVEL, method="wilson")
+    return float(found.low), float(found.high)
+
+
 def with_interval(
     mean: float, low: float | None, high: float | None, show: Callable[[float], str]
 ) -> str:

@@ -68,6 +68,12 @@ def columns_of(study: Study) -> list[Column]:
     def failed(v: Variant) -> str:
         return str(sum(run.over and not run.done for run in v.runs) or "")
 
+    def trained(v: Variant) -> str:
+        """Trained parameters, where some are frozen."""
+        some = any(other.median("params_trained") != other.median("params") for other in finetuned)
+        return number(v.median("params_trained"), ",.0f") if some else ""
+
+    finetuned = [v for v in study.variants if v.median("params_trained") is not None]
     return [
         Column("variant", lambda v: v.label, short=True),
         Column("seeds", lambda v: str(len(v.seeds)), short=True),
@@ -82,6 +88,7 @@ def columns_of(study: Study) -> list[Column]:
         median("attention ms", "attention_ms", ",.1f"),
         median("peak MiB", "peak_train_bytes", ",.1f", 2**-20, short=True),
         median("parameters", "params", ",.0f"),
+        Column("trained", trained),
         median("KV bytes/token", "kv_cache_bytes_per_token", ",.0f", short=True),
         Column("kernel", kernel),
         Column("failed", failed, short=True),

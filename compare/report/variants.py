@@ -9,7 +9,7 @@ from typing import Any
 
 from compare.report.runs import Run
 from train.config.compose import is_group
-from train.config.keys import FACTORS, select
+from train.config.keys import FACTORS, KEYS, select
 from train.config.schema import Config
 
 #: Groups whose choices need no "key=" to be understood.
@@ -115,7 +115,8 @@ def variants_of(runs: Sequence[Run]) -> tuple[list[Variant], list[str]]:
     factors: list[str] = []
     confounded: list[str] = []
     for key in keys:
-        if len({plain(s.get(key)) for s in settings}) < 2:
+        dependent = key in KEYS and KEYS[key].only_with  # without effect where it is left out
+        if len({plain(s.get(key)) for s in settings if key in s or not dependent}) < 2:
             continue
         if adds(key, factors, settings):
             factors.append(key)

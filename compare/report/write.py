@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 from compare.report.analysis import Study, analyse_folders
 from compare.report.conclusions import cache_savings, conclusions, methods
-from compare.report.evaluations import evaluation, kinds
+from compare.report.evaluations.kinds import evaluation, kinds
 from compare.report.figures import figures
 from compare.report.statistics import Difference
 from compare.report.tables import (

@@ -30,6 +30,7 @@ class Attention(nn.Module):
     def __init__(self, shape: Shape, layer: int) -> None:
         super().__init__()
         self.layer, self.dropout = layer, shape.dropout
+        self.prefix: nn.Module | None = None  # trained keys and values, see model/tuning/prefix.py
         self.n_heads, self.head_dim = shape.n_heads, shape.head_dim
 
     def forward(self, x: Tensor, positions: Positions, cache: LayerCache | None = None) -> Tensor:
@@ -46,6 +47,11 @@ class Attention(nn.Module):
         """Causal attention of q (B, H, T, Dh) over k and v (B, Hkv, S, *), with dropout in training."""
         p = self.dropout if self.training else 0.0
         return attend(q, k, v, q_pos, k_pos, bias, p, self.asked_kernel)
+
+    @property
+    def takes_prefix(self) -> bool:
+        """True if every query can see a `prefix` of keys and values before those of the text."""
+        return False
 
     @property
     def has_weights(self) -> bool:

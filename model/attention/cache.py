@@ -96,12 +96,18 @@ class RingCache(FullCache):
 class KVCache:
     """One cache per layer; `model.new_cache(capacity)` makes it."""
 
-    def __init__(self, layers: Sequence[LayerCache]) -> None:
+    def __init__(self, layers: Sequence[LayerCache], prompt: int = 0) -> None:
         self.layers = layers
+        self.prompt = prompt  # vectors that the model puts before a text
+
+    @property
+    def position(self) -> int:
+        """The position of the next token: all that every layer has read."""
+        return min(layer.length for layer in self.layers)
 
     def __len__(self) -> int:
-        """Tokens that every layer has read: the position of the next one."""
-        return min(layer.length for layer in self.layers)
+        """Tokens of the text that every layer has read."""
+        return max(0, self.position - self.prompt)
 
     @property
     def nbytes(self) -> int:

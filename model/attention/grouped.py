@@ -42,6 +42,8 @@ class GQA(Attention):
         k_pos, keys, values = positions.pos, k, v
         if cache is not None:
             k_pos, keys, values = cache.append(k, v)  # (B, Hkv, S, Dh)
+        if self.prefix is not None:
+            k_pos, keys, values = self.prefix(k_pos, keys, values)
         y = self.attend(q, keys, values, positions.pos, k_pos, positions.bias)
         return self.out(self.finish(y, x, v).transpose(1, 2).flatten(2))  # (B, T, D)
 
@@ -57,6 +59,11 @@ class GQA(Attention):
         """Keys before rotation and values, each (B, Hkv, T, Dh); x follows the tokens of the cache."""
         k = self.heads(self.k(x), self.n_kv_heads)
         return self.k_norm(k), self.heads(self.v(x), self.n_kv_heads)
+
+    @property
+    def takes_prefix(self) -> bool:
+        """As long as a subclass neither reads keys elsewhere nor hides any."""
+        return type(self).forward is GQA.forward and type(self).attend is Attention.attend
 
     def finish(self, y: Tensor, x: Tensor, v: Tensor) -> Tensor:
         """The heads' output (B, H, T, Dh) as `out` takes it; here y, what attention returned.

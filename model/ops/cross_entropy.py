@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+IGNORED = -100  # target of a row that does not count, torch's own default
+
 
 def cross_entropy_reference(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Mean of -log softmax(x W^T)[target] over rows: x (N, D), W (V, D), targets (N,)."""
+    """Mean of -log softmax(x W^T)[target] over rows that count: x (N, D), W (V, D), targets (N,)."""
     return F.cross_entropy((x @ weight.T).float(), targets)
 
 
@@ -26,19 +28,22 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
         total = torch.zeros((), device=x.device)
+        counts = targets != IGNORED
+        number = counts.sum()
+        classes = targets.where(counts, 0)
         grad_x = torch.empty_like(x)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        chunks = zip(x.split(rows), targets.split(rows), grad_x.split(rows), strict=True)
-        for x_chunk, target, grad_chunk in chunks:
+        pieces = (tensor.split(rows) for tensor in (x, classes, counts, grad_x))
+        for x_chunk, target, count, grad_chunk in zip(*pieces, strict=True):
             log_p = (x_chunk @ weight.T).float().log_softmax(-1)  # (rows, V)
-            total -= log_p.gather(1, target[:, None]).sum()
+            total -= (log_p.gather(1, target[:, None])[:, 0] * count).sum()
             grad = log_p.exp_()
             grad[torch.arange(len(x_chunk), device=x.device), target] -= 1
-            grad = grad.div_(len(x)).to(x.dtype)
+            grad = grad.mul_((count / number)[:, None]).to(x.dtype)
             torch.mm(grad, weight, out=grad_chunk)
             grad_weight += grad.T @ x_chunk
         ctx.save_for_backward(grad_x, grad_weight.to(weight.dtype))
-        return total / len(x)
+        return total / number
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:

@@ -28,12 +28,12 @@ from compare import evaluate as package
 from compare.evaluate import attention, decode
 from compare.evaluate.dataset import open_text
 from compare.evaluate.load import LoadedRun, RunSelector, environment_variables
-from compare.report import evaluations
+from compare.report.evaluations import kinds as evaluations
 from compare.report.statistics import ratio_interval
 from compare.report.variants import Variant
 from compare.report.write import write
 from data.tokenizer import END_OF_TEXT, encode
-from model.likelihood import token_nll
+from model.loss import token_nll
 from train.config.compose import CONFIGS, compose
 from train.measure.device import Device
 from train.run import run_training

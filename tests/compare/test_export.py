@@ -19,7 +19,7 @@ from compare.evaluate.load import LoadedRun
 from compare.report.runs import read
 from data import tokenizer as tokenizers
 from data.tokenizer import encode
-from model.likelihood import token_nll
+from model.loss import token_nll
 from model.transformer import Transformer
 from train.config.compose import compose
 from train.config.schema import Config
@@ -484,6 +484,20 @@ def test_a_run_is_exported_and_goes_on_from_there(
     assert not torch.equal(
         our_weights(Path(first))["embed.weight"], our_weights(Path(hf))["embed.weight"]
     )
+
+
+def test_a_low_rank_part_is_merged_and_other_additions_are_refused(
+    config: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["attn=mha", "pos=learned", "data.tokenizer=bpe", "data.vocab_size=300"]
+    assert run_training(config(*base, f"out={tmp_path}/base")) == 0
+    after = [*base, f"init_from={tmp_path}/base", "optim.lr=0.1"]
+    assert run_training(config(*after, "tune=lora", f"out={tmp_path}/lora")) == 0
+    exported(tmp_path / "lora", tmp_path / "hf")
+    assert "GPT2LMHeadModel, checked with transformers" in capsys.readouterr().out
+    assert run_training(config(*after, "tune=adapter", f"out={tmp_path}/adapter")) == 0
+    with pytest.raises(ValueError, match="adapter: adapter cannot be merged into the weights"):
+        exported(tmp_path / "adapter", tmp_path / "other")
 
 
 def test_what_does_not_fit_is_told_what_would(config: Make, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from compare.evaluate.load import LoadedRun, RunSelector
 from data.tokenizer import END_OF_TEXT, decode, encode, raw_bytes
 from model.generate import Sampler, generate
 from model.init import init_weights
-from model.likelihood import nll
+from model.loss import nll
 from train.config.compose import compose
 from train.run import run_training
 

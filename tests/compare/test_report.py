@@ -20,14 +20,14 @@ from cli import calibrate as honesty
 from cli.report import main
 from compare.report.analysis import analyse_folders
 from compare.report.conclusions import conclusions
-from compare.report.evaluations import KNOWN
+from compare.report.evaluations.kinds import KNOWN
 from compare.report.figures import FIGURES, pareto, smooth
 from compare.report.runs import read
 from compare.report.statistics import Difference, correct, mean_interval, paired, seeds_needed
 from compare.report.style import canvas, legend_below, styles_of
 from compare.report.variants import variants_of
 from compare.report.write import report
-from model.likelihood import perplexity
+from model.loss import perplexity
 from train.config import options
 from train.config.compose import compose
 from train.config.keys import MISSING

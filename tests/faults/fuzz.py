@@ -22,7 +22,7 @@ from train.setup.run_setup import assemble, check
 from train.step import TrainStep
 
 SMALL = 3 * 10**9  # multiplications of a step that is taken
-GROUPS = ("model", "attn", "pos", "data", "optim")
+GROUPS = ("model", "attn", "pos", "data", "objective", "tune", "optim")
 SIZES = "1 2 3 4 6 8 12 24 100 0.1 0.5".split()
 NUMBERS = (
     "0 1 -1 2 3 7 64 1e3 1e-3 1.5 -0.5 0.1 1e9 1e18 1e30 1e400 nan inf -inf 0x10 1_000".split()

@@ -44,7 +44,7 @@ def gadgets(scene: Scene, targets: Sequence[str] = GADGETS) -> Tally:
     """Name foreign code as every part of a config: on the command line and in a run."""
     tally, canary = Tally(), scene.folder / "canary"
     for target in targets:
-        for group in ("attn", "pos", "data", "optim"):
+        for group in ("attn", "pos", "data", "objective", "tune", "optim"):
             override = f"{group}._target_={target}"
             attempt(
                 tally, override, canary, lambda o=override: check(compose([*scene.overrides, o]))

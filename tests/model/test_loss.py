@@ -35,7 +35,7 @@ def test_pieces_make_the_same_loss_and_gradients(
 ) -> None:
     model = build("mha", "rope", f"model.tie_embeddings={tied}")
     whole, gradients = trained(model, dtype)
-    monkeypatch.setattr(losses, "CHUNK", 5 * VOCAB)  # 48 rows in pieces of 5, the last of 3
+    monkeypatch.setattr(losses, "LOGITS", 5 * VOCAB)  # 48 rows in pieces of 5, the last of 3
     pieces, of_pieces = trained(model, dtype)
     torch.testing.assert_close(pieces, whole, rtol=rtol / 10, atol=0)
     for ours, theirs in zip(of_pieces, gradients, strict=True):
@@ -50,7 +50,7 @@ def test_a_compiled_model_is_compiled_for_pieces_too(monkeypatch: pytest.MonkeyP
         graphs.append(graph)
         return graph
 
-    monkeypatch.setattr(losses, "CHUNK", 5 * VOCAB)
+    monkeypatch.setattr(losses, "LOGITS", 5 * VOCAB)
     model = build("mha", "rope")
     expected, _ = trained(model)
     model.compile(backend=backend, fullgraph=True)
@@ -65,7 +65,7 @@ def test_a_compiled_model_is_compiled_for_pieces_too(monkeypatch: pytest.MonkeyP
 def test_pieces_hold_less_memory_than_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("mha", "rope", "model.vocab_size=4000")
     whole = allocation_peak(lambda: trained(model))
-    monkeypatch.setattr(losses, "CHUNK", 4 * 4000)
+    monkeypatch.setattr(losses, "LOGITS", 4 * 4000)
     assert allocation_peak(lambda: trained(model)) < whole / 2
 
 
@@ -102,3 +102,31 @@ def test_blocks_computed_again_compile_to_one_graph() -> None:
     for ours, theirs in zip(gradients, lean.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs.grad, rtol=1e-4, atol=1e-5)
     torch.compiler.reset()
+
+
+@pytest.mark.parametrize("chunk", [losses.LOGITS, 5 * VOCAB])
+def test_targets_that_do_not_count_change_neither_loss_nor_gradients(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean is over those that count, in one piece or in several."""
+    monkeypatch.setattr(losses, "LOGITS", chunk)
+    model = build("mha", "rope").train()
+    text = tokens(3, 17)
+    inputs, targets = text[:, :-1], text[:, 1:].clone()
+    targets[0, :5] = targets[1, 7:] = targets[2, :] = -100
+    log_p = model(inputs).float().log_softmax(-1)
+    nats = [
+        -log_p[row, place, target]
+        for row, line in enumerate(targets.tolist())
+        for place, target in enumerate(line)
+        if target != -100
+    ]
+    expected = torch.stack(nats).mean()
+    expected.backward()
+    wanted = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    loss = next_token_loss(model, inputs, targets)
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    for parameter, gradient in zip(model.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)

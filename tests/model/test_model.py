@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from model.cost import count_parameters
 from model.generate import Sampler, generate
-from model.likelihood import bits_per_byte, nll, perplexity
+from model.loss import bits_per_byte, nll, perplexity
 from model.norm import RMSNorm
 from model.shape import Shape
 from model.transformer import Transformer

@@ -18,7 +18,7 @@ from train.setup.match import compose_matched
 from train.setup.run_setup import check
 from train.sweep.expand import cell_names, cells_of
 
-GROUPS = ("model", "attn", "pos", "data", "optim")
+GROUPS = ("model", "attn", "pos", "data", "objective", "tune", "optim")
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,10 @@ def test_every_yaml_composes_and_fits_its_constructors(choice: str) -> None:
     needed = {
         "data=text": ["data.path=README.md"],
         "data=hub": ["data.path=owner/name"],
+        "data=lines": ["data.path=README.md"],
+        "data=pairs": ["data.train=tests/data/pairs.tsv"],
+        "tune=prompt": ["pos=rope"],
+        "tune=ptuning": ["pos=rope"],
         "experiment=nanogpt": ["data.path=README.md"],
         "experiment=speedrun": ["data.path=README.md"],
     }

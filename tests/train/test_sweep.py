@@ -207,6 +207,20 @@ def test_stages_go_on_from_each_other(
     assert "| mha | 2 | 6 | 16 |" in page
 
 
+def test_the_first_stage_may_be_left_out_by_some(tmp_path: Path, tiny: list[str]) -> None:
+    """What is it good for? Both arms are runs of one sweep."""
+    stages = "stages=['optim.lr=1e-3','optim.lr=2e-3']"
+    cells = cells_of([*tiny, stages, "first_stage=1,2"], multirun=True)
+    planned = plan_cells(cells, compose(cells[0]), tmp_path)
+    found = [(cell.stage, cell.config["optim"]["lr"], cell.parent) for cell in planned]
+    first = next(cell.name for cell in planned if cell.config["optim"]["lr"] == 1e-3)
+    assert set(found) == {(1, 1e-3, None), (1, 2e-3, None), (2, 2e-3, first)}
+    assert len({cell.identity for cell in planned}) == 3
+    for wrong in ("first_stage=3", "first_stage=0"):
+        with pytest.raises(ValueError, match="is not one of the 2 stages"):
+            plan_cells([[*tiny, stages, wrong]], compose([*tiny, stages, wrong]), tmp_path)
+
+
 def test_a_bad_cell_stops_a_sweep_before_it_starts(tiny: list[str], tmp_path: Path) -> None:
     ask = ["-m", *tiny, f"out={tmp_path}/bad", "attn=gqa", "attn.n_kv_heads=2,3"]
     with pytest.raises(ValueError, match="n_kv_heads=3 must divide n_heads=4"):

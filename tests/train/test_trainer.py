@@ -64,6 +64,12 @@ RECIPES = {
     "bfloat16": ["dtype=bfloat16", "accumulate=2", "model.dropout=0.1"],
     "muon": ["optim=muon"],
     "epochs": ["data.sampling=epochs"],
+    "infilling": [
+        "objective=infill",
+        "objective.text=rows",
+        "objective.rate=0.5",
+        "data.tokenizer=byte",
+    ],
 }
 
 
@@ -115,10 +121,13 @@ def test_fewer_records_are_the_same_records(config: Make, tmp_path: Path) -> Non
     assert losses(tmp_path / "b") == [(step, every[step]) for step in (5, 10, 12)]
 
 
-def test_accumulating_is_the_same_gradient(config: Make, tmp_path: Path) -> None:
-    run(config("dtype=float32"), tmp_path / "whole")
+@pytest.mark.parametrize("recipe", ["plain", "infilling"])
+def test_accumulating_is_the_same_gradient(recipe: str, config: Make, tmp_path: Path) -> None:
+    """Whatever a part has of the targets that count."""
+    overrides = ["dtype=float32", *RECIPES[recipe]]
+    run(config(*overrides), tmp_path / "whole")
     for parts in (2, 3, 4):  # of 4 rows: 3 parts differ
-        run(config("dtype=float32", f"accumulate={parts}"), tmp_path / f"{parts}")
+        run(config(*overrides, f"accumulate={parts}"), tmp_path / f"{parts}")
         pairs = zip(losses(tmp_path / "whole"), losses(tmp_path / f"{parts}"), strict=True)
         for (_, one), (_, other) in pairs:
             assert one == pytest.approx(other, rel=1e-5)
@@ -184,7 +193,7 @@ def test_a_diverging_run_ends_with_code_3_and_keeps_its_checkpoint(
     assert (dump["step"], dump["loss"], dump["grad_norm"]) == (7, "inf", "nan")
     assert dump["lr"] > 0
     assert dump["losses_before"] == [loss for _, loss in losses(tmp_path / "a")]
-    assert dump["batch"] == assemble(check(config())).batches(6)[0].tolist()
+    assert dump["batch"] == assemble(check(config())).objective(6)[0].tolist()
     assert not (tmp_path / "a/summary.json").exists()
     assert checkpoint.find(tmp_path / "a")[0].step == 4
 

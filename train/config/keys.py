@@ -9,6 +9,8 @@ from train.config.schema import Config
 
 Role = Literal["variant", "run", "record"]
 ALWAYS = object()  # in the place of a value before: the key has always existed
+FULL = {"_target_": "model.tuning.full.Full"}
+NEXT_TOKEN = {"_target_": "data.objective.next_token.NextToken"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +46,13 @@ KEYS = {
         held="model model.dim model.n_layers model.n_heads model.max_len model.dropout",
     ),
     "data": Key(role="variant", ignored=("cache",), held="data data.tokenizer"),
+    "objective": Key(role="variant", held="objective", before=NEXT_TOKEN),
+    "tune": Key(role="variant", step_time=True, held="tune", before=FULL),
     "optim": Key(role="variant", step_time=True, held="optim optim.lr optim.schedule"),
     "plan": Key(role="record"),
     "sweep": Key(role="record"),
     "stages": Key(role="record"),  # a stage is a run of its own, see init_from
+    "first_stage": Key(role="record", before=1),  # as stages
     "jobs": Key(role="record", shared=True),  # changes times, which each run records
     "retry": Key(role="record", shared=True),
     "baseline": Key(role="record"),

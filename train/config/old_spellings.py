@@ -40,6 +40,8 @@ def modernise(config: Config) -> Config:
         if isinstance(choices, dict) and choices.get("attn") == "qk_norm":
             kind = "gqa" if "n_kv_heads" in config["attn"] else "mha"
             config["choices"] = choices | {"attn": kind}
+    if isinstance(config.get("choices"), dict):
+        config["choices"] = {"objective": "next", "tune": "full"} | config["choices"]
     if isinstance(config.get("pos"), dict):
         config["pos"] = with_keys(GROUP_KEYS["pos"], config["pos"])
     if isinstance(config.get("report"), dict):

@@ -97,7 +97,8 @@ class Reporting:
 
 FIGURES = (
     "training validation quality differences grid heads rates decoding length decode attention "
-    "attention_distance attention_maps"
+    "attention_distance attention_maps answers "
+    "answers_differences finetuning"
 ).split()
 TABLES = ["decoding"]
 

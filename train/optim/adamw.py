@@ -5,7 +5,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
-from train.optim.optimizer import Groups, Optimizer, check_hyperparameters, decay_groups
+from train.optim.optimizer import Groups, Optimizer, check_hyperparameters, decay_groups, trained
 
 
 class FusedAdamW:
@@ -78,5 +78,5 @@ class AdamW(Optimizer):
         check_hyperparameters(
             weight_decay=weight_decay, decayed=decayed, beta1=beta1, beta2=beta2, eps=eps
         )
-        groups = decay_groups(model, model.parameters(), weight_decay, decayed)
+        groups = decay_groups(model, trained(model), weight_decay, decayed)
         super().__init__(model, [FusedAdamW(groups, beta1=beta1, beta2=beta2, eps=eps)])

@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 from train.measure.device import has_bfloat16_units
 from train.optim.adamw import FusedAdamW
-from train.optim.optimizer import Groups, Optimizer, check_hyperparameters, decay_groups
+from train.optim.optimizer import (
+    Groups,
+    Optimizer,
+    check_hyperparameters,
+    decay_groups,
+    rates_of,
+    trained,
+)
 
 
 class StackedMuon:
@@ -90,11 +97,13 @@ class Muon(Optimizer):
         )
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum={momentum} must be at least 0 and below 1")
-        hidden = [
+        if rates_of(model):
+            raise ValueError("muon has one learning rate for all; optim=adamw can do tune.ratio")
+        matrices = {
             p for n, p in model.named_parameters() if n.startswith("blocks.") and p.dim() == 2
-        ]
-        inside = set(hidden)
-        others = [p for p in model.parameters() if p not in inside]
+        }
+        hidden = [p for p in trained(model) if p in matrices]
+        others = [p for p in trained(model) if p not in matrices]
         muon = StackedMuon(hidden, momentum=momentum, weight_decay=weight_decay)
         groups = decay_groups(model, others, weight_decay, decayed)
         super().__init__(model, [muon, FusedAdamW(groups, beta1=beta1, beta2=beta2, eps=eps)])

@@ -28,10 +28,10 @@ class Optimizer:
         self.optimizers = optimizers
 
     def step(self, lr: float) -> None:
-        """Update the parameters from their gradients at this learning rate."""
+        """Update the parameters from their gradients at this learning rate, or their multiple of it."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("rate", 1.0)
             optimizer.step()
 
     def zero_grad(self) -> None:
@@ -61,19 +61,36 @@ class Optimizer:
         return sum(value.nbytes for value in self.state().values())
 
 
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a model that are not frozen."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
 def decay_groups(
     model: nn.Module, parameters: Iterable[nn.Parameter], weight_decay: float, decayed: str
 ) -> Groups:
-    """The parameters in two groups: with weight decay and without."""
+    """The parameters in groups: with weight decay and without, by their multiple of the learning rate."""
     if decayed == "linear":
         with_decay = {m.weight for m in model.modules() if isinstance(m, nn.Linear)}
     else:
         with_decay = {p for p in model.parameters() if p.dim() >= 2}
-    parameters = list(parameters)
+    rates, parameters = rates_of(model), list(parameters)
     return [
-        {"params": [p for p in parameters if p in with_decay], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p not in with_decay], "weight_decay": 0.0},
+        {"params": params, "weight_decay": decay, "rate": rate}
+        for decay, inside in ((weight_decay, True), (0.0, False))
+        for rate in sorted({1.0, *rates.values()})
+        if (
+            params := [
+                p for p in parameters if (p in with_decay, rates.get(p, 1.0)) == (inside, rate)
+            ]
+        )
     ]
+
+
+def rates_of(model: nn.Module) -> dict[Tensor, float]:
+    """The weights that are trained at a multiple of the learning rate, and the multiple."""
+    layers = (m for m in model.modules() if isinstance(m, nn.Linear))
+    return {m.weight: rate for m in layers if (rate := getattr(m, "rate", 1.0)) != 1.0}
 
 
 def check_hyperparameters(

@@ -4,13 +4,13 @@ import importlib
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-from data.batches import SAMPLINGS, Batches
-from data.corpus import Source, prepare
+from data.corpus import Corpus, Source, prepare
+from data.objective.base import Objective, check_sampling
 from model.attention.base import Attention
 from model.cost import count_parameters
 from model.feedforward import FEEDFORWARDS
@@ -20,6 +20,7 @@ from model.position.base import Position
 from model.position.pattern import Pattern
 from model.shape import Shape
 from model.transformer import Transformer
+from model.tuning.base import Tuning
 from train.config.schema import Config, arguments, choose
 from train.optim.optimizer import Optimizer
 from train.optim.schedule import Schedule
@@ -27,7 +28,9 @@ from train.optim.schedule import Schedule
 PACKAGES = {
     "attn": "model.attention",
     "pos": "model.position",
+    "tune": "model.tuning",
     "data": "data",
+    "objective": "data.objective",
     "optim": "train.optim",
 }
 LARGE = 10**8  # parameters: 400 MB
@@ -84,10 +87,18 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
     except ValueError as error:
         variant = f"model={choices['model']} attn={choices['attn']} pos={choices['pos']}"
         raise type(error)(f"{variant}: {error}") from error
+    plain = {name for name, _ in model.named_parameters()}
+    build_tuning(config).apply(model)
+    model.added = frozenset(name for name, _ in model.named_parameters() if name not in plain)
     model.activation_checkpointing = config["memory"] == "lean"
     for layer in model.attention_layers:
         layer.asked_kernel = config["kernel"]
     return model
+
+
+def build_tuning(config: Config) -> Tuning:
+    """What a config trains of its model, and adds to it."""
+    return cast(Tuning, factory("tune", config["tune"])())
 
 
 @torch.no_grad()
@@ -183,14 +194,33 @@ def factory(group: str, node: Config, where: str = "") -> Callable[..., Any]:
     return partial(part, **arguments(where or group, node, part)[0])
 
 
-def build_source(config: Config) -> tuple[Source, dict[str, Any], dict[str, Any]]:
-    """A config's text source, then the arguments of `prepare` and of `Batches`."""
-    kind = target("data", config["data"], "data")
-    source, corpus, batches = arguments(
-        "data", config["data"], kind, prepare, Batches, given={"say", "rows", "length", "seed"}
+def build_source(data: Config) -> tuple[Source, dict[str, Any], str]:
+    """The text source of a `data` node, the arguments of `prepare`, and how rows are drawn."""
+    kind = target("data", data, "data")
+    source, corpus, order = arguments("data", data, kind, prepare, check_sampling, given={"say"})
+    return kind(**source), corpus, check_sampling(**order)
+
+
+def objective_of(config: Config) -> tuple[type[Objective], dict[str, Any]]:
+    """The class of a config's objective and its own keys, checked as far as no text is needed."""
+    node = config["objective"]
+    kind: type[Objective] = target("objective", node, "objective")
+    (own,) = arguments("objective", node, kind)
+    kind.check(own, config["data"]["tokenizer"])
+    return kind, own
+
+
+def build_objective(config: Config, corpus: Corpus) -> Objective:
+    """What a config's model learns to predict in a corpus. Raises ValueError for what does not fit."""
+    kind, own = objective_of(config)
+    return kind(
+        corpus,
+        rows=config["batch_size"],
+        length=config["model"]["max_len"],
+        seed=config["seed"],
+        sampling=config["data"]["sampling"],
+        **own,
     )
-    choose("data.sampling", batches["sampling"], dict.fromkeys(SAMPLINGS))
-    return kind(**source), corpus, batches
 
 
 def build_optimizer(

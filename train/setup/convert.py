@@ -14,7 +14,7 @@ def fit_to_shape(weights: dict[str, Tensor], model: Transformer, how: str) -> di
     Keys and values of fewer heads are made from groups of neighbours, those that one of the new heads
     will serve: their `mean` (Ainslie et al. 2023, section 2.1), the `first` of each, or the model's
     own `random` start. A position table that ends keeps the rows that exist in both. Biases that one
-    side does not have are zeros.
+    side does not have are zeros. What finetuning adds keeps the model's own start.
     """
     own = dict(model.named_parameters())
     adapted = {
@@ -22,7 +22,7 @@ def fit_to_shape(weights: dict[str, Tensor], model: Transformer, how: str) -> di
     }
     for name, mine in own.items():
         theirs = weights.get(name)
-        if theirs is None and name.endswith("bias"):
+        if theirs is None and name.endswith("bias") and name not in model.added:
             adapted[name] = torch.zeros_like(mine)
         if theirs is None or theirs.shape == mine.shape or theirs.shape[1:] != mine.shape[1:]:
             continue
@@ -37,7 +37,7 @@ def fit_to_shape(weights: dict[str, Tensor], model: Transformer, how: str) -> di
                 mean = groups.double().mean(1).to(groups.dtype)  # equal heads are kept exactly
                 pooled = {"mean": mean.flatten(0, 1), "first": groups[:, 0].flatten(0, 1)}
                 adapted[name] = pooled.get(how, mine.detach())
-    return adapted
+    return {name: own[name].detach() for name in model.added} | adapted
 
 
 def needless(name: str, weight: Tensor, model: Transformer) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from data.batches import Batches
 from data.corpus import Corpus, Source, prepare
+from data.objective.base import Objective
 from data.tokenizer import encode
 from model.cost import count_parameters, training_kernels
 from model.transformer import Transformer
@@ -24,10 +24,12 @@ from train.record.run_folder import is_hf_folder, open_checkpoint, open_config, 
 from train.record.terminal import say
 from train.setup.build import (
     build_model,
+    build_objective,
     build_optimizer,
     build_source,
     clipping,
     init_model,
+    objective_of,
     try_model,
 )
 from train.setup.huggingface import differences, files_of, our_weights, overrides_of
@@ -48,7 +50,6 @@ class RunSpec:
     least_bytes: int  # of memory that it cannot do without
     source: Source
     corpus: dict[str, Any]  # arguments of `prepare`
-    batches: dict[str, Any]  # arguments of `Batches`
 
 
 @dataclass(kw_only=True)
@@ -57,7 +58,7 @@ class Job:
 
     spec: RunSpec
     corpus: Corpus
-    batches: Batches
+    objective: Objective
     model: Transformer
     optimizer: Optimizer
     schedule: Schedule
@@ -98,7 +99,8 @@ def check(config: Config, *, resuming: bool = False) -> RunSpec:
     elements = settings.rows * model.shape.max_len * model.shape.dim
     try_model(config)
     config = config | vars(settings)  # numbers as their types: 1e1 rows are 10
-    source, corpus, batches = build_source(config)
+    objective_of(config)
+    source, corpus, _ = build_source(config["data"])
     if settings.init_from is not None and not resuming:
         check_origin(settings.init_from, config)
     return RunSpec(
@@ -112,7 +114,6 @@ def check(config: Config, *, resuming: bool = False) -> RunSpec:
         least_bytes=least,
         source=source,
         corpus=corpus,
-        batches=batches,
     )
 
 
@@ -184,17 +185,11 @@ def assemble(spec: RunSpec, *, resuming: bool = False) -> Job:
     config, settings = spec.config, spec.settings
     devices.set_up_process(spec.threads, settings.tf32)
     corpus = prepare(spec.source, say=say, **spec.corpus)
-    batches = Batches(
-        corpus.train,
-        rows=settings.batch_size,
-        length=spec.max_len,
-        seed=settings.seed,
-        **spec.batches,
-    )
+    objective = build_objective(config, corpus)
     if corpus.val is not None and len(corpus.val) < 2:
         raise ValueError("the validation text has 1 token: raise data.val_fraction, or set it to 0")
     asked = spec.sampling.prompt
-    prompt = first_tokens(corpus) if asked is None else encode(corpus.tokenizer, asked)
+    prompt = objective.prompt if asked is None else encode(corpus.tokenizer, asked)
     model = build_model(config, corpus.tokenizer.get_vocab_size())
     init_model(model, config, settings.seed)
     parent = None
@@ -206,7 +201,7 @@ def assemble(spec: RunSpec, *, resuming: bool = False) -> Job:
     return Job(
         spec=spec,
         corpus=corpus,
-        batches=batches,
+        objective=objective,
         model=model,
         optimizer=optimizer,
         schedule=schedule,
@@ -214,14 +209,6 @@ def assemble(spec: RunSpec, *, resuming: bool = False) -> Job:
         prompt=prompt,
         parent=parent,
     )
-
-
-def first_tokens(corpus: Corpus) -> list[int]:
-    """A line break; where the vocabulary has none, the first token of the text."""
-    try:
-        return encode(corpus.tokenizer, "\n")
-    except ValueError:
-        return corpus.train[:1].tolist()
 
 
 def start_from(

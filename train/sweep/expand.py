@@ -57,10 +57,13 @@ def stages_of(cell: list[str], config: Config) -> list[list[str]]:
     """The runs that one cell stands for: itself, or one for each line of the config's `stages`."""
     if config["stages"] is None:
         return [cell]
-    own = keys_set(cell)
+    own, lines = keys_set(cell), lines_of(config, "stages")
+    first = compose(cell)["first_stage"] if "first_stage" in own else config["first_stage"]
+    if not isinstance(first, int) or not 1 <= first <= len(lines):
+        raise ValueError(f"first_stage={first} is not one of the {len(lines)} stages")
     return [
         current_overrides("train", [*unless_set(shlex.split(line), own), *cell, "stages=null"])
-        for line in lines_of(config, "stages")
+        for line in lines[first - 1 :]
     ]
 
 

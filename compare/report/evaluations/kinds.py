@@ -12,6 +12,7 @@ from matplotlib.colors import PowerNorm
 
 from compare.report import style
 from compare.report.analysis import Study
+from compare.report.evaluations import exact_match, finetuning
 from compare.report.statistics import mean_interval, with_interval
 from compare.report.style import Draw, Drawing, Styles
 from compare.report.tables import Rows, exp_with_interval, table_of
@@ -367,6 +368,13 @@ KNOWN = {
     "attention": Evaluation("Attention heads", attention_table, attention_figure),
     "attention_distance": Evaluation("Attention by distance", distance_table, distance_figure),
     "attention_maps": Evaluation("Attention maps", lambda study: [], maps_figure),
+    "answers": Evaluation("Answers to questions", exact_match.table, exact_match.figure),
+    "answers_differences": Evaluation(
+        "Answers: what the choices change",
+        exact_match.differences_table,
+        exact_match.differences_figure,
+    ),
+    "finetuning": Evaluation("Finetuning", finetuning.table, finetuning.figure),
 }
 
 

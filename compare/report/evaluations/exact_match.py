@@ -1,0 +1,183 @@
+"""Answers to questions in a report: exact match by group, what guessing gives, what choices change."""
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from compare.report import style
+from compare.report.analysis import Study, family_tests, questions_of, score_table
+from compare.report.runs import Run
+from compare.report.statistics import Difference, mean_interval, wilson, with_interval
+from compare.report.style import Drawing, Styles
+from compare.report.tables import Rows, table_of, without_empty
+from compare.report.variants import Variant
+from train.config.schema import Config
+
+
+def answers_of(v: Variant) -> list[Config]:
+    """The answers of a variant's finished runs, one a seed."""
+    return [answer for run in v.done if (answer := run.answer("answers"))]
+
+
+def groups_of(study: Study) -> list[str]:
+    """The groups of questions, in order."""
+    return list(
+        dict.fromkeys(g for v in study.variants for a in answers_of(v) for g in a["groups"])
+    )
+
+
+def numbers(v: Variant, group: str, key: str) -> list[float]:
+    """A number of a group of questions, for each run of a variant."""
+    return [answer["groups"][group][key] for answer in answers_of(v) if group in answer["groups"]]
+
+
+def accuracy_interval(v: Variant, group: str) -> tuple[float, float, float]:
+    """Mean accuracy over runs with an interval that covers both sources of chance.
+
+    It reaches from the lower to the higher end of Student's interval over runs and of Wilson's over
+    the questions, which all runs share.
+    """
+    values, n = numbers(v, group, "accuracy"), int(numbers(v, group, "questions")[0])
+    mean, *of_runs = mean_interval(values)
+    ends = [*wilson(round(mean * n), n), *(end for end in of_runs if end is not None)]
+    return mean, max(0.0, min(ends)), min(1.0, max(ends))
+
+
+def share(value: float) -> str:
+    """0.123 as '12.3 %'."""
+    return f"{100 * value:.1f} %"
+
+
+def points(value: float) -> str:
+    """0.123 as '+12.3'."""
+    return f"{100 * value:+.1f}"
+
+
+def table(study: Study) -> Rows:
+    """Per variant and group: exact match beside guessing, and how sure the model is of what it says."""
+    rows = table_of(
+        {
+            "variant": v.label,
+            "questions": group,
+            "exact match": with_interval(*accuracy_interval(v, group), share),
+            "runs": str(len(answers_of(v))),
+            "of": f"{numbers(v, group, 'questions')[0]:,.0f}",
+            "commonest answer": share(statistics.fmean(numbers(v, group, "baseline"))),
+            "confidence": share(statistics.fmean(numbers(v, group, "confidence"))),
+            "nats of the true answer": f"{statistics.fmean(numbers(v, group, 'nats_true')):.2f}",
+            "only this run : only the reference": sign_tests(v),
+        }
+        for v in study.variants
+        for group in groups_of(study)
+        if numbers(v, group, "accuracy")
+    )
+    return without_empty(rows)
+
+
+def sign_tests(v: Variant) -> str:
+    """The questions that only a run or only its reference answered, with the sign test's p."""
+    found = [answer["reference"] for answer in answers_of(v) if answer.get("reference")]
+    return "; ".join(f"{a['only_this']} : {a['only_the_other']}, p {a['p']:.2g}" for a in found)
+
+
+def figure(study: Study, styles: Styles) -> Drawing | None:
+    """Exact match of each variant as a bar with its interval, a panel per group of questions."""
+    groups = groups_of(study)
+    if not groups:
+        return None
+    shown = [v for v in study.variants if answers_of(v)]
+    drawing, panels = style.canvas(len(groups), height=1.4 + 0.42 * len(shown))
+    for axes, group in zip(np.atleast_1d(panels), groups, strict=True):
+        for place, v in enumerate(reversed(shown)):
+            if numbers(v, group, "accuracy"):
+                bar(axes, place, v, group, styles)
+        guess = statistics.fmean(x for v in shown for x in numbers(v, group, "baseline"))
+        axes.axvline(100 * guess, color=style.INK, linewidth=0.8, linestyle=":")
+        axes.set_yticks(range(len(shown)), [v.label for v in reversed(shown)])
+        axes.set(xlabel=f"exact match, %: {group}", xlim=(0, None))
+        axes.grid(visible=False, axis="y")
+    return drawing, (
+        "Share of the validation questions that are answered exactly; the dot is the mean probability that the "
+        "model gives to its own answers. Whiskers: 95 % intervals over runs, or over questions where those are "
+        "wider. Dotted: the commonest answer of the training questions, said to all."
+    )
+
+
+def bar(axes: Any, place: float, v: Variant, group: str, styles: Styles) -> None:
+    """A variant's exact match with its interval, and its confidence as a dot."""
+    mean, low, high = (100 * x for x in accuracy_interval(v, group))
+    color = styles[v].colour
+    axes.barh(place, mean, height=0.6, color=color, alpha=0.6)
+    axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], color=style.INK, capsize=3)
+    confidence = 100 * statistics.fmean(numbers(v, group, "confidence"))
+    axes.plot(confidence, place, "o", color=color, markeredgecolor=style.INK)
+
+
+def score(group: str) -> Callable[[Run], float | None]:
+    """The accuracy of a run in a group of questions."""
+
+    def of_run(run: Run) -> float | None:
+        groups = run.answer("answers").get("groups", {})
+        return groups[group]["accuracy"] if group in groups else None
+
+    return of_run
+
+
+def differences(study: Study) -> dict[str, dict[tuple[str, str], Difference]]:
+    """By group of questions: each level of a factor against the baseline's, paired by seed.
+
+    Corrected together within a group, as the differences of quality are.
+    """
+    questions = questions_of(study.compared, study.baseline)
+    tables = {group: score_table(study.variants, score(group)) for group in groups_of(study)}
+    return {group: family_tests(questions, scores) for group, scores in tables.items()}
+
+
+def differences_table(study: Study) -> Rows:
+    """What each choice changes in exact match, in percentage points."""
+    return table_of(
+        {
+            "questions": group,
+            "choice": f"{factor}: {level}" if factor else level,
+            "against": study.baseline.level(factor) if factor else study.baseline.label,
+            "points": with_interval(d.mean, d.low, d.high, points),
+            "seeds": str(d.n),
+            "significant": d.significance,
+        }
+        for group, found in differences(study).items()
+        for (factor, level), d in found.items()
+    )
+
+
+def differences_figure(study: Study, styles: Styles) -> Drawing | None:
+    """What each choice changes in exact match, a panel per group of questions."""
+    found = {group: tests for group, tests in differences(study).items() if tests}
+    if not found:
+        return None
+    rows = max(map(len, found.values()))
+    drawing, panels = style.canvas(len(found), height=1.4 + 0.42 * rows)
+    for axes, (group, tests) in zip(np.atleast_1d(panels), found.items(), strict=True):
+        for place, d in enumerate(reversed(tests.values())):
+            spread = (
+                None if d.low is None or d.high is None else [[d.mean - d.low], [d.high - d.mean]]
+            )
+            filled = style.INK if d.significant else "none"
+            axes.errorbar(
+                100 * d.mean,
+                place,
+                xerr=None if spread is None else 100 * np.array(spread),
+                fmt="o",
+                color=style.INK,
+                markerfacecolor=filled,
+                capsize=3,
+            )
+        labels = [f"{factor}: {level}" if factor else level for factor, level in reversed(tests)]
+        axes.set_yticks(range(len(labels)), labels)
+        axes.axvline(0, color=style.INK, linewidth=0.8, linestyle=":")
+        axes.set(xlabel=f"points of exact match: {group}", ylim=(-0.6, len(labels) - 0.4))
+    return drawing, (
+        "Difference in exact match from the baseline, in percentage points, paired by seed, with 95 % intervals. "
+        "Filled points are significant after Holm's correction."
+    )

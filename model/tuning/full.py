@@ -1,0 +1,16 @@
+"""Training of all parameters."""
+
+from torch import Tensor
+
+from model.transformer import Transformer
+from model.tuning.base import Tuning
+
+
+class Full(Tuning):
+    """All parameters are trained, and none are added."""
+
+    def apply(self, model: Transformer) -> None:
+        """Leave the model as it is."""
+
+    def merged(self, model: Transformer) -> dict[str, Tensor]:
+        return dict(model.named_parameters())

@@ -1,0 +1,145 @@
+"""Answers to questions: what is said, how sure the model is, and what a report claims of it."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import RUN
+
+from cli.evaluate import evaluate
+from compare.evaluate.answers import described, greedy, questions_of, sign_test, true_log_p
+from compare.evaluate.load import LoadedRun, RunSelector
+from compare.report.statistics import wilson
+from compare.report.write import write
+from data.objective.answers import Question
+from model.generate import Sampler, generate
+from train.config.compose import compose
+from train.run import run_training
+
+#: A tiny run, on made-up people instead of a text.
+TINY = [override for override in RUN if not override.startswith("data")]
+PEOPLE = [
+    "data=people",
+    "data.people=24",
+    "data.places=10",
+    "data.paraphrases=2",
+    "model.max_len=40",
+]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three runs: biographies, questions after them, and the same questions alone."""
+    folder = tmp_path_factory.mktemp("people")
+
+    def train(name: str, *overrides: str) -> None:
+        places = [f"data.cache={folder}/cache", f"out={folder}/{name}"]
+        assert run_training(compose([*TINY, *PEOPLE, *places, "steps=6", *overrides])) == 0
+
+    train("told", "objective=infill")
+    asked = ["data.part=questions", "objective=answers"]
+    train("after", *asked, f"init_from={folder}/told")
+    train("alone", *asked)
+    return folder
+
+
+def opened(folder: Path) -> LoadedRun:
+    return RunSelector(
+        run=str(folder), checkpoint="latest", device="cpu", dtype="float32", threads=1
+    ).load(folder)
+
+
+def test_the_answer_is_what_greedy_generation_says(runs: Path) -> None:
+    run = opened(runs / "after")
+    objective = questions_of(run)
+    for question in objective.val[:4]:
+        said, _ = greedy(run.model, torch.tensor([question.prompt]), objective.mark, 6)
+        sampler = Sampler(temperature=0)
+        tokens = [t for (t,) in generate(run.model, question.prompt, 6, sampler=sampler, seed=0)]
+        end = tokens.index(objective.mark) if objective.mark in tokens else 6
+        assert said[0] == tokens[:end]
+
+
+@torch.no_grad()
+def test_the_log_probability_of_an_answer_is_that_of_its_tokens_and_the_closing_mark(
+    runs: Path,
+) -> None:
+    """Whether it is generated or given."""
+    run = opened(runs / "after")
+    objective = questions_of(run)
+    question = objective.val[0]
+    said, own = greedy(run.model, torch.tensor([question.prompt]), objective.mark, 30)
+    again = Question(question.question, said[0], [], objective.mark)
+    true = true_log_p(run.model, objective, [again], "cpu")
+    assert true == pytest.approx(own, abs=1e-4)
+    logits = run.model(torch.tensor([again.row[:-1]]))[0].log_softmax(-1)
+    places = range(len(question.prompt) - 1, len(again.row) - 1)
+    assert sum(float(logits[t, again.row[t + 1]]) for t in places) == pytest.approx(
+        own[0], abs=1e-4
+    )
+
+
+def item(answer: str, said: str, group: str = "known") -> dict[str, Any]:
+    correct = answer == said
+    return {"question": answer, "answer": answer, "said": said, "correct": correct, "group": group,
+            "log_p_said": math.log(0.5), "log_p_true": -2.0}  # fmt: skip
+
+
+def test_a_group_is_described_beside_the_commonest_answer() -> None:
+    items = [item("Rome", "Rome"), item("Rome", "Oslo"), item("Oslo", "Oslo"), item("Bern", "Oslo")]
+    found = described(items, commonest="Rome")
+    assert (found["questions"], found["correct"], found["accuracy"]) == (4, 2, 0.5)
+    assert found["baseline"] == 0.5
+    assert found["confidence"] == pytest.approx(0.5)
+    assert found["nats_true"] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("correct", "low", "high"), [(10, 1.1, 3.6), (25, 3.4, 7.3), (44, 6.6, 11.6), (72, 11.6, 17.8)]
+)
+def test_wilsons_interval_of_published_results(correct: int, low: float, high: float) -> None:
+    """Of 500 questions: without pretraining, London for all, Perceiver, learned positions."""
+    found = [100 * end for end in wilson(correct, 500)]
+    assert found == pytest.approx([low, high], abs=0.06)
+
+
+def test_the_sign_test_is_of_questions_that_one_run_alone_answers() -> None:
+    names = "abcdefgh"
+    mine = [item(name, name) for name in names[:7]] + [item("h", "x")]
+    theirs = [item("a", "a")] + [item(name, "x") for name in names[1:7]] + [item("h", "x")]
+    assert sign_test(mine, theirs) == {"only_this": 6, "only_the_other": 0, "p": 2 / 2**6}
+    assert sign_test(mine, mine)["p"] == 1
+    with pytest.raises(ValueError, match="different questions"):
+        sign_test(mine, theirs[:-1])
+
+
+def test_answers_are_written_shown_and_reported(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = [f"run={runs}/after,{runs}/alone", "eval=answers", f"reference={runs}/alone", "longest=4"]
+    assert evaluate([*ask, "dtype=float32", "threads=1"]) == 0
+    out = capsys.readouterr().out
+    for words in ("weights=given", "known", "stranger", "weights: fresh"):
+        assert words in out
+    answer = json.loads((runs / "after/eval/answers.json").read_text())
+    assert [answer["groups"][g]["questions"] for g in ("known", "stranger")] == [6, 6]
+    assert len(answer["items"]) == 12
+    asked = questions_of(opened(runs / "after")).val
+    assert len({i["question"] for i in answer["items"]}) == len(asked)
+    assert answer["reference"]["run"] == f"{runs}/alone"
+    write([runs / "after", runs / "alone"])
+    page = (runs / "after/report.md").read_text()
+    assert "### Answers to questions" in page
+    assert "### Answers: what the choices change" in page
+    assert (runs / "after/figures/answers.svg").exists()
+    assert "convert" not in page
+
+
+def test_other_objectives_have_no_answers(runs: Path) -> None:
+    with pytest.raises(
+        ValueError, match="trained with objective=infill; it needs objective=answers"
+    ):
+        evaluate([f"run={runs}/told", "eval=answers", "threads=1"])

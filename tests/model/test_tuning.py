@@ -1,0 +1,231 @@
+"""Finetuning a part: counts, what stays frozen, where it starts, and what can be merged."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import RUN, build, tokens
+
+from cli.evaluate import evaluate
+from model.loss import next_token_loss
+from model.transformer import Transformer
+from model.tuning.lora import DynamicLoRALinear, LoRALinear
+from train.config.compose import compose
+from train.config.schema import Config
+from train.record.checkpoint import find
+from train.run import run_training
+from train.setup.build import build_model, build_optimizer, build_tuning, init_model
+
+KINDS = ("lora", "dylora", "adapter", "prefix", "prompt", "ptuning")
+SAME_START = ("lora", "dylora", "adapter")  # the model starts as its parent
+
+
+def tuned(kind: str, *overrides: str, pos: str = "rope") -> Transformer:
+    return build("gqa", pos, f"tune={kind}", *overrides)
+
+
+def counted(*overrides: str) -> int:
+    """Trained parameters."""
+    config = compose([*overrides, "model.vocab_size=2048"])
+    with torch.device("meta"):
+        model = build_model(config, 2048)
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ("tune=lora tune.rank=8 tune.modules=null", 82_944),  # 6.25 % of 1,327,104
+        ("tune=lora tune.rank=8 tune.modules=[q,v]", 18_432),
+        ("tune=lora tune.rank=4 tune.modules=null model.n_layers=1", 13_824),
+        (
+            "tune=lora tune.rank=8 tune.modules=null model.n_layers=1 model.dim=768 model.n_heads=12",
+            110_592,
+        ),
+        ("tune=adapter tune.width=16 tune.norms=false", 38_112),
+        ("tune=prefix tune.tokens=16", 18_432),
+        ("tune=prompt tune.tokens=16", 3_072),
+        ("tune=ptuning tune.tokens=16 tune.width=64", 3_072 + 2 * 192 * 64 + 64 + 192),
+    ],
+)
+def test_the_trained_parameters_are_those_of_the_formulas(overrides: str, expected: int) -> None:
+    assert counted("pos=rope", *overrides.split()) == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_added_parameters_have_gradients(kind: str) -> None:
+    model = tuned(kind).train()
+    text = tokens(2, 13)
+    next_token_loss(model, text[:, :-1], text[:, 1:]).backward()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == trained
+    norms = {name for name in trained if "norm" in name}
+    assert trained - norms == set(model.added)
+    assert bool(norms) == (kind == "adapter")
+    assert model.added
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_a_method_promises_it_the_model_starts_as_its_parent(kind: str) -> None:
+    parent, model, text = build("gqa", "rope"), tuned(kind), tokens(2, 12)
+    assert torch.equal(parent(text), model(text)) == (kind in SAME_START)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("pos", ["rope", "alibi"])
+def test_decoding_with_the_cache_equals_reading_the_whole(kind: str, pos: str) -> None:
+    model, text = tuned(kind, pos=pos), tokens(2, 12)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in model.added:
+                parameter.normal_(0, 0.3)
+        whole, cache = model(text), model.new_cache(12)
+        parts = [model(part, cache) for part in text.split([5, 1, 1, 3, 2], dim=1)]
+    assert len(cache) == 12
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_of_two_narrow_matrices_the_zero_one_learns_first() -> None:
+    """Both zero would never move."""
+    model = tuned("lora").train()
+    text = tokens(2, 13)
+    next_token_loss(model, text[:, :-1], text[:, 1:]).backward()
+    layers = [m for m in model.modules() if isinstance(m, LoRALinear)]
+    assert layers
+    for layer in layers:
+        assert not layer.lora_b.weight.any()
+        assert not layer.lora_a.weight.grad.any()
+        assert layer.lora_b.weight.grad.any()
+
+
+def test_merged_weights_compute_the_same() -> None:
+    overrides = ("tune.modules=null", "model.bias=true")
+    model, text = tuned("lora", *overrides), tokens(2, 12)
+    plain = build("gqa", "rope", "model.bias=true")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in model.added:
+                parameter.normal_(0, 0.1)
+        config: Config = {"tune": compose(["tune=lora"])["tune"]}
+        merged = build_tuning(config).merged(model)
+        plain.load_state_dict(merged, strict=False)
+    assert merged.keys() == dict(plain.named_parameters()).keys()
+    torch.testing.assert_close(plain(text), model(text), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(plain(text), build("gqa", "rope", "model.bias=true")(text))
+
+
+def test_a_part_of_the_channels_is_a_layer_of_lower_rank() -> None:
+    """Trained with random parts of them, dylora computes at each rank what lora of that rank does."""
+    model, text = tuned("dylora", "tune.rank=4", "tune.alpha=8"), tokens(2, 12)
+    lower = tuned("lora", "tune.rank=2", "tune.alpha=4")  # alpha / rank is that of all channels
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in model.added:
+                parameter.normal_(0, 0.1)
+        for wide, narrow in zip(model.modules(), lower.modules(), strict=True):
+            if isinstance(wide, DynamicLoRALinear):
+                assert isinstance(narrow, LoRALinear)
+                narrow.lora_a.weight.copy_(wide.lora_a.weight[:2])
+                narrow.lora_b.weight.copy_(wide.lora_b.weight[:, :2])
+                wide.rank = 2
+                torch.testing.assert_close(wide.merged(), narrow.merged())
+        torch.testing.assert_close(model(text), lower(text))
+        model.train()
+        assert len({model(text).sum().item() for _ in range(12)}) > 1
+
+
+def test_the_second_matrix_may_learn_faster() -> None:
+    """LoRA+: the first step of AdamW moves each weight by its learning rate."""
+    config = compose([*RUN, "tune=lora", "tune.ratio=16", "optim.weight_decay=0", "pos=rope"])
+    model = build_model(config, 17)
+    init_model(model, config, 0)
+    optimizer, _ = build_optimizer(config, model, 1)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    optimizer.step(1e-3)
+    for name, parameter in model.named_parameters():
+        moved = (before[name] - parameter).abs().max().item()
+        rate = {"lora_a": 1e-3, "lora_b": 16e-3}.get(name.split(".")[-2], 0.0)
+        assert moved == pytest.approx(rate, rel=1e-3), name
+    with pytest.raises(ValueError, match="muon has one learning rate for all"):
+        build_optimizer(config | {"optim": compose(["optim=muon"])["optim"]}, model, 1)
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("parent")
+    assert run_training(compose([*RUN, "pos=rope", *places(text, folder, "parent")])) == 0
+    return folder
+
+
+def places(text: Path, folder: Path, name: str) -> list[str]:
+    return [f"data.path={text}", f"data.cache={folder}/cache", f"out={folder}/{name}"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_finetuned_run_keeps_what_is_frozen_and_says_what_it_trained(
+    kind: str, parent: Path, text: Path
+) -> None:
+    asked = [
+        *RUN,
+        "pos=rope",
+        f"tune={kind}",
+        f"init_from={parent}/parent",
+        *places(text, parent, kind),
+    ]
+    assert run_training(compose(asked)) == 0
+    before, after = (find(parent / name)[0].model() for name in ("parent", kind))
+    summary, theirs = (
+        json.loads((parent / name / "summary.json").read_text()) for name in (kind, "parent")
+    )
+    model = build("mha", "rope", f"tune={kind}")
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    trained = sum(x.numel() for name, x in after.items() if name not in frozen)
+    assert summary["params_trained"] == trained < summary["params"]
+    assert theirs["params_trained"] == theirs["params"]
+    assert summary["gradient_bytes"] == 4 * trained
+    tensors = len(after) - len(frozen)
+    assert summary["optimizer_bytes"] == 8 * trained + 4 * tensors  # two averages, and a step each
+    if kind in SAME_START:
+        assert summary["start_val_loss"] == theirs["val_loss"]
+    else:
+        assert summary["start_val_loss"] != theirs["val_loss"]
+    assert summary["flops_per_token"] < theirs["flops_per_token"] * 1.1
+
+
+def test_every_rank_is_evaluated_after_one_training(parent: Path, text: Path) -> None:
+    where = [f"init_from={parent}/parent", *places(text, parent, "ranks")]
+    assert run_training(compose([*RUN, "pos=rope", "tune=dylora", "tune.rank=3", *where])) == 0
+    assert evaluate([f"run={parent}/ranks", "eval=rank", "threads=1"]) == 0
+    rows = json.loads((parent / "ranks/eval/rank.json").read_text())["rows"]
+    assert [row["rank"] for row in rows] == [1, 2, 3]
+    summary = json.loads((parent / "ranks/summary.json").read_text())
+    assert rows[-1]["loss"] == pytest.approx(summary["val_loss"], rel=1e-3)
+    assert rows[0]["loss"] != rows[-1]["loss"]
+    with pytest.raises(ValueError, match="was not trained with tune=dylora"):
+        evaluate([f"run={parent}/parent", "eval=rank", "threads=1"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("tune=lora tune.ratio=0", "tune.ratio=0 must be above 0"),
+        ("tune=lora tune.rank=0", "tune.rank=0 must be at least 1"),
+        ("tune=lora tune.rank=33", "tune.rank=33 exceeds the width 32 of a layer"),
+        ("tune=lora tune.modules=[w]", "no layer is called w; there are k, out, q, up, v"),
+        ("tune=adapter tune.width=0", "tune.width=0 must be at least 1"),
+        ("tune=prefix tune.tokens=0", "tune.tokens=0 must be at least 1"),
+        ("tune=prefix attn=mla", "MLA has no place for them"),
+        ("tune=prefix attn=sliding", "SlidingWindow has no place for them"),
+        ("tune=prompt pos=learned", "come before a context of 16, but learned positions end at 16"),
+        ("tune=ptuning tune.width=0", "tune.width=0 must be at least 1"),
+    ],
+)
+def test_what_cannot_be_finetuned_is_refused(overrides: str, message: str) -> None:
+    config = compose([*RUN, "attn=gqa", *overrides.split()])
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
+        build_model(config, 17)
