@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compare.evaluate.bigram import bigram_nats
 from compare.evaluate.dataset import EvaluationText, check_split, open_text
 from compare.evaluate.load import LoadedRun, RunSelector
 from compare.report.statistics import ratio_interval
 from model.loss import bits_per_byte, perplexity
-from train.config.schema import at_least
+from model.ops.nf4 import nf4
+from train.config.schema import at_least, choose
 from train.record.terminal import tracked
+
+STORED = ("nf4",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +30,15 @@ class Options:
     context: int | None
     stride: int | None
     batch_size: int | None
+    weights: str | None
     reference: str | None
     bigram: bool
 
     def __post_init__(self) -> None:
         at_least(1, self, "context", "stride", "batch_size")
         check_split(self.split)
+        if self.weights is not None:
+            choose("weights", self.weights, dict.fromkeys(STORED))
 
 
 @dataclass(frozen=True)
@@ -69,9 +75,11 @@ class ScoredText:
 def evaluate(selector: RunSelector, options: Options) -> int:
     """`python eval.py run=DIR`."""
     run = selector.load(selector.only)
+    if options.weights is not None:
+        store_weights(run)
     text = open_text(run, options.split, selector.data, selector.data_name)
     scored = score_text(run, text, options)
-    answer = describe(scored)
+    answer = describe(scored) | {"weights": options.weights}
     if options.bigram:
         training = open_text(run, "train", None, None).tokens
         nats = bigram_nats(training, text.tokens, run.model.shape.vocab_size)
@@ -80,7 +88,15 @@ def evaluate(selector: RunSelector, options: Options) -> int:
         other = replace(selector, pos=None).load(Path(options.reference))
         reference = score_text(other, text.in_tokens_of(other), options)
         answer["reference"] = describe(reference) | comparison(scored, reference)
-    return run.write_answer(file_name(scored, selector), answer, to_text(answer))
+    return run.write_answer(file_name(scored, selector, options), answer, to_text(answer))
+
+
+@torch.no_grad()
+def store_weights(run: LoadedRun) -> None:
+    """Store the matrices of a model's blocks in four bits, and compute with what comes back."""
+    for module in run.model.blocks.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.copy_(nf4(module.weight))
 
 
 def score_text(run: LoadedRun, text: EvaluationText, options: Options) -> ScoredText:
@@ -152,12 +168,13 @@ def comparison(scored: ScoredText, reference: ScoredText) -> dict[str, Any]:
     }
 
 
-def file_name(scored: ScoredText, selector: RunSelector) -> str:
+def file_name(scored: ScoredText, selector: RunSelector, options: Options) -> str:
     """The settings, so that no answer overwrites that of other settings."""
     words = [scored.text.name, f"step{scored.run.step}", f"context{scored.context}"]
     words += [f"stride{scored.stride}"] if scored.stride != scored.context else []
     words.append(scored.run.device.dtype_name)
     words += [scored.run.pos_label] if selector.pos is not None else []
+    words += [options.weights] if options.weights is not None else []
     return "_".join(words)
 
 

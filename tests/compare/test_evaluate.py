@@ -151,6 +151,18 @@ def test_a_pair_differs_by_less_noise_than_each_has(
     assert high - low < spread
 
 
+def test_four_bit_weights_are_scored_beside_the_whole_ones(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = [f"run={runs}/rope", "weights=nf4", f"reference={runs}/rope"]
+    found = answer(capsys, *ask)
+    assert found["weights"] == "nf4"
+    assert 0 < abs(found["reference"]["perplexity_ratio"] - 1) < 0.05
+    assert [p.name for p in (runs / "rope/eval").glob("*_nf4.json")]
+    with pytest.raises(ValueError, match="weights=int3: no such choice"):
+        evaluate([f"run={runs}/rope", "weights=int3"])
+
+
 def test_perplexity_is_not_compared_across_tokenizers_but_bits_are(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ from model.ops.attention import (
 )
 from model.ops.cross_entropy import chunked_cross_entropy, cross_entropy_reference
 from model.ops.dropout import apply_mask_reference, dropout, random_mask
+from model.ops.nf4 import BITS_PER_WEIGHT, codes, nf4
 from model.ops.rms_norm import rms_norm, rms_norm_reference
 from model.ops.rotary import apply_rotary, rotary_reference
 
@@ -152,3 +153,25 @@ def test_attention_is_its_reference(dtype: torch.dtype, queries: int, biased: bo
             return fused_attention(*qkv, mask, 0.0, is_causal=False, copy_heads=copy_heads)
 
         assert_same(fused, reference, q, k, v)
+
+
+def test_four_bits_keep_the_quantiles_of_a_normal() -> None:
+    """The authors' 16 values; weights that are such values come back exactly."""
+    values = codes()
+    published = [-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0,
+                 0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1.0]  # fmt: skip
+    torch.testing.assert_close(values, torch.tensor(published), rtol=0, atol=2e-6)
+    exact = values.repeat(4 * 5).view(5, 64) * 0.5
+    torch.testing.assert_close(nf4(exact), exact)
+    assert pytest.approx(4.127, abs=5e-4) == BITS_PER_WEIGHT
+
+
+@pytest.mark.parametrize("shape", [(64,), (7, 9), (3, 100), (512, 192)])
+def test_four_bits_give_a_weight_back_with_a_small_error(shape: tuple[int, ...]) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.02
+    back = nf4(weight)
+    assert back.shape == weight.shape
+    assert len(back.flatten()[:64].unique()) <= 16  # one block
+    error = (back - weight).pow(2).mean().sqrt() / weight.std()
+    assert 0 < error < 0.12
+    assert torch.equal(nf4(torch.zeros(shape)), torch.zeros(shape))
