@@ -229,3 +229,19 @@ def test_what_cannot_be_finetuned_is_refused(overrides: str, message: str) -> No
     config = compose([*RUN, "attn=gqa", *overrides.split()])
     with torch.device("meta"), pytest.raises(ValueError, match=message):
         build_model(config, 17)
+
+
+def test_low_rank_adaptation_is_that_of_peft() -> None:
+    peft = pytest.importorskip("peft", reason="the optional group peers is not installed")
+    model, theirs = tuned("lora", "tune.rank=4", "tune.alpha=6"), build("gqa", "rope")
+    settings = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["q", "v"])
+    theirs = peft.inject_adapter_in_model(settings, theirs).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in model.added:
+                parameter.normal_(0, 0.3)
+                place = name.replace("lora_a", "lora_A.default").replace("lora_b", "lora_B.default")
+                theirs.get_parameter(place).copy_(parameter)
+    text = tokens(2, 12)
+    torch.testing.assert_close(model(text), theirs(text), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(model(text), build("gqa", "rope")(text))
