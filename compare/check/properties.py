@@ -210,8 +210,8 @@ def visible_pairs(variant: TinyVariant) -> None:
     variant = replace(variant, device=CPU)
     model = variant.model()
     for layer, attention in enumerate(model.attention_layers):
-        if not attention.has_weights:
-            continue  # it compares no pairs of tokens
+        if not attention.has_weights or not attention.heads_see_alike:
+            continue  # it compares no pairs of tokens, or its output does not show each head's
         x = torch.randn(1, LENGTH, model.shape.dim, requires_grad=True)
         y = attention(x, model.position.at(torch.arange(LENGTH)).of_layer(layer))
         seen = 0

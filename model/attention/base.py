@@ -24,6 +24,8 @@ class Attention(nn.Module):
     n_kv_heads: int | None = None
     #: The hooks of position schemes that the mechanism has a use for; others are refused.
     heeds: frozenset[str] = HOOKS
+    #: False for heads that see different keys: pairs are then counted as a mean over them.
+    heads_see_alike = True
     #: The kernel asked for: auto, matmul, flash or sdpa.
     asked_kernel = "auto"
 

@@ -507,3 +507,30 @@ def test_none_has_a_home_in_transformers(attn: str) -> None:
     with pytest.raises(ValueError, match=f"LlamaForCausalLM has no attn={attn}") as refused:
         home_of(composed(f"attn={attn}", "pos=rope", "model=llama"))
     assert "\n" not in str(refused.value)
+
+
+def test_groups_of_twice_the_context_are_grouped_query_attention() -> None:
+    text = tokens(2, 16)
+    groups, whole = build("shifted_groups", "rope", "attn.group=32"), build("mha", "rope")
+    torch.testing.assert_close(groups(text), whole(text))
+
+
+def test_tokens_see_their_group_and_through_shifted_heads_the_one_before() -> None:
+    """The first layer alone: groups of 4, those of the second half of the heads begin at 2, 6, ..."""
+    model = build("shifted_groups", "none", "attn.group=4")
+    attention = model.attention_layers[0]
+    x = torch.randn(1, 16, 32, generator=torch.Generator().manual_seed(0))
+    weights = attention.weights(x, model.position.at(torch.arange(16)))[0]  # (H, T, S)
+    query, key = torch.arange(16)[:, None], torch.arange(16)
+    for head, seen in enumerate(weights > 0):
+        shift = 2 * (head // 2)
+        assert torch.equal(seen, (key <= query) & ((key + shift) // 4 == (query + shift) // 4))
+    pairs = 16 * attention.score_flops(16, causal=True) / attention.score_flops(1, causal=False)
+    assert pairs == (weights > 0).sum() / 4 - 16 / 2  # of each query with its own key, half
+
+
+def test_groups_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match="group=1 must be at least 2"):
+        build("shifted_groups", "rope", "attn.group=1")
+    with pytest.raises(ValueError, match="n_kv_heads=1 must be even"):
+        build("shifted_groups", "rope", "attn.n_kv_heads=1")
