@@ -15,9 +15,11 @@ from compare.evaluate.load import LoadedRun, RunSelector
 from compare.report.statistics import wilson
 from compare.report.write import write
 from data.objective.answers import Question
+from model.cost import count_parameters
 from model.generate import Sampler, generate
 from train.config.compose import compose
 from train.run import run_training
+from train.setup.build import build_model
 
 #: A tiny run, on made-up people instead of a text.
 TINY = [override for override in RUN if not override.startswith("data")]
@@ -80,6 +82,13 @@ def test_the_log_probability_of_an_answer_is_that_of_its_tokens_and_the_closing_
     assert sum(float(logits[t, again.row[t + 1]]) for t in places) == pytest.approx(
         own[0], abs=1e-4
     )
+
+
+@pytest.mark.parametrize(("pos", "expected"), [("learned", 3_323_392), ("rope", 3_290_624)])
+def test_the_model_of_the_assignment_has_its_parameters(pos: str, expected: int) -> None:
+    with torch.device("meta"):
+        model = build_model(compose(["model=cs224n", f"pos={pos}"]), vocab_size=256)
+    assert count_parameters(model)[0] == expected
 
 
 def item(answer: str, said: str, group: str = "known") -> dict[str, Any]:
