@@ -22,7 +22,7 @@ def fit_to_shape(weights: dict[str, Tensor], model: Transformer, how: str) -> di
     }
     for name, mine in own.items():
         theirs = weights.get(name)
-        if theirs is None and name.endswith("bias") and name not in model.added:
+        if theirs is None and name.endswith("bias"):
             adapted[name] = torch.zeros_like(mine)
         if theirs is None or theirs.shape == mine.shape or theirs.shape[1:] != mine.shape[1:]:
             continue
