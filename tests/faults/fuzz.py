@@ -211,7 +211,7 @@ def files(trials: int, seed: int, folder: Path) -> Tally:
         )
 
         def act(config: Any = config) -> None:
-            source, corpus, _ = build_source(config)
+            source, corpus = build_source(config["data"])
             prepare(source, say=lambda line: None, **corpus)
 
         judge(tally, f"{path.suffix} {path.read_bytes()[:20]!r}", act)
