@@ -96,9 +96,7 @@ def token_nll(
     for rows, length in batches:
         on_batch()
         window = tokens[rows[:, None] + torch.arange(length + 1)].long().to(device)  # (B, T + 1)
-        logits = model(window[:, :-1]).flatten(0, 1)  # (B * T, V)
-        chunks = zip(logits.split(ROWS), window[:, 1:].flatten().split(ROWS), strict=True)
-        losses = torch.cat([F.cross_entropy(x.float(), y, reduction="none") for x, y in chunks])
+        losses = row_losses(model(window[:, :-1]), window[:, 1:])
         place = rows[:, None] + torch.arange(length)  # (B, T)
         new = (rows[:, None] == 0) | (torch.arange(length) >= context - stride)
         nats[place[new]] = losses.view_as(place).cpu()[new]
@@ -122,11 +120,15 @@ def nll_of_rows(
     nats = torch.zeros((), dtype=torch.float64)
     for x, y in zip(inputs.split(batch_size), targets.split(batch_size), strict=True):
         on_batch()
-        logits = model(x.to(device)).flatten(0, 1)  # (B * T, V)
-        chunks = zip(logits.split(ROWS), y.to(device).flatten().split(ROWS), strict=True)
-        losses = torch.cat([F.cross_entropy(x.float(), y, reduction="none") for x, y in chunks])
+        losses = row_losses(model(x.to(device)), y.to(device))
         nats += losses.sum(dtype=torch.float64).cpu()
     return nats.item(), int((targets != IGNORED).sum())
+
+
+def row_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """-log p of each target (B, T) by logits (B, T, V), in nats: (B * T,); 0 where it does not count."""
+    chunks = zip(logits.flatten(0, 1).split(ROWS), targets.flatten().split(ROWS), strict=True)
+    return torch.cat([F.cross_entropy(x.float(), y, reduction="none") for x, y in chunks])
 
 
 def perplexity(nats: float) -> float:

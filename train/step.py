@@ -8,14 +8,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from data.objective.base import Batch
 from model.init import derive_seed
 from model.loss import counted, next_token_loss
 from model.transformer import Transformer
 from train.measure.device import Device
 from train.optim.optimizer import Optimizer
 from train.setup.run_setup import Job
-
-Batch = tuple[Tensor, Tensor]  # inputs and targets (B, T)
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,11 @@ class TrainStep:
 
     def __call__(self, step: int) -> StepResult:
         inputs, targets = self.batch(step)
-        loss = torch.zeros((), device=self.device.name)
+        loss, number = torch.zeros((), device=self.device.name), counted(targets)
         micro_batches = (tensor.tensor_split(self.accumulate) for tensor in (inputs, targets))
         for i, (x, y) in enumerate(zip(*micro_batches, strict=True)):
             self.device.seed(derive_seed(self.seed, step, i))  # dropout depends on nothing else
-            part = self.loss(x, y) * (counted(y) / counted(targets))  # its share of the mean
+            part = self.loss(x, y) * (counted(y) / number)  # its share of the mean
             part.backward()
             loss += part.detach()
         if self.device.name == "cuda":  # still computing: copy the next batch meanwhile

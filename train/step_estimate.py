@@ -123,7 +123,7 @@ def steps_within_minutes(config: Config) -> int:
 
 def corpus_of(config: Config) -> tuple[int, int]:
     """The vocabulary that a run's model has, and the tokens that one validation reads."""
-    source, options, _ = build_source(config["data"])
+    source, options = build_source(config["data"])
     corpus = prepare(source, say=say, **options)
     size = config["model"]["vocab_size"] or corpus.tokenizer.get_vocab_size()
     return size, build_objective(config, corpus).validation_tokens

@@ -44,7 +44,8 @@ def evaluate(selector: RunSelector, options: Options) -> int:
     """`python eval.py run=DIR,... eval=answers`."""
     reference = None
     if options.reference is not None:
-        reference = items_of(selector.load(Path(options.reference)), options)
+        other = selector.load(Path(options.reference))
+        reference = items_of(other, questions_of(other), options)
     answers = (
         (folder, measure(selector.load(folder), options, reference)) for folder in selector.runs
     )
@@ -54,7 +55,7 @@ def evaluate(selector: RunSelector, options: Options) -> int:
 def measure(run: LoadedRun, options: Options, reference: list[Config] | None) -> Config:
     """The answers of a run to the questions of its validation split."""
     objective = questions_of(run)
-    items = items_of(run, options)
+    items = items_of(run, objective, options)
     commonest, _ = Counter(text_of(run, q.answer) for q in objective.train).most_common(1)[0]
     groups = list(dict.fromkeys(item["group"] for item in items))
     return {
@@ -83,9 +84,8 @@ def questions_of(run: LoadedRun) -> Answers:
     return objective
 
 
-def items_of(run: LoadedRun, options: Options) -> list[Config]:
+def items_of(run: LoadedRun, objective: Answers, options: Options) -> list[Config]:
     """Each question with the true answer, the model's own, and the log-probability of both."""
-    objective = questions_of(run)
     order = sorted(range(len(objective.val)), key=lambda n: len(objective.val[n].prompt))
     batches = list(
         same_length([objective.val[n] for n in order], run.batch_size(options.batch_size))

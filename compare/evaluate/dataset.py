@@ -104,5 +104,5 @@ def open_text(
 
 def corpus_of(data: Config) -> Corpus:
     """The corpus of a config's `data` node."""
-    source, options, _ = build_source(data)
+    source, options = build_source(data)
     return prepare(source, say=say, **options)

@@ -137,8 +137,7 @@ def as_batch(rows: list[list[int]], length: int, padding: int) -> Batch:
     return inputs, targets
 
 
-def check_sampling(*, sampling: str) -> str:
-    """A way of drawing rows. Raises ValueError for one that does not exist."""
+def check_sampling(*, sampling: str) -> None:
+    """Raise ValueError for a way of drawing rows that does not exist."""
     if sampling not in SAMPLINGS:
         raise ValueError(f"data.sampling={sampling} is not one of {', '.join(SAMPLINGS)}")
-    return sampling

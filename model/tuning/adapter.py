@@ -7,15 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.transformer import Transformer
-from model.tuning.base import DrawnLinear, Tuning, freeze, replace_linears, with_weights_of
+from model.tuning.base import DrawnLinear, ExtendedLinear, Tuning, freeze, replace_linears
 
 
-class AdaptedLinear(nn.Linear):
+class AdaptedLinear(ExtendedLinear):
     """y + up(gelu(down(y))) of a linear layer's output y (*, D); `up` is zero at first."""
 
     def __init__(self, base: nn.Linear, width: int) -> None:
-        super().__init__(base.in_features, base.out_features, bias=base.bias is not None)
-        with_weights_of(self, base)
+        super().__init__(base)
         self.adapter_down = nn.Linear(base.out_features, width)
         self.adapter_up = DrawnLinear(width, base.out_features, 0.0, bias=True)
 

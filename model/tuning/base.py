@@ -52,7 +52,9 @@ class DrawnLinear(nn.Linear):
         self.init_std, self.rate = init_std, rate
 
 
-def with_weights_of(layer: nn.Linear, base: nn.Linear) -> None:
-    """Give a new linear layer the parameters of another."""
-    layer.weight = base.weight
-    layer.bias = base.bias
+class ExtendedLinear(nn.Linear):
+    """A linear layer with the parameters of another, to add to."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__(base.in_features, base.out_features, bias=base.bias is not None)
+        self.weight, self.bias = base.weight, base.bias

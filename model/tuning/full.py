@@ -1,7 +1,5 @@
 """Training of all parameters."""
 
-from torch import Tensor
-
 from model.transformer import Transformer
 from model.tuning.base import Tuning
 
@@ -11,6 +9,3 @@ class Full(Tuning):
 
     def apply(self, model: Transformer) -> None:
         """Leave the model as it is."""
-
-    def merged(self, model: Transformer) -> dict[str, Tensor]:
-        return dict(model.named_parameters())

@@ -9,16 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from model.transformer import Transformer
-from model.tuning.base import DrawnLinear, Tuning, freeze, replace_linears, with_weights_of
+from model.tuning.base import DrawnLinear, ExtendedLinear, Tuning, freeze, replace_linears
 
 
-class LoRALinear(nn.Linear):
+class LoRALinear(ExtendedLinear):
     """W x + b + (alpha / R) B A x, where A (R, I) is drawn and B (O, R) is zero at first."""
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float, ratio: float) -> None:
         width_in, width_out = base.in_features, base.out_features
-        super().__init__(width_in, width_out, bias=base.bias is not None)
-        with_weights_of(self, base)
+        super().__init__(base)
         self.rank, self.scale = rank, alpha / rank
         std = 1 / math.sqrt(3 * width_in)  # that of the uniform draw in the paper's code
         self.lora_a = DrawnLinear(width_in, rank, std, bias=False)

@@ -194,11 +194,12 @@ def factory(group: str, node: Config, where: str = "") -> Callable[..., Any]:
     return partial(part, **arguments(where or group, node, part)[0])
 
 
-def build_source(data: Config) -> tuple[Source, dict[str, Any], str]:
-    """The text source of a `data` node, the arguments of `prepare`, and how rows are drawn."""
+def build_source(data: Config) -> tuple[Source, dict[str, Any]]:
+    """The text source of a `data` node, and the arguments of `prepare`."""
     kind = target("data", data, "data")
     source, corpus, order = arguments("data", data, kind, prepare, check_sampling, given={"say"})
-    return kind(**source), corpus, check_sampling(**order)
+    check_sampling(**order)
+    return kind(**source), corpus
 
 
 def objective_of(config: Config) -> tuple[type[Objective], dict[str, Any]]:

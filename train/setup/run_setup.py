@@ -100,7 +100,7 @@ def check(config: Config, *, resuming: bool = False) -> RunSpec:
     try_model(config)
     config = config | vars(settings)  # numbers as their types: 1e1 rows are 10
     objective_of(config)
-    source, corpus, _ = build_source(config["data"])
+    source, corpus = build_source(config["data"])
     if settings.init_from is not None and not resuming:
         check_origin(settings.init_from, config)
     return RunSpec(
