@@ -1,8 +1,13 @@
 """Parameters, FLOPs and kernels of a model."""
 
+import re
+from typing import cast
+
 import torch
 from torch import nn
 
+from model.attention.base import Attention
+from model.attention.grouped import GQA
 from model.transformer import Transformer
 
 
@@ -21,12 +26,34 @@ def flops_per_token(model: Transformer, length: int, *, causal: bool = True) -> 
     is not trained has one. Embedding look-ups and elementwise operations are not counted; causal
     scores count half of the full square, and what a prompt or a prefix adds to a text not at all.
     """
-    weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
-    scores = 0.0
+    rows = [model.rows(layer, length) for layer in range(model.shape.n_layers)]
+    total = 0.0
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            products = 6 if module.weight.requires_grad else 4
+            total += products * module.weight.numel() * rows_through(name, rows)
     for i, layer in enumerate(model.attention_layers):
         products = 1 + layer.score_backward(model.position.of_layer(i).trains_bias)
-        scores += products * layer.score_flops(length, causal)
-    return sum((6 if w.requires_grad else 4) * w.numel() for w in weights) + scores
+        total += products * scores_of_row(layer, *rows[i], causal)
+    return total / length
+
+
+def rows_through(module: str, rows: list[tuple[int, int]]) -> int:
+    """Rows of a text that a linear module is multiplied with, by the queries and keys of each layer."""
+    inside = re.match(r"blocks\.(\d+)\.(attention\.[kv]\b)?", module)
+    if inside is None:
+        return rows[-1][0]
+    queries, keys = rows[int(inside[1])]
+    return keys if inside[2] else queries
+
+
+def scores_of_row(layer: Attention, queries: int, keys: int, causal: bool) -> float:
+    """Forward FLOPs of the scores and weighted values of one text."""
+    if queries == keys:
+        return queries * layer.score_flops(keys, causal)
+    few, many = sorted((queries, keys))
+    visible = few * (many - few / 2) if causal else few * many
+    return cast(GQA, layer).pair_flops * visible
 
 
 def training_kernels(model: Transformer, device: str, dtype: torch.dtype, length: int) -> list[str]:
@@ -34,6 +61,9 @@ def training_kernels(model: Transformer, device: str, dtype: torch.dtype, length
 
     Raises ValueError where a kernel that was asked for cannot do it.
     """
-    biased = ["bias" in model.position.of_layer(i).hooks for i in range(model.shape.n_layers)]
-    layers = zip(model.attention_layers, biased, strict=True)
-    return [layer.kernel(device, dtype, length, bias) for layer, bias in layers]
+    kernels = []
+    for i, layer in enumerate(model.attention_layers):
+        queries, keys = model.rows(i, length)
+        biased = queries != keys or "bias" in model.position.of_layer(i).hooks
+        kernels.append(layer.kernel(device, dtype, keys, biased))
+    return kernels

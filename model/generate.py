@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.attention.cache import KVCache
 from model.init import derive_seed
 from model.transformer import Transformer
 
@@ -86,7 +87,8 @@ def generate(
     A sample ends with `eos_id`, which is still yielded; generation stops when all have ended. Sample
     b draws from (seed, b), whatever B is. The model sees at most `context_length` tokens, max_len by
     default: when they are full, generation continues from the last half of them, so that any
-    position scheme can generate without end. Without a cache all of them are read for each token.
+    position scheme can generate without end. Without a cache, as with latents always, all of them are read for
+    each token.
     Raises ValueError for an empty prompt, or a context that the positions do not reach.
     """
     if not prompt:
@@ -98,16 +100,20 @@ def generate(
         )
     seeds = [derive_seed(seed, sample) for sample in range(num_samples)]
     generators = [torch.Generator().manual_seed(s) for s in seeds]
-    device = model.embed.weight.device
+    device, use_cache = model.embed.weight.device, use_cache and not model.has_latents
+
+    def new_cache() -> KVCache | None:
+        return model.new_cache(context) if use_cache else None
+
     text = torch.tensor([prompt] * num_samples, device=device)  # (B, T)
-    start, cache = max(0, len(prompt) - context), model.new_cache(context)
+    start, cache = max(0, len(prompt) - context), new_cache()
     unfinished = [True] * num_samples
     for _ in range(max_new_tokens):
         if text.size(1) - start > context:
             start = text.size(1) - max(1, context // 2)
-            cache = model.new_cache(context)
-        unread = text[:, start + len(cache) :]
-        x = model.hidden(unread, cache if use_cache else None)[:, -1:]  # (B, 1, D)
+            cache = new_cache()
+        read = 0 if cache is None else len(cache)
+        x = model.hidden(text[:, start + read :], cache)[:, -1:]  # (B, 1, D)
         logits = model.head(x)[:, 0].float().cpu()  # (B, V)
         new = sampler(logits, text.cpu(), generators)
         text = torch.cat((text, new[:, None].to(device)), dim=1)

@@ -21,17 +21,19 @@ ROWS = 512  # of logits in float32 at once, without a gradient: more take memory
 def next_token_loss(model: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy in nats, float32, of targets (B, T) after tokens (B, T).
 
-    Where all logits would take much memory, as with a vocabulary of 50,000, they are computed and
-    turned into their gradient by chunks of rows.
+    Of the last targets alone where the model predicts no others. Where all logits would take much
+    memory, as with a vocabulary of 50,000, they are computed and turned into their gradient by chunks
+    of rows.
     """
     rows, vocab_size = tokens.numel(), model.shape.vocab_size
     if rows * vocab_size <= LOGITS:
         logits = model(tokens)  # (B, T, V)
+        targets = targets[:, -logits.size(1) :]
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
-    x = model.hidden(tokens).flatten(0, 1)  # (N, D)
-    x = x.to(compute_dtype(x))
+    x = model.hidden(tokens)  # (B, T, D)
+    targets, x = targets[:, -x.size(1) :].flatten(), x.flatten(0, 1).to(compute_dtype(x))
     weight = model.head.weight.to(x.dtype)
-    return chunked_cross_entropy(x, weight, targets.flatten(), max(1, LOGITS // vocab_size))
+    return chunked_cross_entropy(x, weight, targets, max(1, LOGITS // vocab_size))
 
 
 def counted(targets: Tensor) -> Tensor:
@@ -46,17 +48,19 @@ def nll(
     context: int,
     batch_size: int,
     device: str,
+    predicted: int | None = None,
     on_batch: Callable[[], object] = lambda: None,
 ) -> tuple[float, int]:
     """Negative log-likelihood of a text in nats, summed in float64, and the number of tokens scored.
 
-    As `token_nll` without overlap.
+    As `token_nll` without more overlap than it needs.
     """
     losses = token_nll(
         model,
         tokens,
         context=context,
         stride=context,
+        predicted=predicted,
         batch_size=batch_size,
         device=device,
         on_batch=on_batch,
@@ -73,6 +77,7 @@ def token_nll(
     stride: int,
     batch_size: int,
     device: str,
+    predicted: int | None = None,
     on_batch: Callable[[], object] = lambda: None,
 ) -> Tensor:
     """-log p of each token of a text but the first, which has no context: (N,) -> (N - 1,) float32.
@@ -80,6 +85,8 @@ def token_nll(
     The text is read in windows of T inputs that begin every `stride` tokens. Each token is scored
     once, in the first window that reaches it, so with at least T - stride tokens before it where the
     text has them. Batch size and padding do not affect the result. `on_batch` is called before each.
+    Of a model that predicts the last `predicted` tokens of its input alone, windows begin no farther
+    apart, and the first tokens are read in shorter ones.
     Raises ValueError for fewer than 2 tokens, or a stride that would leave tokens out.
     """
     scored = len(tokens) - 1
@@ -87,18 +94,24 @@ def token_nll(
         raise ValueError(f"a text of {len(tokens)} tokens has nothing to score")
     if not 1 <= stride <= context:
         raise ValueError(f"stride={stride} must be at least 1 and at most context={context}")
+    reach = min(predicted or context, context)
+    stride = min(stride, reach)
     starts = torch.arange(0, max(1, scored - context + stride), stride)
     full = starts[starts + context <= scored]
-    batches = [(rows, context) for rows in full.split(batch_size)] if len(full) else []
+    batches = [(starts[:1], end) for end in range(reach, min(context, scored), reach)]
+    if len(full):
+        batches += [(rows, context) for rows in full.split(batch_size)]
     if len(full) < len(starts):
         batches.append((starts[-1:], scored - int(starts[-1])))
     nats = torch.empty(scored)
     for rows, length in batches:
         on_batch()
         window = tokens[rows[:, None] + torch.arange(length + 1)].long().to(device)  # (B, T + 1)
-        losses = row_losses(model(window[:, :-1]), window[:, 1:])
-        place = rows[:, None] + torch.arange(length)  # (B, T)
-        new = (rows[:, None] == 0) | (torch.arange(length) >= context - stride)
+        logits = model(window[:, :-1])
+        ends = torch.arange(length)[-logits.size(1) :]
+        losses = row_losses(logits, window[:, 1 + ends])
+        place = rows[:, None] + ends  # (B, T)
+        new = (rows[:, None] == 0) | (ends >= context - stride)
         nats[place[new]] = losses.view_as(place).cpu()[new]
     return nats
 

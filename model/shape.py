@@ -29,6 +29,8 @@ class Shape:
     bias: bool = True  # biases of all Linear layers but the head, and of LayerNorm
     dropout: float = 0.0  # on embeddings, attention weights and both residual branches
     tie_embeddings: bool = False  # the head shares the weights of the token embedding
+    latents: int | None = None  # the last positions, which alone pass all blocks (Perceiver AR)
+    bottleneck: int | None = None  # trained latents, on which the inner blocks run (Perceiver)
 
     def __post_init__(self) -> None:
         for name in ("dim", "n_heads", "n_layers", "max_len", "vocab_size"):
@@ -36,6 +38,18 @@ class Shape:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.ff_dim is not None and self.ff_dim < 1:
             raise ValueError(f"ff_dim={self.ff_dim} must be at least 1, or null for its rule")
+        for name in ("latents", "bottleneck"):
+            number = getattr(self, name)
+            if number is not None and not 1 <= number <= self.max_len:
+                raise ValueError(
+                    f"{name}={number} must be at least 1 and at most max_len={self.max_len}, or null"
+                )
+        if self.latents is not None and self.bottleneck is not None:
+            raise ValueError(
+                f"latents={self.latents} and bottleneck={self.bottleneck}: one of them must be null"
+            )
+        if self.bottleneck is not None and self.n_layers < 2:
+            raise ValueError(f"bottleneck={self.bottleneck} needs n_layers of at least 2, not 1")
         for name, largest in LARGEST.items():
             if (getattr(self, name) or 0) > largest:
                 raise ValueError(

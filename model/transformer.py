@@ -3,7 +3,7 @@
 Shapes: B batch, T tokens, D dim, V vocab_size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -52,6 +52,8 @@ class Transformer(nn.Module):
     activation_checkpointing = False
     #: Names of the parameters that finetuning added: no other model has weights for them.
     added: frozenset[str] = frozenset()
+    #: True if some blocks run on latents instead of all tokens: no KV cache, no attention to read.
+    has_latents = False
 
     def __init__(
         self,
@@ -87,10 +89,15 @@ class Transformer(nn.Module):
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """The input of the head, after the last norm: (B, T) -> (B, T, D). Raises as `forward`."""
-        start = 0 if cache is None else cache.position
-        x, prompt = self.embed(tokens), 0  # (B, T, D)
+        x, positions = self.read(tokens, 0 if cache is None else cache.position)
+        x = self.through(range(len(self.blocks)), x, positions, cache)
+        return self.norm(x[:, x.size(1) - tokens.size(1) :])  # without the prompt
+
+    def read(self, tokens: Tensor, start: int) -> tuple[Tensor, Positions]:
+        """The input of the first block, and its positions: tokens (B, T) from `start` on, after the
+        prompt if there is one."""
+        x = self.embed(tokens)  # (B, T, D)
         if self.prompt is not None and start == 0:
-            prompt = self.prompt_tokens
             x = torch.cat((self.prompt().to(x.dtype).expand(len(x), -1, -1), x), dim=1)
         end = start + x.size(1)
         if self.position.max_len is not None and end > self.position.max_len:
@@ -101,18 +108,28 @@ class Transformer(nn.Module):
         positions = self.position.at(torch.arange(start, end, device=tokens.device))
         x = self.position.embed(x, positions.pos)
         # Under autocast the residual stream is bfloat16 too; nanoGPT and others keep it in float32.
-        x = dropout(x.to(compute_dtype(x)), self.shape.dropout, self.training)
+        return dropout(x.to(compute_dtype(x)), self.shape.dropout, self.training), positions
+
+    def through(
+        self, layers: Iterable[int], x: Tensor, positions: Positions, cache: KVCache | None = None
+    ) -> Tensor:
+        """x (B, T, D) after these blocks, in order."""
         recompute = self.activation_checkpointing and cache is None and torch.is_grad_enabled()
-        for layer, block in enumerate(self.blocks):
+        for layer in layers:
+            block = self.blocks[layer]
             layer_cache = None if cache is None else cache.layers[layer]
             inputs = (x, positions.of_layer(layer), layer_cache)
             x = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
-        return self.norm(x[:, prompt:])
+        return x
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """`nn.Module.compile`, for `hidden` too: the loss of a large vocabulary calls it alone."""
         super().compile(*args, **kwargs)
         self.hidden = torch.compile(self.hidden, *args, **kwargs)  # type: ignore[method-assign]
+
+    def rows(self, layer: int, length: int) -> tuple[int, int]:
+        """Queries and keys of a layer's attention in a text of this length."""
+        return length, length
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty KV cache for up to `capacity` tokens of text."""

@@ -176,9 +176,9 @@ def measure(trainer: Trainer, summary: dict[str, Any]) -> dict[str, Any]:
 def measuring_passes(trainer: Trainer, summary: dict[str, Any]) -> dict[str, Callable[[], float]]:
     """The measuring passes of the run's device, by key of the summary."""
     job = trainer.job
-    passes: dict[str, Callable[[], float]] = {
-        "kv_cache_bytes_per_token": partial(cache_bytes_per_token, job)
-    }
+    passes: dict[str, Callable[[], float]] = {}
+    if not job.model.has_latents:
+        passes["kv_cache_bytes_per_token"] = partial(cache_bytes_per_token, job)
     if not trainer.step:
         return passes
     alive = summary["parameter_bytes"] + summary["optimizer_bytes"]
@@ -195,7 +195,8 @@ def measuring_passes(trainer: Trainer, summary: dict[str, Any]) -> dict[str, Cal
         if job.corpus.val is not None:
             score = partial(trainer.score, first_batch=True)
             passes["peak_eval_bytes"] = lambda: alive + allocation_peak(score)
-    if not job.device.compiled:  # with hooks the program would not be the compiled one
+    # With hooks a compiled program would be another, and latents ask past them.
+    if not job.device.compiled and not job.model.has_latents:
         passes["attention_ms"] = attention_ms
     passes["matmul_flops"] = lambda: matmul_flops_per_second(job.device)
     return passes

@@ -161,7 +161,8 @@ class Trainer:
                     return nll_of_rows(self.model, *(part[:end] for part in batch), **options)
                 text = self.job.corpus.split("val")[0]
                 text = text[: rows * length + 1] if first_batch else text
-                return nll(self.model, text, context=length, **options)
+                predicted = self.model.shape.latents
+                return nll(self.model, text, context=length, predicted=predicted, **options)
         finally:
             self.model.train()
 

@@ -27,6 +27,7 @@ class Cost:
     attention_flops_uncached: float  # the same, recomputing keys and values of all tokens
     cache_elements: int  # in the KV cache
     cache_bytes: int  # in the run's compute dtype
+    caches: bool  # False: no KV cache, and what is said of decoding does not hold
 
 
 def cost(config: Config, vocab_size: int, device: Device) -> Cost:
@@ -46,6 +47,7 @@ def cost(config: Config, vocab_size: int, device: Device) -> Cost:
         attention_flops_uncached=uncached,
         cache_elements=elements,
         cache_bytes=sum(m.cache_bytes(length, device.dtype) for m in model.attention_layers),
+        caches=not model.has_latents,
     )
 
 
@@ -79,6 +81,8 @@ def decoding_costs(config: Config, points: int = 32) -> list[DecodingCost]:
     """The cost of decoding at lengths up to a model's context."""
     with torch.device("meta"):
         model = build_model(config, vocab_size=1)
+    if model.has_latents:
+        model.new_cache(model.shape.max_len)
     end, costs = model.shape.max_len, []
     for length in sorted({max(1, round(i * end / points)) for i in range(points + 1)}):
         flops, uncached, elements = attention_costs(model, length)

@@ -79,7 +79,7 @@ def rows_of(config: Config) -> tuple[list[str], list[str], float | None]:
         f"{counted.cache_bytes:,}",
         f"{round(counted.cache_bytes / counted.length):,}",
     ]
-    return training, decoding, took
+    return training, decoding if counted.caches else ["-"] * len(decoding), took
 
 
 OVERHEAD = 10.0  # seconds of a run to start, to measure what the loop does not, and to save

@@ -136,7 +136,8 @@ def greedy(
     At most so many tokens, and no more than the context holds.
     """
     room = model.shape.max_len - prompts.size(1) + 1
-    cache, x = model.new_cache(model.shape.max_len), prompts
+    cache = None if model.has_latents else model.new_cache(model.shape.max_len)
+    x = prompts
     said: list[list[int]] = [[] for _ in prompts]
     log_p = torch.zeros(len(prompts), dtype=torch.float64)
     ended = torch.zeros(len(prompts), dtype=torch.bool)
@@ -150,7 +151,8 @@ def greedy(
                 answer.append(token)
         if ended.all():
             break
-        x = best.indices[:, None].to(prompts.device)
+        new = best.indices[:, None].to(prompts.device)
+        x = torch.cat((x, new), dim=1) if cache is None else new
     return said, log_p.tolist()
 
 

@@ -50,6 +50,8 @@ def evaluate(selector: RunSelector, options: Options) -> int:
 def measure(selector: RunSelector, folder: Path, options: Options) -> tuple[Path, Config]:
     """Readouts of every head, on text and on random tokens that are repeated once."""
     run = selector.load(folder, allow_untrained=True)
+    if run.model.has_latents:
+        raise ValueError(f"run={folder}: not every token passes every layer, so no map is square")
     for attention in run.model.attention_layers:
         if not attention.has_weights:
             raise ValueError(f"run={folder}: {type(attention).__name__} has no attention weights")

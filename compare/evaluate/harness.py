@@ -67,6 +67,10 @@ class HarnessModel(TemplateLM):
 
     def __init__(self, run: LoadedRun, options: Options) -> None:
         super().__init__()
+        if run.model.shape.latents is not None:
+            raise ValueError(
+                f"{run.folder}: a model with latents predicts the end of its input alone"
+            )
         self.run = run
         self.context = run.context(options.context)
         self.rows = run.batch_size(options.batch_size)

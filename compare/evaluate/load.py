@@ -96,6 +96,7 @@ class LoadedRun:
     def score(self, tokens: Tensor, **options: Any) -> Tensor:
         """Nats of each token (N,) but the first, (N - 1,); options of `token_nll`."""
         with self.device.autocast():
+            options["predicted"] = self.model.shape.latents
             return token_nll(self.model, tokens, device=self.device.name, **options)
 
     def write_answer(self, name: str, answer: Config, text: str) -> int:

@@ -207,6 +207,34 @@ def test_stages_go_on_from_each_other(
     assert "| mha | 2 | 6 | 16 |" in page
 
 
+def test_stages_that_are_interrupted_go_on_to_the_same_end(
+    in_process: None, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of the first stage, and of the second after a checkpoint of it."""
+    sums = Path(__file__).parents[1] / "data/sums.tsv"
+    stages = "stages=['objective=infill','objective=answers']"
+    text = ["data=lines", f"data.path={sums}", "data.tokenizer=byte", "data.val_fraction=0.25"]
+    ask = ["-m", *tiny, *text, "model.dropout=0.1", "steps=6", "seed=0,1", stages]
+    assert train([*ask, f"out={tmp_path}/whole"]) == 0
+    step_of = Trainer.train_step
+    for stage, step in (("infill", 3), ("answers", 5)):
+
+        def dying(trainer: Trainer, warm: bool, stage: str = stage, step: int = step) -> None:
+            step_of(trainer, warm)
+            if trainer.step == step and trainer.job.spec.config["choices"]["objective"] == stage:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "train_step", dying)
+            assert train([*ask, f"out={tmp_path}/parts"]) != 0
+        unfinished = tmp_path / f"parts/seed-0_stage-{1 if stage == 'infill' else 2}"
+        assert status_of(unfinished)["state"] == "interrupted"
+    assert train([*ask, f"out={tmp_path}/parts"]) == 0
+    for run in ("seed-0_stage-1", "seed-0_stage-2", "seed-1_stage-1", "seed-1_stage-2"):
+        assert losses(tmp_path / "parts" / run) == losses(tmp_path / "whole" / run)
+        assert len(losses(tmp_path / "parts" / run)) == 6
+
+
 def test_the_first_stage_may_be_left_out_by_some(tmp_path: Path, tiny: list[str]) -> None:
     """What is it good for? Both arms are runs of one sweep."""
     stages = "stages=['optim.lr=1e-3','optim.lr=2e-3']"

@@ -57,6 +57,7 @@ def test_kernels_differ_in_rounding_alone(config: Make, tmp_path: Path) -> None:
     assert found["flash"] != found["matmul"]  # another kernel did compute
 
 
+SUMS = Path(__file__).parents[1] / "data/sums.tsv"
 RECIPES = {
     "plain": [],
     "dropout": ["model.dropout=0.2"],
@@ -71,7 +72,12 @@ RECIPES = {
         "objective.rate=0.5",
         "data.tokenizer=byte",
     ],
-}
+    "answers": ["objective=answers", "data=lines", f"data.path={SUMS}", "data.tokenizer=byte", "data.val_fraction=0.25"],
+    "finetuning": ["objective=answers", "data=lines", f"data.path={SUMS}", "data.tokenizer=byte", "data.val_fraction=0.25",
+                   "tune=dylora", "accumulate=2"],
+    "latents": ["model.latents=5", "model.dropout=0.1"],
+    "bottleneck": ["model.bottleneck=5", "model.dropout=0.1"],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

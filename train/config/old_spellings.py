@@ -42,6 +42,8 @@ def modernise(config: Config) -> Config:
             config["choices"] = choices | {"attn": kind}
     if isinstance(config.get("choices"), dict):
         config["choices"] = {"objective": "next", "tune": "full"} | config["choices"]
+    if isinstance(config.get("model"), dict):
+        config["model"] = {"latents": None, "bottleneck": None} | config["model"]
     if isinstance(config.get("pos"), dict):
         config["pos"] = with_keys(GROUP_KEYS["pos"], config["pos"])
     if isinstance(config.get("report"), dict):

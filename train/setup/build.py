@@ -16,6 +16,7 @@ from model.cost import count_parameters
 from model.feedforward import FEEDFORWARDS
 from model.init import init_weights
 from model.norm import NORMS
+from model.perceiver import kind_of
 from model.position.base import Position
 from model.position.pattern import Pattern
 from model.shape import Shape
@@ -77,8 +78,9 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
     attention, position = attention_of_layers(config["attn"]), position_of_layers(config["pos"])
     try:
         with Uninitialised():
-            model = Transformer(
-                Shape(**sizes),
+            shape = Shape(**sizes)
+            model = kind_of(shape)(
+                shape,
                 attention=attention,
                 position=position,
                 feedforward=feedforward,
@@ -109,6 +111,8 @@ def try_model(config: Config) -> None:
     the meta device, which has torch import its compiler, for a second.
     """
     kinds = max(len(config[group].get("pattern", [0])) for group in ("attn", "pos"))
+    if config["model"]["bottleneck"] is not None:
+        kinds = max(2, kinds)
     few = {"n_layers": min(kinds, config["model"]["n_layers"]), "vocab_size": 1}
     config = config | {"model": config["model"] | few}
     with torch.device("meta"):
@@ -208,6 +212,12 @@ def objective_of(config: Config) -> tuple[type[Objective], dict[str, Any]]:
     kind: type[Objective] = target("objective", node, "objective")
     (own,) = arguments("objective", node, kind)
     kind.check(own, config["data"]["tokenizer"])
+    latents = config["model"]["latents"]
+    if kind.marks and latents is not None:
+        raise ValueError(
+            f"model.latents={latents} predicts the end of a row, which is padding with "
+            f"objective={config['choices']['objective']}; objective=next works"
+        )
     return kind, own
 
 

@@ -249,6 +249,9 @@ def home_of(config: Config) -> Family:
     Raises ValueError if there is none, with the keys that each of them has no place for.
     """
     mine = flat(config)
+    for key in ("model.latents", "model.bottleneck"):
+        if mine[key] is not None:
+            raise ValueError(f"no model of transformers computes the same: none has {key}")
     if mine["model.ff_dim"] == 4 * mine["model.dim"]:
         mine["model.ff_dim"] = None
     refusals = []
