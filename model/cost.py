@@ -1,6 +1,5 @@
 """Parameters, FLOPs and kernels of a model."""
 
-import re
 from typing import cast
 
 import torch
@@ -40,11 +39,11 @@ def flops_per_token(model: Transformer, length: int, *, causal: bool = True) -> 
 
 def rows_through(module: str, rows: list[tuple[int, int]]) -> int:
     """Rows of a text that a linear module is multiplied with, by the queries and keys of each layer."""
-    inside = re.match(r"blocks\.(\d+)\.(attention\.[kv]\b)?", module)
-    if inside is None:
+    parts = module.split(".")
+    if parts[0] != "blocks":
         return rows[-1][0]
-    queries, keys = rows[int(inside[1])]
-    return keys if inside[2] else queries
+    queries, keys = rows[int(parts[1])]
+    return keys if parts[2:4] in (["attention", "k"], ["attention", "v"]) else queries
 
 
 def scores_of_row(layer: Attention, queries: int, keys: int, causal: bool) -> float:

@@ -22,8 +22,7 @@ def next_token_loss(model: Transformer, tokens: Tensor, targets: Tensor) -> Tens
     """Mean cross-entropy in nats, float32, of targets (B, T) after tokens (B, T).
 
     Of the last targets alone where the model predicts no others. Where all logits would take much
-    memory, as with a vocabulary of 50,000, they are computed and turned into their gradient by chunks
-    of rows.
+    memory, as with a large vocabulary, they become their gradient by chunks of rows.
     """
     rows, vocab_size = tokens.numel(), model.shape.vocab_size
     if rows * vocab_size <= LOGITS:
@@ -51,10 +50,7 @@ def nll(
     predicted: int | None = None,
     on_batch: Callable[[], object] = lambda: None,
 ) -> tuple[float, int]:
-    """Negative log-likelihood of a text in nats, summed in float64, and the number of tokens scored.
-
-    As `token_nll` without more overlap than it needs.
-    """
+    """The sum of `token_nll`, in float64, without more overlap than it needs; and the tokens scored."""
     losses = token_nll(
         model,
         tokens,

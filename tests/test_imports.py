@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("model", "data", "train", "compare", "cli", "bench")
 #: The rooms of a package, from the ground up: none imports one above it.
 FLOORS = {
-    "model": "shape ops norm position attention feedforward transformer tuning init cost loss generate",
+    "model": "shape ops position attention feedforward transformer perceiver tuning init cost loss generate",
     "data": "atomic tokenizer people characters source corpus objective",
     "train": "config record measure optim setup step step_estimate trainer summary run sweep",
     "compare": "cost report check lab evaluate",

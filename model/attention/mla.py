@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from model.attention.base import Attention
 from model.attention.cache import LayerCache
-from model.norm import RMSNorm
 from model.ops.attention import attention_weights
+from model.ops.norm import RMSNorm
 from model.position.base import Positions
 from model.shape import Shape
 

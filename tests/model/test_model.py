@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from model.cost import count_parameters
 from model.generate import Sampler, generate
 from model.loss import bits_per_byte, nll, perplexity
-from model.norm import RMSNorm
+from model.ops.norm import RMSNorm
 from model.shape import Shape
 from model.transformer import Transformer
 from train.config.compose import choices_of, compose

@@ -2,15 +2,18 @@
 
 import pytest
 import torch
+from tiny import build, tokens
 from torch.utils.flop_counter import FlopCounterMode
 
 from compare.check.properties import VOCAB
+from compare.evaluate.answers import greedy
 from model.cost import count_parameters, flops_per_token, scores_of_row
+from model.generate import Sampler, generate
 from model.loss import next_token_loss, token_nll
-from tests.tiny import build, tokens
 from train.config.compose import compose
 from train.setup.build import build_model
 
+GREEDY = Sampler(temperature=0)
 N = 16  # max_len of the tiny models
 GROUPED, SCHEMES = ("mha", "gqa", "mqa"), ("learned", "rope", "alibi", "t5", "none", "pattern")
 
@@ -177,6 +180,18 @@ def test_checkpointing_changes_no_gradient(overrides):
 def test_what_cannot_be_is_refused_by_name(attn, overrides, words):
     with pytest.raises(ValueError, match=words):
         build(attn, "none", *overrides)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("overrides", ["model.latents=5", "model.bottleneck=5"])
+def test_generation_reads_the_whole_text_for_each_token(overrides):
+    model, text = build("gqa", "rope", overrides), tokens(1, 4)
+    said = [t for (t,) in generate(model, text[0].tolist(), 12, sampler=GREEDY, seed=0)]
+    answer, _ = greedy(model, text, -1, 12)
+    for expected in said:
+        assert int(model(text)[0, -1].argmax()) == expected
+        text = torch.cat((text, torch.tensor([[expected]])), dim=1)
+    assert answer[0] == said
 
 
 def test_there_is_no_cache():

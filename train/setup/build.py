@@ -15,7 +15,7 @@ from model.attention.base import Attention
 from model.cost import count_parameters
 from model.feedforward import FEEDFORWARDS
 from model.init import init_weights
-from model.norm import NORMS
+from model.ops.norm import NORMS
 from model.perceiver import kind_of
 from model.position.base import Position
 from model.position.pattern import Pattern

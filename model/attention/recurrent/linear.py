@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.attention.recurrent.base import Recurrent
-from model.norm import RMSNorm
+from model.ops.norm import RMSNorm
 from model.shape import Shape
 
 
