@@ -48,7 +48,8 @@ def gelu_tanh(x: Tensor) -> Tensor:
 
 def relu2(x: Tensor) -> Tensor:
     """Squared ReLU (So et al. 2021)."""
-    return F.relu(x).square()
+    y = F.relu(x)
+    return y * y  # CUDA's autocast would compute its square in float32
 
 
 FEEDFORWARDS: dict[str, Callable[[Shape], nn.Module]] = {

@@ -24,6 +24,7 @@ RUN = [
     "sample.tokens=8",
     "wandb.mode=disabled",
     "threads=1",
+    "device=cpu",  # whatever the machine has; tests/cuda is about GPUs
 ]
 
 HANG = 600.0  # seconds after which a process is taken to hang, on the slowest of machines

@@ -41,7 +41,8 @@ class NonFinite(ArithmeticError):
 class TrainStep:
     """Forward, backward, clip, update on the batch of a step, in `accumulate` micro-batches.
 
-    Raises NonFinite, before any parameter changes, if the loss or the gradient norm is not finite.
+    It returns when the device has computed all of it, which it waits for once. Raises NonFinite, and
+    no parameter has changed, if the loss or the gradient norm is not finite.
     """
 
     model: Transformer
@@ -77,15 +78,18 @@ class TrainStep:
             part = self.loss(x, y) * (counted(y) / number)  # its share of the mean
             part.backward()
             loss += part.detach()
-        if self.device.name == "cuda":  # still computing: copy the next batch meanwhile
-            self.prefetched = step + 1, self.fetch(step + 1)
         parameters = self.model.parameters()
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip, foreach=True)
-        result = StepResult(loss.item(), norm.item(), self.schedule(step))
+        numbers = torch.stack((loss, norm.to(loss.dtype)))
+        lr = self.schedule(step)
+        self.optimizer.step(lr, unless=~numbers.isfinite().all())
+        self.optimizer.zero_grad()
+        if self.device.name == "cuda":  # still computing: copy the next batch meanwhile
+            self.prefetched = step + 1, self.fetch(step + 1)
+        mean_loss, grad_norm = numbers.cpu().tolist()  # waits for all of the step
+        result = StepResult(mean_loss, grad_norm, lr)
         if not math.isfinite(result.loss + result.grad_norm):
             raise NonFinite(step, result, inputs)
-        self.optimizer.step(result.lr)
-        self.optimizer.zero_grad()
         return result
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from data import tokenizer as tokenizers
 from model.cost import count_parameters, flops_per_token, training_kernels
 from model.generate import Sampler, generate
 from train.measure.attention_time import attention_seconds
-from train.measure.memory import PEAK_METHODS, allocation_peak
+from train.measure.memory import allocation_peak
 from train.measure.timer import matmul_flops_per_second
 from train.record.terminal import say
 from train.setup.run_setup import Job
@@ -87,7 +87,8 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
         "peak_train_bytes": trainer.peaks.train,
         "peak_eval_bytes": trainer.peaks.eval,
         "peak_process_bytes": trainer.peaks.process,
-        "peak_method": PEAK_METHODS.get(job.device.name) if trained else None,
+        "peak_reserved_bytes": trainer.peaks.reserved,
+        "peak_method": trainer.peaks.method(job.device) if trained else None,
         "optimizer_bytes": trainer.optimizer.nbytes if trained else None,
         "device": job.device.name,
         "dtype": job.device.dtype_name,

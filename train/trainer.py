@@ -45,7 +45,8 @@ class Trainer:
         self.validation: dict[str, Any] = {}  # the last one
         self.start_loss: float | None = None  # validation before the first step, with init_from
         self.timer = StepTimer()
-        self.peaks = PeakMemory()
+        graphs = job.device.uses_graphs(job.model, job.settings.accumulate)
+        self.peaks = PeakMemory(graphs=graphs)
         self.started = perf_counter()
         self.received_signal: signal.Signals | None = None
 
@@ -94,7 +95,6 @@ class Trainer:
             result = self.update(self.step)
         except NonFinite as error:
             self.diverged(error)
-        self.job.device.synchronize()
         seconds = perf_counter() - start
         self.timer.add(seconds, warm)
         self.step += 1
@@ -107,7 +107,7 @@ class Trainer:
         numbers = {"step": error.step + 1, **asdict(error.result)}
         # JSON has no nan:
         plain = {k: v if math.isfinite(v) else str(v) for k, v in numbers.items()}
-        batch = {"losses_before": self.losses, "batch": error.inputs.tolist()}
+        batch = {"losses_before": self.losses, "batch": error.inputs.cpu().tolist()}
         self.record.write("diverged.json", plain | batch)
         dump = self.record.folder / "diverged.json"
         raise TrainingStopped(

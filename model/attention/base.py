@@ -3,11 +3,14 @@
 Shapes: B batch, T new tokens, S tokens so far, D dim, H heads.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from model.attention.attend import attend, choose_kernel
+from model.attention.attend import attend
 from model.attention.cache import FullCache, LayerCache
+from model.attention.kernel import check_kernel, choose_kernel
 from model.ops.attention import Bias
 from model.position.base import HOOKS, Position, Positions
 from model.shape import Shape
@@ -26,7 +29,7 @@ class Attention(nn.Module):
     heeds: frozenset[str] = HOOKS
     #: False for heads that see different keys: pairs are then counted as a mean over them.
     heads_see_alike = True
-    #: The kernel asked for: auto, matmul, flash or sdpa.
+    #: The kernel asked for, see model/attention/kernel.py.
     asked_kernel = "auto"
 
     def __init__(self, shape: Shape, layer: int) -> None:
@@ -99,9 +102,14 @@ class Attention(nn.Module):
 
         Raises ValueError where the kernel asked for cannot do it.
         """
-        return choose_kernel(
-            device, dtype, length, biased=biased, p=self.dropout, asked=self.asked_kernel
-        )
+        about: dict[str, Any] = {"width": self.kernel_width, "biased": biased, "p": self.dropout}
+        check_kernel(self.asked_kernel, device, dtype, **about)
+        return choose_kernel(device, dtype, length, **about, asked=self.asked_kernel)
+
+    @property
+    def kernel_width(self) -> int:
+        """Channels of a head in the attention kernel, of keys or of values, whichever are more."""
+        return self.head_dim
 
 
 class PairRefused(ValueError):

@@ -93,6 +93,10 @@ class GQA(Attention):
         return self.n_kv_heads * (self.key_dim + self.head_dim) * length
 
     @property
+    def kernel_width(self) -> int:
+        return max(self.key_dim, self.head_dim)
+
+    @property
     def pair_flops(self) -> int:
         """FLOPs of a query of every head with one key: q k^T and weights v."""
         return 2 * self.n_heads * (self.key_dim + self.head_dim)

@@ -103,6 +103,10 @@ class MLA(Attention):
 
     # Cost
 
+    @property
+    def kernel_width(self) -> int:
+        return self.head_dim + self.rope_dim
+
     def cache_elements(self, length: int) -> int:
         """One latent and one rotary key per token."""
         return (self.latent_dim + self.rope_dim) * length

@@ -6,6 +6,7 @@ of values. A bias is added to the scores: (T, S) or (H, T, S).
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -103,10 +104,10 @@ def fused_attention(
     p: float,
     *,
     is_causal: bool,
-    copy_heads: bool,
+    kernel: str,
 ) -> Tensor:
-    """torch's fused kernels: (B, H, T, Dv). `copy_heads` for those that take no grouped KV heads."""
-    if copy_heads and k.size(1) != q.size(1):
+    """torch's fused kernels: (B, H, T, Dv). On CUDA, where there are several, by that one alone."""
+    if kernel in ("efficient", "sdpa") and k.size(1) != q.size(1):  # which take no grouped KV heads
         group = q.size(1) // k.size(1)
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
     scale, width = 1 / math.sqrt(q.size(-1)), v.size(-1)
@@ -114,14 +115,31 @@ def fused_attention(
     q, k, v = (x if x.size(-1) == common else F.pad(x, (0, common - x.size(-1))) for x in (q, k, v))
     if mask is not None and mask.dim() == 3:
         mask = mask[None]  # with three dimensions torch falls back to its slow kernel
-    y = F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        mask,
-        dropout_p=p,
-        is_causal=is_causal,
-        scale=scale,
-        enable_gqa=k.size(1) != q.size(1),
-    )
+    with pinned(kernel) if q.device.type == "cuda" else nullcontext():
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            mask,
+            dropout_p=p,
+            is_causal=is_causal,
+            scale=scale,
+            enable_gqa=k.size(1) != q.size(1),
+        )
     return y[..., :width]
+
+
+def pinned(kernel: str) -> AbstractContextManager[object]:
+    """Context in which torch takes this kernel or raises RuntimeError, instead of taking another."""
+    if kernel == "sdpa":
+        return nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel(
+        {
+            "flash": SDPBackend.FLASH_ATTENTION,
+            "cudnn": SDPBackend.CUDNN_ATTENTION,
+            "efficient": SDPBackend.EFFICIENT_ATTENTION,
+            "math": SDPBackend.MATH,
+        }[kernel]
+    )

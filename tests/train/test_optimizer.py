@@ -23,6 +23,31 @@ def optimizer(*overrides: str) -> tuple[torch.nn.Module, Optimizer]:
     return model, build_optimizer(config, model, steps=10)[0]
 
 
+@pytest.mark.parametrize("optim", ["adamw", "muon"])
+def test_a_step_changes_nothing_if_told_so(optim: str) -> None:
+    """Not even where gradients are not finite, and a later step is as if there had been none."""
+    after = []
+    for told in (False, True):
+        model, made = optimizer(f"optim={optim}")
+        F.cross_entropy(model(tokens(2, 16)).flatten(0, 1), tokens(2, 16).flatten()).backward()
+        gradients = [p.grad.clone() for p in model.parameters()]
+        made.step(1e-2, torch.tensor(False))
+        if told:
+            before = [p.clone() for p in model.parameters()] + [
+                x.clone() for x in made.state().values()
+            ]
+            for p in model.parameters():
+                p.grad.fill_(float("nan"))
+            made.step(1e-2, torch.tensor(True))
+            same = [*model.parameters(), *made.state().values()]
+            assert all(torch.equal(a, b) for a, b in zip(before, same, strict=True))
+        for p, gradient in zip(model.parameters(), gradients, strict=True):
+            p.grad = gradient
+        made.step(1e-2)
+        after.append([p.detach() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*after, strict=True))
+
+
 @pytest.mark.parametrize("kind", ["constant", "cosine", "linear", "wsd"])
 def test_every_schedule_warms_up_and_ends_where_it_says(kind: str) -> None:
     rate = schedule(kind)

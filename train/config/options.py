@@ -3,11 +3,11 @@
 import re
 from dataclasses import dataclass, fields
 
+from model.attention.kernel import KERNELS
 from train.config.keys import KEYS
 from train.config.schema import at_least, choose
 
 HOW = ("mean", "first", "random")  # of KV heads, see train/setup/convert.py
-KERNELS = ("auto", "matmul", "flash", "sdpa")  # of attention, see model/attention/attend.py
 
 
 @dataclass(frozen=True, kw_only=True)

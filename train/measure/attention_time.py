@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from time import perf_counter
 
+import torch
 from torch import nn
 
 from train.measure.device import Device
@@ -14,20 +15,17 @@ def attention_seconds(
 ) -> float:
     """Seconds that a step spends in attention layers, forward and backward, projections included.
 
-    The median over `repeats` steps with synchronised timers around every layer, which slow it down:
-    hence not in the timed loop.
+    The median over `repeats` steps with timers around every layer, which slow it down: hence not in
+    the timed loop. On CUDA they are events among the kernels, so that neither their launches nor the
+    time between them counts.
     """
-    total = started = 0.0
+    clock = Events() if device.name == "cuda" else Clock(device)
 
     def start(*_: object) -> None:
-        nonlocal started
-        device.synchronize()
-        started = perf_counter()
+        clock.start()
 
     def stop(*_: object) -> None:
-        nonlocal total
-        device.synchronize()
-        total += perf_counter() - started
+        clock.stop()
 
     handles = [
         handle
@@ -42,10 +40,52 @@ def attention_seconds(
     totals = []
     try:
         for _ in range(repeats):
-            total = 0.0
             step()
-            totals.append(total)
+            totals.append(clock.read())
     finally:
         for handle in handles:
             handle.remove()
     return statistics.median(totals)
+
+
+class Clock:
+    """Time between starts and stops, by the host, which waits for the device at each."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.total = self.started = 0.0
+
+    def start(self) -> None:
+        self.device.synchronize()
+        self.started = perf_counter()
+
+    def stop(self) -> None:
+        self.device.synchronize()
+        self.total += perf_counter() - self.started
+
+    def read(self) -> float:
+        """Seconds since the last reading."""
+        total, self.total = self.total, 0.0
+        return total
+
+
+class Events:
+    """The same by the GPU itself, without waiting before it is read."""
+
+    def __init__(self) -> None:
+        self.events: list[torch.cuda.Event] = []
+
+    def start(self) -> None:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self.events.append(event)
+
+    stop = start
+
+    def read(self) -> float:
+        """Seconds since the last reading."""
+        torch.cuda.synchronize()
+        pairs = zip(self.events[::2], self.events[1::2], strict=True)
+        total = sum(start.elapsed_time(stop) for start, stop in pairs) / 1e3
+        self.events = []
+        return total

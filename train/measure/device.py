@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from model.attention.kernel import capability_name
 from train.config.schema import choose
 
 JOBS_VARIABLE = "HEAD_TO_HEAD_JOBS"  # how a sweep tells a run how many share the machine
@@ -47,7 +48,9 @@ class Device:
 
     def seed(self, seed: int) -> None:
         """Seed torch's generator on this device (`torch.manual_seed` seeds all devices: 0.4 ms)."""
-        if self.name == "cpu":
+        if self.name == "cuda":
+            torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)
+        elif self.name == "cpu":
             torch.default_generator.manual_seed(seed)
         else:
             torch.manual_seed(seed)
@@ -59,16 +62,18 @@ class Device:
         return x.to(self.name)
 
     def compile(self, model: nn.Module, accumulate: int) -> None:
-        """Have a model compiled at its first call, if `compiled`.
+        """Have a model compiled at its first call, if `compiled`."""
+        if self.compiled:
+            graphs = self.uses_graphs(model, accumulate)
+            model.compile(mode="reduce-overhead" if graphs else None)
 
-        A small model is bound by kernel launches, so on CUDA its kernels become one CUDA graph. Not
-        with gradient accumulation: a graph reuses its memory, and would overwrite the gradients.
+    def uses_graphs(self, model: nn.Module, accumulate: int) -> bool:
+        """True if a model's kernels become one CUDA graph: a small one is bound by their launches.
+
+        Not with gradient accumulation: a graph reuses its memory, and would overwrite the gradients.
         """
-        if not self.compiled:
-            return
         small = sum(p.numel() for p in model.parameters()) < CUDA_GRAPH_BELOW
-        graphs = self.name == "cuda" and small and accumulate == 1
-        model.compile(mode="reduce-overhead" if graphs else None)
+        return self.compiled and self.name == "cuda" and small and accumulate == 1
 
     def eager(self) -> AbstractContextManager[object]:
         """Context without compilation, for decoding: its shapes change at each token."""
@@ -105,6 +110,11 @@ def select_device(device: str, dtype: str, compiled: bool | str = False, steps: 
         compiled = name == "cuda" and triton and steps >= COMPILE_PAYS_AFTER
     if compiled and name == "cpu" and not (shutil.which("c++") or shutil.which("g++")):
         raise ValueError("compile=true needs a C++ compiler (g++) on a CPU; there is none")
+    if name == "cuda" and dtype == "bfloat16" and not has_bfloat16_units(name):
+        raise ValueError(
+            f"dtype=bfloat16: this GPU, of compute capability {capability_name()}, has no bfloat16; "
+            "float32 works"
+        )
     if dtype == "auto":
         dtype = "bfloat16" if has_bfloat16_units(name) else "float32"
     return Device(name, DTYPES[dtype], compiled)

@@ -23,11 +23,15 @@ class PeakMemory:
 
     Reset after warm-up, read before the first validation and after it; later steps and validations
     need as much. A CPU does not count tensor bytes: there `allocation_peak` measures `train` and
-    `eval` after the run.
+    `eval` after the run. `reserved` is what the allocator took from a GPU, its gaps included: what
+    has to fit. With CUDA `graphs` it is all three: memory that a graph holds is not counted as
+    allocated.
     """
 
+    graphs: bool = False
     train: int | None = None
     eval: int | None = None
+    reserved: int | None = None
     process: int | None = None
 
     def reset(self, device: Device) -> None:
@@ -40,18 +44,24 @@ class PeakMemory:
         if self.process is None:
             self.process = process_peak()
             if device.name == "cuda":
-                self.train = torch.cuda.max_memory_allocated()
+                self.reserved = torch.cuda.max_memory_reserved()
+                self.train = self.reserved if self.graphs else torch.cuda.max_memory_allocated()
                 torch.cuda.reset_peak_memory_stats()
 
     def note_validation(self, device: Device) -> None:
         if self.eval is None and device.name == "cuda":
-            self.eval = torch.cuda.max_memory_allocated()
+            most = (
+                torch.cuda.max_memory_reserved if self.graphs else torch.cuda.max_memory_allocated
+            )
+            self.eval = most()
 
-
-PEAK_METHODS = {
-    "cuda": "torch.cuda.max_memory_allocated",
-    "cpu": "profiler allocation records of one step, plus the tensors alive before it",
-}
+    def method(self, device: Device) -> str | None:
+        """How `train` and `eval` were measured."""
+        if device.name == "cpu":
+            return "profiler allocation records of one step, plus the tensors alive before it"
+        if device.name == "cuda":
+            return f"torch.cuda.max_memory_{'reserved' if self.graphs else 'allocated'}"
+        return None
 
 
 def allocation_peak(work: Callable[[], object]) -> int:

@@ -20,8 +20,9 @@ class FusedAdamW:
         self.beta1, self.beta2, self.eps = beta1, beta2, eps
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Update every parameter that has a gradient."""
+    def step(self, unless: Tensor | None = None) -> None:
+        """Update every parameter that has a gradient, unless that is true."""
+        found_inf = None if unless is None else unless.float()  # torch's name for it
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
@@ -30,6 +31,8 @@ class FusedAdamW:
             keys = ("exp_avg", "exp_avg_sq", "step")
             averages, squares, steps = ([state[key] for state in states] for key in keys)
             torch._foreach_add_(steps, 1)
+            if found_inf is not None:
+                torch._foreach_sub_(steps, [found_inf] * len(steps))
             torch._fused_adamw_(
                 params,
                 [p.grad for p in params],
@@ -44,6 +47,7 @@ class FusedAdamW:
                 eps=self.eps,
                 amsgrad=False,
                 maximize=False,
+                found_inf=found_inf,
             )
 
     def state_for(self, parameter: nn.Parameter) -> dict[str, Tensor]:

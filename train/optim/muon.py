@@ -38,8 +38,10 @@ class StackedMuon:
         self.momentum, self.weight_decay = momentum, weight_decay
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Update every parameter that has a gradient."""
+    def step(self, unless: Tensor | None = None) -> None:
+        """Update every parameter that has a gradient, unless that is true, which it waits to know."""
+        if unless is not None and unless:
+            return
         (group,) = self.param_groups
         by_shape = defaultdict(list)
         for p in group["params"]:

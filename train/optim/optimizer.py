@@ -14,7 +14,7 @@ class TorchOptimizer(Protocol):
     param_groups: Groups
     state: Any
 
-    def step(self) -> object: ...
+    def step(self, unless: Tensor | None) -> object: ...
 
 
 class Optimizer:
@@ -27,12 +27,16 @@ class Optimizer:
         self.parameters = dict(model.named_parameters())
         self.optimizers = optimizers
 
-    def step(self, lr: float) -> None:
-        """Update the parameters from their gradients at this learning rate, or their multiple of it."""
+    def step(self, lr: float, unless: Tensor | None = None) -> None:
+        """Update the parameters from their gradients at this learning rate, or their multiple of it.
+
+        Nothing changes if `unless`, a boolean () on the device, is true: so the host need not wait to
+        know.
+        """
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr * group.get("rate", 1.0)
-            optimizer.step()
+            optimizer.step(unless)
 
     def zero_grad(self) -> None:
         """Free the gradients."""

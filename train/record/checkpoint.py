@@ -50,7 +50,7 @@ def save(
     def write(folder: Path) -> None:
         try:
             for name, tensors in (("model", model), ("optimizer", optimizer)):
-                whole = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
+                whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
                 save_file(whole, folder / f"{name}.safetensors")
         except SafetensorError as error:  # has no errno
             raise OSError(str(error)) from error

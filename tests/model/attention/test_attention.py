@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend
 
 from model.attention import attend as attend_module
-from model.attention.attend import attend, choose_kernel
+from model.attention.attend import attend
 from model.attention.cache import KVCache
 from model.attention.grouped import GQA, MHA, MQA
+from model.attention.kernel import check_kernel, choose_kernel
 from model.attention.mla import MLA
 from model.attention.sliding_window import SlidingWindow
 from model.cost import training_kernels
@@ -109,21 +110,68 @@ def test_the_kernel_that_is_asked_for_is_the_one_that_trains(attn: str, kernel: 
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "biased", "p", "reason"),
+    ("asked", "device", "about", "reason"),
     [
-        ("cpu", torch.float32, False, 0.1, "has no dropout on a CPU, and dropout is 0.1"),
-        ("cuda", torch.bfloat16, True, 0.0, "on CUDA takes no bias and no mask"),
-        ("cuda", torch.float32, False, 0.0, "on CUDA needs bfloat16 or float16"),
-        ("mps", torch.float32, False, 0.0, "does not exist on mps"),
+        ("flash", "cpu", {"p": 0.1}, "has no dropout on a CPU, and dropout is 0.1"),
+        ("efficient", "cpu", {}, "exists on CUDA alone; matmul, flash, sdpa"),
+        ("flash", "cuda 8.0", {"biased": True}, "takes no bias and no mask on CUDA"),
+        ("flash", "cuda 8.0", {"dtype": torch.float32}, "needs bfloat16 or float16"),
+        ("flash", "cuda 9.0", {"width": 264}, "takes heads of at most 256 channels, not 264"),
+        (
+            "flash",
+            "cuda 7.5",
+            {"dtype": torch.float16},
+            "needs compute capability 8.0, and this GPU has 7.5",
+        ),
+        ("efficient", "cuda 7.5", {}, "has no bfloat16 at compute capability 7.5"),
+        ("efficient", "cuda 8.0", {"width": 12}, "takes heads of a multiple of 8 channels, not 12"),
+        (
+            "cudnn",
+            "cuda 9.0",
+            {"width": 136},
+            "takes heads of a multiple of 8 channels, at most 128, not 136",
+        ),
+        ("cudnn", "cuda 9.0", {"p": 0.1}, "takes dropout of a multiple of 1/16, not 0.1"),
+        ("flash", "mps", {"dtype": torch.float32}, "does not exist on mps"),
     ],
 )
-def test_flash_attention_is_refused_where_torch_would_take_another_kernel(
-    device: str, dtype: torch.dtype, biased: bool, p: float, reason: str
+def test_a_kernel_is_refused_where_torch_would_take_another(
+    asked: str, device: str, about: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for asked in ("auto", "matmul", "sdpa"):
-        assert choose_kernel(device, dtype, 16, biased=biased, p=p, asked=asked) != "flash"
-    with pytest.raises(ValueError, match=f"kernel=flash {reason}; .*matmul"):
-        choose_kernel(device, dtype, 16, biased=biased, p=p, asked="flash")
+    name, _, capability = device.partition(" ")
+    there = tuple(map(int, capability.split("."))) if capability else None
+    monkeypatch.setattr("model.attention.kernel.capability", lambda: there)
+    about = {"width": 64, "biased": False, "p": 0.0, "dtype": torch.bfloat16} | about
+    dtype = about.pop("dtype")
+    assert choose_kernel(name, dtype, 16, **about, asked=asked) != asked
+    with pytest.raises(ValueError, match=f"kernel={asked} {reason}.* work"):
+        check_kernel(asked, name, dtype, **about)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "about", "expected"),
+    [
+        ((8, 0), torch.bfloat16, {}, "flash"),
+        ((9, 0), torch.bfloat16, {"p": 0.1}, "flash"),
+        ((8, 0), torch.bfloat16, {"biased": True}, "efficient"),
+        ((8, 0), torch.bfloat16, {"width": 12}, "flash"),
+        ((8, 0), torch.bfloat16, {"width": 12, "biased": True}, "math"),
+        ((8, 0), torch.bfloat16, {"width": 264}, "efficient"),
+        ((8, 0), torch.float32, {}, "efficient"),
+        ((7, 5), torch.float16, {}, "efficient"),
+        ((7, 5), torch.bfloat16, {}, "math"),
+        ((7, 5), torch.float32, {"width": 7}, "efficient"),
+        ((8, 0), torch.bfloat16, {"decoding": True}, "flash"),
+        ((8, 0), torch.bfloat16, {"decoding": True, "biased": True}, "matmul"),
+    ],
+)
+def test_the_best_kernel_of_a_gpu(
+    capability: tuple[int, int], dtype: torch.dtype, about: dict[str, Any], expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("model.attention.kernel.capability", lambda: capability)
+    about = {"width": 64, "biased": False, "p": 0.0} | about
+    assert choose_kernel("cuda", dtype, 16, **about) == expected
 
 
 def online_softmax(
@@ -182,14 +230,15 @@ def test_dropout_on_attention_weights_keeps_the_mean() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("length", [16, 4096])
 def test_the_kernel_does_not_depend_on_the_variant(
-    device: str, dtype: torch.dtype, length: int
+    device: str, dtype: torch.dtype, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("model.attention.kernel.capability", lambda: (8, 0))
     kernels = {
         training_kernels(build(attn, pos), device, dtype, length)[0]
         for attn in ("mha", "gqa", "mqa")
         for pos in ("learned", "rope", "none")
     }
-    assert kernels == {choose_kernel(device, dtype, length, biased=False, p=0.0)}
+    assert kernels == {choose_kernel(device, dtype, length, width=8, biased=False, p=0.0)}
 
 
 @pytest.mark.parametrize("pos", ["none", "alibi", "t5"])
@@ -203,7 +252,7 @@ def test_the_fused_kernel_is_the_one_that_is_named(
     q, k = random(1, 4, queries, 8).to(dtype), random(1, 4, 600, 8).to(dtype)
     k_pos, bias = torch.arange(600), build("mha", pos).position.bias
     biased = bias(k_pos, k_pos) is not None
-    assert choose_kernel("cpu", dtype, 600, biased=biased, p=0.0, trained=False) == "flash"
+    assert choose_kernel("cpu", dtype, 600, width=8, biased=biased, p=0.0, trained=False) == "flash"
     chosen = []
 
     def choose_and_attend(*inputs: Tensor, **options: Any) -> Tensor:

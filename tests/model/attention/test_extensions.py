@@ -23,7 +23,6 @@ from compare.check.properties import (
     gradients,
     one_graph,
 )
-from model.attention.attend import choose_kernel
 from model.attention.extensions.differential import DifferentialAttention
 from model.attention.extensions.exclusive import ExclusiveAttention
 from model.attention.extensions.forgetting import ForgettingAttention
@@ -33,6 +32,7 @@ from model.attention.extensions.short_conv import ShortConv, ShortConvAttention
 from model.attention.extensions.sink import SinkAttention
 from model.attention.extensions.value_residual import ValueResidualAttention
 from model.attention.grouped import GQA
+from model.attention.kernel import choose_kernel
 from model.cost import training_kernels
 from model.ops.attention import attention_reference
 from model.position.base import Position, Positions
@@ -457,7 +457,7 @@ def test_it_works_as_a_part_of_a_pattern(attn: str) -> None:
 def test_no_fused_kernel_is_lost(attn: str) -> None:
     """At lengths where grouped-query attention runs one, without a mask of all pairs."""
     model = build(attn, "rope", "model.max_len=600")
-    assert choose_kernel("cpu", torch.float32, 600, biased=False, p=0.0) == "flash"
+    assert choose_kernel("cpu", torch.float32, 600, width=8, biased=False, p=0.0) == "flash"
     assert set(training_kernels(model, "cpu", torch.float32, 600)) == {"flash"}
     with torch.profiler.profile(record_shapes=True) as recorded:
         model(tokens(1, 600))

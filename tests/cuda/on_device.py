@@ -1,0 +1,230 @@
+"""What must hold on a GPU. `make test-gpu` asks a real one, test_pretended.py the pretended one."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from tiny import RUN, tokens
+
+from cli.evaluate import evaluate
+from compare.check.properties import (
+    TinyVariant,
+    cache_bytes,
+    causality,
+    decoding,
+    gradients,
+    training,
+)
+from model.attention.kernel import capability as real_capability
+from model.cost import training_kernels
+from model.loss import next_token_loss
+from train.config.compose import compose
+from train.measure.device import Device, select_device
+from train.record.run_log import records
+from train.run import run_training
+from train.setup.run_setup import assemble, check
+from train.step import NonFinite, TrainStep
+
+if TYPE_CHECKING:
+    from pretended import Machine
+
+VARIANTS = [
+    ("mha", "learned"),
+    ("gqa", "rope"),
+    ("mqa", "alibi"),
+    ("sliding", "t5"),
+    ("mla", "rope"),
+    ("pattern", "pattern"),
+    ("gated_delta", "none"),
+    ("lstm", "learned"),
+    ("blind", "gaussian"),
+    ("sink", "rope_yarn"),
+]
+
+
+@pytest.fixture
+def tiny(text: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """The config of a tiny run on the device."""
+
+    def make(*overrides: str) -> dict[str, Any]:
+        places = [f"data.path={text}", f"data.cache={tmp_path}/cache", f"out={tmp_path}/run"]
+        return compose([*RUN, *places, "device=cuda", "dtype=float32", *overrides])
+
+    return make
+
+
+@pytest.mark.parametrize(("attn", "pos"), VARIANTS)
+def test_a_run_has_the_losses_of_the_cpu(
+    attn: str, pos: str, tiny: Any, tmp_path: Path, machine: "Machine | None"
+) -> None:
+    """Training, validation, checkpoints, the sample and all that is measured."""
+    found = {}
+    for device in ("cpu", "cuda"):
+        out = tmp_path / device
+        ask = (f"attn={attn}", f"pos={pos}", f"device={device}", f"out={out}", "steps=4")
+        assert run_training(tiny(*ask)) == 0
+        found[device] = [r["loss"] for r in records(out / "metrics.jsonl")]
+        missing = [
+            key for key, value in json.loads((out / "summary.json").read_text()).items()
+            if value is None and key in ("kv_cache_bytes_per_token", "attention_ms", "step_ms")
+        ]  # fmt: skip
+        assert not missing
+    assert found["cuda"] == pytest.approx(found["cpu"], rel=1e-5)
+    samples = [(tmp_path / device / "sample.txt").read_text() for device in ("cpu", "cuda")]
+    assert samples[0] == samples[1]
+
+
+@pytest.mark.parametrize("overrides", [[], ["accumulate=2"], ["model.dropout=0.1"]])
+def test_a_training_step_waits_for_the_device_once(
+    overrides: list[str], tiny: Any, machine: "Machine | None"
+) -> None:
+    step = TrainStep.of_job(assemble(check(tiny("attn=gqa", "pos=rope", *overrides))))
+    step(0)
+    if machine:
+        machine.forget()
+        step(1)
+        assert sum(machine.waits.values()) == 1, machine.waits
+        return
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with pytest.warns(UserWarning, match="synchroniz") as waits:
+            step(1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(waits) == 1, [str(wait.message) for wait in waits]
+
+
+def test_a_step_that_is_not_finite_changes_nothing(tiny: Any, machine: "Machine | None") -> None:
+    step = TrainStep.of_job(assemble(check(tiny("attn=gqa", "pos=rope"))))
+    step(0)
+    before = [p.detach().cpu().clone() for p in step.model.parameters()]
+    real = next_token_loss
+    with (
+        patch("train.step.next_token_loss", lambda *args: real(*args) * float("inf")),
+        pytest.raises(NonFinite),
+    ):
+        step(1)
+    after = [p.detach().cpu() for p in step.model.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+CAPABILITIES = [(7, 5), (8, 0), (9, 0)]
+TRACES = {"flash": "flash", "efficient": "fmha", "cudnn": "cudnn"}  # in the names of real kernels
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize(("attn", "pos"), [
+    ("mha", "rope"), ("gqa", "none"), ("mqa", "alibi"), ("gqa", "t5"), ("sliding", "rope"),
+    ("mla", "rope"), ("pattern", "pattern"), ("rank", "rope"), ("forgetting", "none"),
+])  # fmt: skip
+def test_the_kernel_that_is_named_is_the_one_that_trains(
+    attn: str, pos: str, dtype: str, dropout: float, capability: tuple[int, int],
+    machine: "Machine | None",
+) -> None:  # fmt: skip
+    if not machine and capability != real_capability():
+        pytest.skip(f"this GPU has another compute capability than {capability}")
+    if dtype == "bfloat16" and capability < (8, 0):
+        with pytest.raises(
+            ValueError, match="compute capability 7.5, has no bfloat16; float32 works"
+        ):
+            select_device("cuda", dtype)
+        return
+    overrides = (f"model.dropout={dropout}", "model.max_len=80")
+    variant = TinyVariant(attn, pos, select_device("cuda", dtype), overrides=overrides)
+    model, x = variant.model().train(), tokens(2, 81).to("cuda")
+    said = training_kernels(model, "cuda", variant.device.dtype, 80)
+
+    def step() -> None:
+        with variant.device.autocast():
+            next_token_loss(model, x[:, :-1], x[:, 1:]).backward()
+
+    if machine:
+        machine.forget()
+        step()
+        assert set(machine.kernels) == set(said), machine.kernels
+        return
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step()
+    names = " ".join(event.key for event in profile.key_averages())
+    for kernel, trace in TRACES.items():
+        assert (trace in names) == (kernel in said), (kernel, said, names)
+
+
+@pytest.mark.parametrize("asked", ["flash", "cudnn", "efficient", "math", "matmul"])
+def test_the_kernel_that_is_asked_for_is_the_one_that_trains(
+    asked: str, machine: "Machine | None"
+) -> None:
+    device = Device("cuda", torch.bfloat16)
+    model = TinyVariant("gqa", "rope", device, overrides=(f"kernel={asked}",)).model().train()
+    assert set(training_kernels(model, "cuda", device.dtype, 16)) == {asked}
+    if machine:
+        with device.autocast():
+            model(tokens(2, 16).to("cuda")).float().sum().backward()
+        assert set(machine.kernels) == ({asked} - {"matmul"})
+
+
+@pytest.mark.parametrize(("attn", "pos"), VARIANTS)
+def test_the_properties_of_a_variant_hold(attn: str, pos: str, machine: "Machine | None") -> None:
+    for holds in (causality, gradients, decoding, cache_bytes, training):
+        holds(TinyVariant(attn, pos, Device("cuda", torch.float32)))
+
+
+def test_evaluations_work(
+    tiny: Any, tmp_path: Path, machine: "Machine | None", capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_training(tiny("attn=gqa", "pos=rope")) == 0
+    for ask in (
+        ["eval=perplexity"],
+        ["eval=length", "contexts=[1,2]"],
+        ["eval=attention"],
+        ["eval=decode", "contexts=[16]", "batch_sizes=[2]", "tokens=4", "repeats=2"],
+    ):
+        assert evaluate([f"run={tmp_path}/run", *ask]) == 0, capsys.readouterr().err
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    tiny: Any, tmp_path: Path, machine: "Machine | None"
+) -> None:
+    for out, steps in (("whole", 8), ("parts", 4), ("parts", 8)):
+        asked = tiny("model.dropout=0.1", f"out={tmp_path}/{out}", f"steps={steps}",
+                     "optim.schedule=constant", "resume=true")  # fmt: skip
+        assert run_training(asked) == 0
+    whole, parts = (
+        {
+            r["step"]: r["loss"]
+            for r in records(tmp_path / out / "metrics.jsonl")
+            if r["split"] == "train"
+        }
+        for out in ("whole", "parts")
+    )
+    # Attention's backward pass on a real GPU adds up in any order.
+    assert parts == (whole if machine else pytest.approx(whole, rel=1e-4))
+
+
+@pytest.mark.parametrize("pos", ["learned", "rope"])
+@pytest.mark.parametrize("feedforward", ["gelu", "relu2"])
+def test_what_a_block_keeps_is_in_half_precision(
+    pos: str, feedforward: str, machine: "Machine | None"
+) -> None:
+    """CUDA's autocast has a list of operations that it computes in float32: norms, squares.
+
+    RMSNorm is one kernel there, which the pretended GPU takes apart.
+    """
+    device, wide = Device("cuda", torch.bfloat16), list[torch.Size]()
+    overrides = (f"model.feedforward={feedforward}", "kernel=matmul")
+    model = TinyVariant("gqa", pos, device, overrides=overrides).model().train()
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        if x.dtype == torch.float32 and x.dim() == 3 and x.size(-1) > 1:
+            wide.append(x.shape)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), device.autocast():
+        model.hidden(tokens(2, 16).to("cuda"))
+    assert not wide

@@ -1,0 +1,26 @@
+"""The tests of on_device.py on a pretended GPU, in processes of their own: it comes before torch."""
+
+import ast
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+TESTS = [
+    node.name
+    for node in ast.parse((HERE / "on_device.py").read_text()).body
+    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the pretended GPU needs g++")
+@pytest.mark.parametrize("test", TESTS)
+def test_on_a_pretended_gpu(test: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "pretended", "-o"]
+    command += ["pythonpath=. tests tests/cuda", f"{HERE / 'on_device.py'}::{test}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parents[1], check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "skipped" not in done.stdout.splitlines()[-1]
