@@ -24,8 +24,18 @@ from train.sweep import display
 from train.sweep.display import Board, Watched
 from train.sweep.expand import cells_of
 from train.sweep.plan import Cell, plan_cells
-from train.sweep.processes import Ended, folder_of, log_of, reason, settle, stamp_of, status_of
+from train.sweep.processes import (
+    Ended,
+    folder_of,
+    launch_here,
+    log_of,
+    reason,
+    settle,
+    stamp_of,
+    status_of,
+)
 from train.sweep.run import to_do, write_manifest
+from train.sweep.slots import Slot, slots, visible_gpus
 from train.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,7 +160,7 @@ def test_failed_runs_are_rows_and_a_killed_sweep_goes_on_to_the_same_end(
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of sweeps in the process of the test, and no probes of their speed."""
 
-    def launch(runs: list[list[str]], jobs: int, ended: Ended) -> None:
+    def launch(runs: list[list[str]], slots: list[Slot], ended: Ended) -> None:
         for run in runs:
             folder = folder_of(run)
             before = stamp_of(folder)
@@ -159,6 +169,76 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("train.sweep.run.launch_here", launch)
     monkeypatch.setattr("compare.cost.plan.probed", lambda models: [0.01] * len(models))
+
+
+@pytest.mark.parametrize(
+    ("jobs", "gpus", "cores", "expected"),
+    [
+        ("auto", "", 2, [(1, None)]),
+        (2, "", 8, [(2, None)] * 2),
+        ("auto", "0 1 2 3", 64, [(1, "0"), (1, "1"), (1, "2"), (1, "3")]),
+        ("auto", "0 1 2 3", 6, [(4, "0"), (4, "1"), (4, "2"), (4, "3")]),  # they share 6 cores
+        (1, "0 1", 64, [(1, "0")]),
+        (3, "GPU-5e MIG-7a", 64, [(2, "GPU-5e"), (1, "MIG-7a"), (2, "GPU-5e")]),
+        (2, "0", 64, [(2, "0")] * 2),
+    ],
+)
+def test_runs_get_gpus_in_turn_and_know_how_many_share_theirs(
+    jobs: int | str, gpus: str, cores: int, expected: list[tuple[int, str | None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("train.sweep.slots.cores", lambda: cores)
+    found = slots(jobs, gpus.split())
+    assert [(slot.sharing, slot.gpu) for slot in found] == expected
+    assert {slot.jobs for slot in found} == {len(expected)}
+
+
+@pytest.mark.parametrize(
+    ("device", "variable", "count", "expected"),
+    [
+        ("auto", None, 3, ["0", "1", "2"]),
+        ("cuda", "2,0", 2, ["2", "0"]),
+        ("auto", "GPU-5e,MIG-7a,no-such", 2, ["GPU-5e", "MIG-7a"]),
+        ("auto", None, 0, []),
+        ("cpu", None, 3, []),
+    ],
+)
+def test_the_gpus_of_a_sweep_are_those_that_it_may_see(
+    device: str, variable: str | None, count: int, expected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    assert visible_gpus(device) == expected
+
+
+def test_eight_runs_take_four_gpus_in_two_waves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run waits until the others of its wave have come, so a GPU less would never end."""
+    (tmp_path / "train.py").write_text("""
+import json, os, pathlib, sys, time
+out = pathlib.Path(next(o for o in sys.argv if o.startswith("out="))[4:])
+out.mkdir()
+wave = int(out.name) // 4
+(out / "gpu").write_text(os.environ["CUDA_VISIBLE_DEVICES"] + " " + os.environ["HEAD_TO_HEAD_JOBS"])
+while len(list(out.parent.glob("*/gpu"))) < 4 * (wave + 1):
+    time.sleep(0.01)
+(out / "status.json").write_text(json.dumps({"state": "done", "reason": None, "last_step": 1}))
+""")
+    monkeypatch.setattr("train.sweep.processes.ROOT", tmp_path)
+    monkeypatch.setattr("train.sweep.slots.cores", lambda: 64)
+    runs, ended = [[f"out={tmp_path}/{n}"] for n in range(8)], list[str]()
+    launch_here(runs, slots("auto", ["0", "1", "2", "3"]), lambda run: ended.append(run.name))
+    assert {status_of(tmp_path / str(n))["state"] for n in range(8)} == {"done"}
+    waves = [
+        [(tmp_path / str(n) / "gpu").read_text() for n in wave] for wave in (range(4), range(4, 8))
+    ]
+    for wave in waves:
+        assert sorted(wave) == ["0 1", "1 1", "2 1", "3 1"]
+    assert sorted(ended) == [str(n) for n in range(8)]
 
 
 def test_what_is_done_is_skipped_and_failures_are_retried_on_request(

@@ -126,9 +126,9 @@ class Tracking:
 class SweepOptions:
     """The keys of train.yaml that a sweep as a whole follows."""
 
-    jobs: int
+    jobs: int | str
     retry: bool
 
     def __post_init__(self) -> None:
-        if self.jobs < 1:
-            raise ValueError(f"jobs={self.jobs} must be at least 1")
+        if self.jobs != "auto" and (isinstance(self.jobs, str) or self.jobs < 1):
+            raise ValueError(f"jobs={self.jobs} must be at least 1, or auto: one for each GPU")

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from train.config.compose import quoted
 from train.record.terminal import say
 from train.sweep.processes import ROOT, Child, Ended, Place, folder_of, in_use, stamp_of, status_of
+from train.sweep.slots import Slot
 
 CHILD = "child"  # the key that hands a run's overrides, as one text, to another launcher's job
 
@@ -92,6 +93,6 @@ def child_task(config: Any) -> None:
     overrides = shlex.split(config[CHILD])
     while in_use(folder_of(overrides)):
         time.sleep(1)
-    child = Child(overrides, jobs=0)
+    child = Child(overrides, Slot(sharing=0))
     while not child.ended():
         time.sleep(0.5)

@@ -16,8 +16,8 @@ from filelock import FileLock, Timeout
 
 from data.atomic import read_json, write_json
 from train.config.compose import parse
-from train.measure.device import JOBS_VARIABLE
 from train.record.terminal import say
+from train.sweep.slots import Slot
 
 ROOT = Path(__file__).resolve().parents[2]
 STOPPED = (signal.SIGINT, signal.SIGTERM)  # what ends a run that is to go on later
@@ -29,20 +29,15 @@ class Stop(Exception):
 
 
 class Child:
-    """A run in a process of its own, its output in a log file beside the run's folder.
+    """A run in a process of its own, its output in a log file beside the run's folder."""
 
-    `jobs` is how many of them share this machine; 0 if that is not known.
-    """
-
-    def __init__(self, overrides: Sequence[str], jobs: int) -> None:
-        self.folder = folder_of(overrides)
+    def __init__(self, overrides: Sequence[str], slot: Slot) -> None:
+        self.slot, self.folder = slot, folder_of(overrides)
         self.log = log_of(self.folder)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.before = stamp_of(self.folder)
         self.told = False  # to stop
-        environment = {**os.environ, SWEEP: str(os.getpid()), JOBS_VARIABLE: str(jobs)}
-        if jobs > 1:  # two runs that both want all cores slow each other down many times over
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
+        environment = {**os.environ, SWEEP: str(os.getpid()), **slot.environment()}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, str(ROOT / "train.py"), *overrides],
@@ -71,26 +66,27 @@ Ended = Callable[[Path], None]  # what to do after each run, given its folder
 Place = Callable[[list[list[str]], Ended], None]  # what runs many, given their overrides
 
 
-def launch_here(runs: list[list[str]], jobs: int, ended: Ended) -> None:
-    """Run all on this machine, `jobs` at a time, in order; a run that is still going is waited for.
+def launch_here(runs: list[list[str]], slots: list[Slot], ended: Ended) -> None:
+    """Run all on this machine, in order, as places are free; a run that is still going is waited for.
 
     Raises Stop after a signal, once its runs were told and have ended.
     """
-    waiting, running = list(runs), list[Child]()
+    waiting, running, empty = list(runs), list[Child](), list(slots)
     said = set[Path]()
     with signals() as caught:
         try:
             while (waiting or running) and not caught:
                 free = [run for run in waiting if not in_use(folder_of(run))]
-                for run in free[: jobs - len(running)]:
+                for run in free[: len(empty)]:
                     waiting.remove(run)
-                    running.append(Child(run, jobs))
+                    running.append(Child(run, empty.pop(0)))
                 if not running and (folder := folder_of(waiting[0])) not in said:
                     said.add(folder)
                     say(f"waiting for {folder}: a process of an earlier sweep still has it")
                 time.sleep(0.1)
                 for child in [child for child in running if child.ended()]:
                     running.remove(child)
+                    empty.append(child.slot)
                     ended(child.folder)
         finally:
             for child in running:
@@ -102,13 +98,6 @@ def launch_here(runs: list[list[str]], jobs: int, ended: Ended) -> None:
                     time.sleep(0.1)
     if caught:
         raise Stop(caught[0])
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from train.sweep.display import Board, Watched
 from train.sweep.hydra_launcher import elsewhere
 from train.sweep.plan import Cell, known_runs, plan_cells
 from train.sweep.processes import Place, Stop, launch_here, status_of
+from train.sweep.slots import Slot, slots, visible_gpus
 
 QUIET = 30.0  # seconds of a sweep before its first report; each takes a few
 
@@ -41,7 +42,7 @@ def sweep(
     name = first["name"] or time.strftime("%Y%m%d-%H%M%S")
     parent = Path(str(first["out"] or Path("outputs/sweeps") / str(name)))
     planned = plan_cells(cells, first, parent)
-    if launcher and settings.jobs > 1:
+    if launcher and settings.jobs not in ("auto", 1):
         raise ValueError(
             f"jobs={settings.jobs} is for runs on this machine; {launcher[0]} has keys of its own"
         )
@@ -58,8 +59,9 @@ def sweep(
         if len(todo) < len(planned):
             say(f"{len(planned) - len(todo)} of {len(planned)} runs need nothing more")
         runs = [(cell.name, cell.config) for cell in todo]
-        seconds = forecast(runs, settings.jobs) if runs else {}
-        run_all(planned, todo, seconds, there, settings, safely(report))
+        places = slots(settings.jobs, [] if there else visible_gpus(first["device"]))
+        seconds = forecast(runs, len(places)) if runs else {}
+        run_all(planned, todo, seconds, there, places, safely(report))
         verdict = safely(report)(parent)
     except Stop as stop:
         place = f"name={first['name']}" if first["name"] else f"out={parent}"
@@ -115,7 +117,7 @@ def run_all(
     todo: list[Cell],
     forecast: dict[str, float],
     there: Place | None,
-    settings: SweepOptions,
+    places: list[Slot],
     report: Callable[[Path], str],
 ) -> None:
     """Run what is to do, stage by stage, seed by seed, and show how all stands.
@@ -123,8 +125,10 @@ def run_all(
     `forecast` has the seconds that runs are expected to take, by name.
     """
     parent = planned[0].folder.parent
-    if settings.jobs > 1 and todo:
-        say(f"jobs={settings.jobs}: runs share the machine, so their times are not comparable")
+    if len(places) > 1 and todo:
+        shared = "runs share the machine, so their times are not comparable"
+        own = all(place.sharing == 1 for place in places)
+        say(f"jobs={len(places)}: {'each with a GPU of its own' if own else shared}")
     alike = any(cell.name not in forecast for cell in todo)  # where one is not known
     expected = {cell.name: 1.0 if alike else forecast[cell.name] for cell in todo}
     runs = [
@@ -151,20 +155,20 @@ def run_all(
                     why = {"state": "waiting", "reason": f"{cell.parent} did not end well"}
                     write_json(cell.folder / "status.json", why | {"last_step": None})
                     continue
-                places = {"out": cell.folder} | ({"init_from": before} if before else {})
+                given = {"out": cell.folder} | ({"init_from": before} if before else {})
                 kept = [
                     o
                     for o in cell.overrides
-                    if o.partition("=")[0].lstrip("+") not in (*places, "resume")
+                    if o.partition("=")[0].lstrip("+") not in (*given, "resume")
                 ]
-                where = [f"{key}={quoted(str(path))}" for key, path in places.items()]
+                where = [f"{key}={quoted(str(path))}" for key, path in given.items()]
                 ready.append([*kept, *where, "resume=true"])
             if not ready:
                 continue
             if there:
                 there(ready, ended)
             else:
-                launch_here(ready, settings.jobs, ended)
+                launch_here(ready, places, ended)
 
 
 def safely(report: Callable[[Path], str]) -> Callable[[Path], str]:
