@@ -12,7 +12,7 @@ from data.atomic import read_json, replace
 from model.cost import count_parameters
 from train.config.keys import FIXED_ON_RESUME, origin_of, select
 from train.config.schema import Config
-from train.measure.device import ALL_THREADS, describe
+from train.measure.device import ALL_THREADS, describe, unusable_gpu
 from train.record.checkpoint import find, remove_unfinished
 from train.record.run_folder import load_summary, new_run_folder, open_config, state_of
 from train.record.run_log import Record, git_commit
@@ -23,7 +23,8 @@ from train.step_estimate import steps_within_minutes
 from train.summary import write_results
 from train.trainer import Trainer, TrainingStopped
 
-NO_MEMORY = "can't allocate memory"  # torch's message on a CPU
+#: In torch's messages: on a CPU, on a GPU that others fill, and of cuBLAS.
+NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def run_training(config: Config) -> int:
@@ -52,7 +53,14 @@ def run_training(config: Config) -> int:
             return 0
     record = Record(folder or new_run_folder(config))
     try:
-        return train_job(assemble(spec, resuming=resuming), record, resumed=state is not None)
+        try:
+            job = assemble(spec, resuming=resuming)
+        except (MemoryError, RuntimeError) as error:
+            if message := out_of_resource_message(error, "building the model"):
+                say(f"failed: {message}")
+                return 3
+            raise
+        return train_job(job, record, resumed=state is not None)
     finally:
         record.close()
 
@@ -125,7 +133,8 @@ def fit(trainer: Trainer) -> None:
     except TrainingStopped:
         raise
     except BaseException as error:
-        if message := out_of_resource_message(error):
+        doing = "validating" if trainer.validating else "training"
+        if message := out_of_resource_message(error, doing):
             raise TrainingStopped("failed", message, 3) from error
         state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         with contextlib.suppress(OSError):
@@ -135,14 +144,23 @@ def fit(trainer: Trainer) -> None:
         raise
 
 
-def out_of_resource_message(error: BaseException) -> str | None:
+#: What helps where memory runs out.
+MEMORY_HELPS = {
+    "training": "reduce batch_size, raise accumulate or set memory=lean",
+    "validating": "reduce eval_batch_size",
+    "building the model": "make the model smaller, or free the device of other programs",
+}
+
+
+def out_of_resource_message(error: BaseException, doing: str) -> str | None:
     """The message for an error that means too little disk or memory; None for other errors."""
     if isinstance(error, OSError):  # training reads and writes the run's folder only
         return str(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY in str(error):
+    full = any(words in str(error) for words in NO_MEMORY)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or full:
         asked = re.search(r"allocate ([\d.]+ \w+)", str(error))
         size = f" (allocating {asked[1]})" if asked else ""
-        return f"out of memory{size}: reduce batch_size, raise accumulate or set memory=lean"
+        return f"out of memory{size} while {doing}: {MEMORY_HELPS[doing]}"
     return None
 
 
@@ -186,6 +204,9 @@ def write_start(record: Record, job: Job, environment: dict[str, object]) -> Non
         f"{len(job.corpus.train):,} training tokens, on {job.device.name} in {job.device.dtype_name} "
         f"with {environment['threads']} threads"
     )
+    why = unusable_gpu()
+    if why and job.settings.device == "auto" and job.device.name == "cpu":
+        say(f"warning: {why}; the run is on the CPU")
     if matched := job.spec.config.get("matched"):
         say(
             f"match={matched['budget']}: model.ff_dim={job.spec.config['model']['ff_dim']} reaches "

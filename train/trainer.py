@@ -44,6 +44,7 @@ class Trainer:
         self.losses: list[float] = []  # of the last steps
         self.validation: dict[str, Any] = {}  # the last one
         self.start_loss: float | None = None  # validation before the first step, with init_from
+        self.validating = False
         self.timer = StepTimer()
         graphs = job.device.uses_graphs(job.model, job.settings.accumulate)
         self.peaks = PeakMemory(graphs=graphs)
@@ -122,8 +123,9 @@ class Trainer:
             self.peaks.note_training(self.job.device)
         if self.job.corpus.val is None or self.validation.get("step") == self.step:
             return
-        start = perf_counter()
+        start, self.validating = perf_counter(), True
         nats, tokens = self.score(on_batch)
+        self.validating = False
         if self.step:
             self.peaks.note_validation(self.job.device)
         loss, text_bytes = nats / tokens, self.job.objective.validation_bytes

@@ -163,13 +163,20 @@ def test_a_mistake_is_one_line_that_names_what_would_work(overrides: str, messag
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_gpu_is_said() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
+def test_a_missing_gpu_is_said_and_one_that_torch_cannot_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("train.measure.device.DRIVER", tmp_path / "version")
     with pytest.raises(ValueError, match="device=cuda: this machine has none; it has .*cpu"):
         check(compose(["device=cuda"]))
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05")
+    for built_for, why in (("13.0", "is too old for this torch, built for CUDA 13.0"),
+                           (None, "this torch cannot use: it is built without CUDA")):  # fmt: skip
+        monkeypatch.setattr("torch.version.cuda", built_for)
+        with pytest.raises(ValueError, match=f"NVIDIA driver, 535.104.05, that {why}") as error:
+            check(compose(["device=cuda"]))
+        assert "\n" not in str(error.value)
 
 
 def test_a_sweep_is_every_combination() -> None:

@@ -477,10 +477,27 @@ def test_a_launcher_is_named_or_refused(
     ask = ["-m", *tiny, "steps=2", "attn=mha,mqa", f"out={tmp_path}/sweep"]
     with pytest.raises(ValueError, match="nowhere"):
         train([*ask, "hydra/launcher=nowhere"])
+    monkeypatch.setattr(
+        "compare.cost.plan.probed", lambda models: pytest.fail("no run will be here")
+    )
     assert train([*ask, "hydra/launcher=basic"]) == 0
     printed = capsys.readouterr().out
     assert "2 runs, 0 failed" in printed
     assert "may have shared machines" in printed
+
+
+def test_runs_elsewhere_may_ask_for_a_device_that_is_not_here(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    ask = [*(o for o in tiny if o != "device=cpu"), "device=cuda", "dtype=bfloat16", "kernel=cudnn"]
+    with pytest.raises(ValueError, match="device=cuda: this machine has none"):
+        plan_cells([ask], compose(ask), tmp_path)
+    (cell,) = plan_cells([ask], compose(ask), tmp_path, here=False)
+    asked = {key: cell.config[key] for key in ("device", "dtype", "kernel", "force")}
+    assert asked == {"device": "cuda", "dtype": "bfloat16", "kernel": "cudnn", "force": False}
+    with pytest.raises(ValueError, match="n_heads=5"):  # what does not depend on it is checked
+        plan_cells([[*ask, "model.n_heads=5"]], compose(ask), tmp_path, here=False)
 
 
 def test_a_run_that_is_done_without_a_summary_is_resumed(tmp_path: Path) -> None:

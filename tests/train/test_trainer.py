@@ -447,6 +447,29 @@ def test_what_cannot_be_measured_after_training_is_null(
         assert saved[0].read_bytes() == saved[1].read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("where", "words", "help_"),
+    [
+        ("train.step.next_token_loss", "CUDA error: out of memory", "while training: reduce batch_"),
+        ("train.trainer.nll", "CUDA out of memory. Tried to allocate 6.60 GiB", "GiB) while validating: reduce eval_batch_size"),
+        ("train.run.assemble", "CUBLAS_STATUS_ALLOC_FAILED when calling", "while building the model: make"),
+    ],
+)  # fmt: skip
+def test_a_full_device_is_one_line_that_says_what_helps(
+    where: str, words: str, help_: str, config: Make, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError(words) if "Tried" in words else RuntimeError(words)
+
+    monkeypatch.setattr(where, full)
+    asked = config(f"out={tmp_path}/run")
+    assert run_training(asked) == 3
+    said = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
+    assert len(said) == 1
+    assert help_ in said[0]
+
+
 def test_a_run_interrupted_while_it_is_measured_is_measured_when_resumed(
     config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from train.config.schema import choose
 JOBS_VARIABLE = "HEAD_TO_HEAD_JOBS"  # how a sweep tells a run how many share the machine
 CUDA_GRAPH_BELOW = 50_000_000  # parameters of a model
 COMPILE_PAYS_AFTER = 2000  # steps on CUDA: a guess, not measured
+DRIVER = Path("/proc/driver/nvidia/version")
 ALL_THREADS = torch.get_num_threads()  # cores, or OMP_NUM_THREADS
 GRAIN = 32_768  # elements: torch runs elementwise operations on fewer of them on one thread
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -103,7 +105,8 @@ def select_device(device: str, dtype: str, compiled: bool | str = False, steps: 
     choose("dtype", dtype, dict.fromkeys(["auto", *DTYPES]))
     name = present[0] if device == "auto" else device
     if name not in present:
-        raise ValueError(f"device={name}: this machine has none; it has {', '.join(present)}")
+        why = (name == "cuda" and unusable_gpu()) or "this machine has none"
+        raise ValueError(f"device={name}: {why}; it has {', '.join(present)}")
     if isinstance(compiled, str):
         choose("compile", compiled, dict.fromkeys(["auto"]))
         triton = importlib.util.find_spec("triton") is not None
@@ -118,6 +121,24 @@ def select_device(device: str, dtype: str, compiled: bool | str = False, steps: 
     if dtype == "auto":
         dtype = "bfloat16" if has_bfloat16_units(name) else "float32"
     return Device(name, DTYPES[dtype], compiled)
+
+
+def unusable_gpu() -> str | None:
+    """What keeps torch from an NVIDIA GPU whose driver is here, in words; None if there is no such."""
+    try:
+        driver = DRIVER.read_text().partition("\n")[0]
+    except OSError:
+        return None
+    if torch.cuda.is_available():
+        return None
+    version = re.search(r"\d+\.\d+(\.\d+)?", driver)
+    here = f"this machine has an NVIDIA driver{f', {version[0]},' if version else ''} that"
+    if torch.version.cuda is None:
+        return f"{here} this torch cannot use: it is built without CUDA"
+    return (
+        f"{here} is too old for this torch, built for CUDA {torch.version.cuda}: update the driver, "
+        "or install a torch for an older CUDA"
+    )
 
 
 def has_bfloat16_units(device: str) -> bool:

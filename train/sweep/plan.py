@@ -30,10 +30,18 @@ class Cell:
     folder: Path
 
 
-def plan_cells(cells: list[list[str]], first: Config, parent: Path) -> list[Cell]:
+#: Keys that a device may refuse, and values that none does.
+ANY_DEVICE = {
+    "device": "cpu", "dtype": "auto", "compile": False, "kernel": "auto", "force": True,
+}  # fmt: skip
+
+
+def plan_cells(
+    cells: list[list[str]], first: Config, parent: Path, *, here: bool = True
+) -> list[Cell]:
     """Every run, checked, with its folder. Raises ValueError if any of them could not be trained.
 
-    A run that an earlier start of this sweep knew keeps its folder, whatever is beside it now.
+    What depends on the device is not checked for runs that will not be `here`. A run that an earlier start of this sweep knew keeps its folder, whatever is beside it now.
     """
     known = identities(known_runs(parent))
     taken = set(known.values())
@@ -56,7 +64,11 @@ def plan_cells(cells: list[list[str]], first: Config, parent: Path) -> list[Cell
                     f"minutes={composed['minutes']} is for one run; those of a sweep have equal "
                     "steps: give steps=N"
                 )
-            config = check(composed).config
+            if here:
+                config = check(composed).config
+            else:
+                there = {key: composed[key] for key in ANY_DEVICE}
+                config = check(composed | ANY_DEVICE).config | there
             if before:
                 check_start(before.config, config, f"stage {number}")
             elif compose(cell)["stages"] != first["stages"]:

@@ -41,7 +41,7 @@ def sweep(
     first = compose(cells[0])
     name = first["name"] or time.strftime("%Y%m%d-%H%M%S")
     parent = Path(str(first["out"] or Path("outputs/sweeps") / str(name)))
-    planned = plan_cells(cells, first, parent)
+    planned = plan_cells(cells, first, parent, here=not launcher)
     if launcher and settings.jobs not in ("auto", 1):
         raise ValueError(
             f"jobs={settings.jobs} is for runs on this machine; {launcher[0]} has keys of its own"
@@ -60,7 +60,7 @@ def sweep(
             say(f"{len(planned) - len(todo)} of {len(planned)} runs need nothing more")
         runs = [(cell.name, cell.config) for cell in todo]
         places = slots(settings.jobs, [] if there else visible_gpus(first["device"]))
-        seconds = forecast(runs, len(places)) if runs else {}
+        seconds = forecast(runs, len(places)) if runs and not there else {}
         run_all(planned, todo, seconds, there, places, safely(report))
         verdict = safely(report)(parent)
     except Stop as stop:
