@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Self
+from dataclasses import asdict, dataclass, field
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -13,17 +13,34 @@ from model.init import derive_seed
 from model.loss import counted, next_token_loss
 from model.transformer import Transformer
 from train.measure.device import Device
+from train.optim.loss_scale import LossScale
 from train.optim.optimizer import Optimizer
 from train.setup.run_setup import Job
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Mean loss of the batch in nats and gradient norm before clipping, and the learning rate."""
+    """Mean loss of the batch in nats and gradient norm before clipping, and the learning rate.
+
+    With a scale of the loss, that too, and a norm of None if the step was `skipped`: its gradients
+    were beyond float16.
+    """
 
     loss: float
-    grad_norm: float
+    grad_norm: float | None
     lr: float
+    loss_scale: float | None = None
+
+    @property
+    def skipped(self) -> bool:
+        return self.grad_norm is None
+
+    def record(self) -> dict[str, float | None]:
+        """The values that are known."""
+        known = asdict(self)
+        if self.loss_scale is None:
+            del known["loss_scale"]
+        return known
 
 
 class NonFinite(ArithmeticError):
@@ -42,8 +59,11 @@ class TrainStep:
     """Forward, backward, clip, update on the batch of a step, in `accumulate` micro-batches.
 
     It returns when the device has computed all of it, which it waits for once. Raises NonFinite, and
-    no parameter has changed, if the loss or the gradient norm is not finite.
+    no parameter has changed, if the loss or the gradient norm is not finite. With a `scale`, in
+    float16, gradients that are not finite skip the step, which no more than `SKIPS` in a row may.
     """
+
+    SKIPS: ClassVar = 20
 
     model: Transformer
     optimizer: Optimizer
@@ -53,6 +73,8 @@ class TrainStep:
     accumulate: int
     clip: float  # largest gradient norm
     seed: int  # of dropout
+    scale: LossScale | None = None
+    skips: int = field(default=0, init=False)  # in a row
     prefetched: tuple[int, Batch] | None = field(default=None, init=False)  # a step and its batch
 
     @classmethod
@@ -67,6 +89,7 @@ class TrainStep:
             accumulate=job.settings.accumulate,
             clip=job.clip,
             seed=job.settings.seed,
+            scale=LossScale(job.device.name) if job.device.dtype == torch.float16 else None,
         )
 
     def __call__(self, step: int) -> StepResult:
@@ -76,21 +99,33 @@ class TrainStep:
         for i, (x, y) in enumerate(zip(*micro_batches, strict=True)):
             self.device.seed(derive_seed(self.seed, step, i))  # dropout depends on nothing else
             part = self.loss(x, y) * (counted(y) / number)  # its share of the mean
-            part.backward()
+            (part if self.scale is None else part * self.scale.scale).backward()
             loss += part.detach()
-        parameters = self.model.parameters()
+        parameters, factor = list(self.model.parameters()), loss.new_ones(())
+        if self.scale is not None:
+            factor = self.scale.scale.clone()
+            found = self.scale.unscale(parameters)
+            self.scale.update(found)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip, foreach=True)
-        numbers = torch.stack((loss, norm.to(loss.dtype)))
+        numbers = torch.stack((loss, norm.to(loss.dtype), factor))
         lr = self.schedule(step)
         self.optimizer.step(lr, unless=~numbers.isfinite().all())
         self.optimizer.zero_grad()
         if self.device.name == "cuda":  # still computing: copy the next batch meanwhile
             self.prefetched = step + 1, self.fetch(step + 1)
-        mean_loss, grad_norm = numbers.cpu().tolist()  # waits for all of the step
-        result = StepResult(mean_loss, grad_norm, lr)
-        if not math.isfinite(result.loss + result.grad_norm):
+        mean_loss, grad_norm, used = numbers.cpu().tolist()  # waits for all of the step
+        result = self.result(mean_loss, grad_norm, used, lr)
+        if not math.isfinite(result.loss + (result.grad_norm or 0)) or self.skips > self.SKIPS:
             raise NonFinite(step, result, inputs)
         return result
+
+    def result(self, loss: float, norm: float, factor: float, lr: float) -> StepResult:
+        """The result of a step, by its numbers."""
+        if self.scale is None:
+            return StepResult(loss, norm, lr)
+        skipped = not math.isfinite(norm)
+        self.skips = self.skips + 1 if skipped else 0
+        return StepResult(loss, None if skipped else norm, lr, factor)
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats, float32."""

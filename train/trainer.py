@@ -101,13 +101,15 @@ class Trainer:
         self.step += 1
         self.losses = [*self.losses, result.loss][-AVERAGED_STEPS:]
         if self.step % self.job.settings.log_every == 0 or self.step == self.job.settings.steps:
-            self.log("train", **asdict(result), step_ms=1e3 * seconds)
+            self.log("train", **result.record(), step_ms=1e3 * seconds)
 
     def diverged(self, error: NonFinite) -> NoReturn:
         """Write diverged.json and raise TrainingStopped."""
-        numbers = {"step": error.step + 1, **asdict(error.result)}
+        numbers = {"step": error.step + 1, **error.result.record()}
         # JSON has no nan:
-        plain = {k: v if math.isfinite(v) else str(v) for k, v in numbers.items()}
+        plain: dict[str, Any] = {
+            k: str(v) if v is not None and not math.isfinite(v) else v for k, v in numbers.items()
+        }
         batch = {"losses_before": self.losses, "batch": error.inputs.cpu().tolist()}
         self.record.write("diverged.json", plain | batch)
         dump = self.record.folder / "diverged.json"
@@ -199,7 +201,7 @@ class Trainer:
         steps = self.job.settings.steps - self.step + validations
         return steps * self.timer.train_seconds / timed
 
-    def log(self, split: str, **values: float) -> None:
+    def log(self, split: str, **values: float | None) -> None:
         """Write one record."""
         entry = {
             "step": self.step,
@@ -237,6 +239,7 @@ class Trainer:
             "clock": asdict(self.timer),
             "peaks": asdict(self.peaks),
             "parent": self.job.parent,
+            **({"loss_scale": self.update.scale.state()} if self.update.scale else {}),
             **self.job.corpus.identity,
         }
 
@@ -252,6 +255,8 @@ class Trainer:
             self.start_loss = state.get("start_loss")
             self.timer, self.peaks = StepTimer(**state["clock"]), PeakMemory(**state["peaks"])
             self.job.parent = state["parent"]
+            if self.update.scale:
+                self.update.scale.load(state["loss_scale"])
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"{saved.folder} is not a checkpoint of this program: {error!r}"

@@ -39,16 +39,18 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             total -= (log_p.gather(1, target[:, None])[:, 0] * count).sum()
             grad = log_p.exp_()
             grad[torch.arange(len(x_chunk), device=x.device), target] -= 1
-            grad = grad.mul_((count / number)[:, None]).to(x.dtype)
+            grad = grad.mul_(count[:, None]).to(x.dtype)  # divided later: float16 would lose it
             torch.mm(grad, weight, out=grad_chunk)
             grad_weight += grad.T @ x_chunk
-        ctx.save_for_backward(grad_x, grad_weight.to(weight.dtype))
+        ctx.dtype = weight.dtype
+        kept = torch.float32 if weight.dtype == torch.float16 else weight.dtype
+        ctx.save_for_backward(grad_x, (grad_weight / number).to(kept), number)
         return total / number
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        grad_x, grad_weight = ctx.saved_tensors
-        return grad_x * grad, grad_weight * grad, None, None
+        grad_x, grad_weight, number = ctx.saved_tensors
+        return grad_x * (grad / number), (grad_weight * grad).to(ctx.dtype), None, None
 
 
 chunked_cross_entropy = cast(

@@ -23,7 +23,7 @@ from model.attention.kernel import capability as real_capability
 from model.cost import training_kernels
 from model.loss import next_token_loss
 from train.config.compose import compose
-from train.measure.device import Device, select_device
+from train.measure.device import Device, fastest_dtype, select_device
 from train.record.run_log import records
 from train.run import run_training
 from train.setup.run_setup import assemble, check
@@ -112,12 +112,70 @@ def test_a_step_that_is_not_finite_changes_nothing(tiny: Any, machine: "Machine 
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+def test_float16_scales_its_loss_and_resumes_the_scale(
+    tiny: Any, tmp_path: Path, machine: "Machine | None"
+) -> None:
+    """Steps whose gradients overflow change nothing but the scale, and are recorded."""
+    with (
+        patch("train.optim.loss_scale.LossScale.START", 2.0**30),
+        patch("train.optim.loss_scale.LossScale.INTERVAL", 3),
+    ):
+        for out, steps in (("whole", 40), ("parts", 20), ("parts", 40)):
+            asked = tiny("dtype=float16", "attn=gqa", "pos=rope", f"out={tmp_path}/{out}",
+                         f"steps={steps}", "optim.schedule=constant", "resume=true",
+                         "eval_every=null", "save_every=null")  # fmt: skip
+            assert run_training(asked) == 0
+    whole, parts = (
+        [r for r in records(tmp_path / out / "metrics.jsonl") if r["split"] == "train"]
+        for out in ("whole", "parts")
+    )
+    skipped = [r["step"] for r in whole if r["grad_norm"] is None]
+    assert skipped[:5] == list(range(1, 6))  # too large a scale at first: halved each time
+    expected, finite = 2.0**30, 0
+    for record in whole:
+        assert record["loss_scale"] == expected
+        finite = 0 if record["grad_norm"] is None else finite + 1
+        if record["grad_norm"] is None or finite == 3:
+            expected, finite = expected * (2 if finite else 0.5), 0
+    assert [(r["loss"], r["loss_scale"]) for r in parts] == (
+        [(r["loss"], r["loss_scale"]) for r in whole]
+    )
+    assert whole[-1]["loss"] < whole[0]["loss"] - 0.1
+
+
+def test_float16_has_nearly_the_losses_of_float32(
+    tiny: Any, tmp_path: Path, machine: "Machine | None"
+) -> None:
+    """With the logits in pieces too, whose gradients are made before the scale is known."""
+    found = {}
+    for dtype, pieces in (("float32", 2**25), ("float16", 2**25), ("float16", 512)):
+        with patch("model.loss.LOGITS", pieces):
+            out = tmp_path / f"{dtype}-{pieces}"
+            asked = tiny(f"dtype={dtype}", "attn=gqa", "pos=alibi", f"out={out}", "steps=12")
+            assert run_training(asked) == 0
+        found[out.name] = [r["loss"] for r in records(out / "metrics.jsonl")]
+    exact, *half = found.values()
+    for losses in half:
+        assert losses == pytest.approx(exact, abs=0.01)
+        assert losses != exact
+
+
+def test_float16_is_what_a_gpu_without_bfloat16_takes() -> None:
+    for there, expected in (((7, 5), "float16"), ((6, 1), "float32"), ((8, 9), "bfloat16")):
+        able = there >= (8, 0)
+        with (
+            patch("train.measure.device.capability", lambda there=there: there),
+            patch("torch.cuda.is_bf16_supported", lambda able=able, **_: able),
+        ):
+            assert fastest_dtype("cuda") == expected
+
+
 CAPABILITIES = [(7, 5), (8, 0), (9, 0)]
 TRACES = {"flash": "flash", "efficient": "fmha", "cudnn": "cudnn"}  # in the names of real kernels
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=str)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize(("attn", "pos"), [
     ("mha", "rope"), ("gqa", "none"), ("mqa", "alibi"), ("gqa", "t5"), ("sliding", "rope"),
@@ -131,7 +189,7 @@ def test_the_kernel_that_is_named_is_the_one_that_trains(
         pytest.skip(f"this GPU has another compute capability than {capability}")
     if dtype == "bfloat16" and capability < (8, 0):
         with pytest.raises(
-            ValueError, match="compute capability 7.5, has no bfloat16; float32 works"
+            ValueError, match="compute capability 7.5, has no bfloat16; float16 and float32 work"
         ):
             select_device("cuda", dtype)
         return

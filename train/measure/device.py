@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model.attention.kernel import capability_name
+from model.attention.kernel import capability, capability_name
 from train.config.schema import choose
 
 JOBS_VARIABLE = "HEAD_TO_HEAD_JOBS"  # how a sweep tells a run how many share the machine
@@ -26,7 +26,8 @@ COMPILE_PAYS_AFTER = 2000  # steps on CUDA: a guess, not measured
 DRIVER = Path("/proc/driver/nvidia/version")
 ALL_THREADS = torch.get_num_threads()  # cores, or OMP_NUM_THREADS
 GRAIN = 32_768  # elements: torch runs elementwise operations on fewer of them on one thread
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+VOLTA = (7, 0)  # the compute capability from which float16 is multiplied fast
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Device:
 def select_device(device: str, dtype: str, compiled: bool | str = False, steps: int = 0) -> Device:
     """The device and dtype of a run with this many steps; `auto` selects the fastest.
 
-    CUDA before MPS before the CPU; bfloat16 where the hardware multiplies it; compiled on CUDA only,
+    CUDA before MPS before the CPU; bfloat16, or else float16, where the hardware multiplies it; compiled on CUDA only,
     for runs long enough to repay it (on a CPU compilation does not pay).
     Raises ValueError for what this machine does not have.
     """
@@ -116,11 +117,20 @@ def select_device(device: str, dtype: str, compiled: bool | str = False, steps: 
     if name == "cuda" and dtype == "bfloat16" and not has_bfloat16_units(name):
         raise ValueError(
             f"dtype=bfloat16: this GPU, of compute capability {capability_name()}, has no bfloat16; "
-            "float32 works"
+            "float16 and float32 work"
         )
+    if name != "cuda" and dtype == "float16":
+        raise ValueError(f"dtype=float16 is for CUDA, not for {name}; bfloat16 and float32 work")
     if dtype == "auto":
-        dtype = "bfloat16" if has_bfloat16_units(name) else "float32"
+        dtype = fastest_dtype(name)
     return Device(name, DTYPES[dtype], compiled)
+
+
+def fastest_dtype(device: str) -> str:
+    """The dtype that a device multiplies fastest: bfloat16 where it has units for it."""
+    if has_bfloat16_units(device):
+        return "bfloat16"
+    return "float16" if device == "cuda" and capability() >= VOLTA else "float32"
 
 
 def unusable_gpu() -> str | None:

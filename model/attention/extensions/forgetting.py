@@ -49,7 +49,7 @@ class ForgettingAttention(GQA):
         if cache is not None:
             cache.state = (parts[:, :, -1:].clone(),)
         mine = parts.detach().repeat_interleave(self.n_heads // self.n_kv_heads, dim=1)
-        width = self.head_dim + 4  # attention divides by its root
+        width = self.kernel_width  # attention divides by its root
         one = q.new_full((1, 1, 1, 1), math.sqrt(width))
         q = torch.cat((q * math.sqrt(width / self.head_dim), mine, one.expand_as(mine)), dim=-1)
         return q, torch.cat((k, one.expand_as(parts), -parts), dim=-1), v
@@ -59,6 +59,10 @@ class ForgettingAttention(GQA):
     def cache_elements(self, length: int) -> int:
         """A key with four channels more and a value per KV head and token, and the last c."""
         return self.n_kv_heads * ((2 * self.head_dim + 4) * length + 2)
+
+    @property
+    def kernel_width(self) -> int:
+        return self.head_dim + 4
 
     @property
     def pair_flops(self) -> int:

@@ -56,6 +56,10 @@ class Merged(Attention):
 
     # Cost
 
+    @property
+    def kernel_width(self) -> int:
+        return self.dim
+
     def cache_elements(self, length: int) -> int:
         """The input of each token."""
         return self.dim * length
