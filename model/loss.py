@@ -6,6 +6,7 @@ vocab_size.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,33 +41,15 @@ def counted(targets: Tensor) -> Tensor:
     return (targets != IGNORED).sum()
 
 
-def nll(
-    model: Callable[[Tensor], Tensor],
-    tokens: Tensor,
-    *,
-    context: int,
-    batch_size: int,
-    device: str,
-    predicted: int | None = None,
-    on_batch: Callable[[], object] = lambda: None,
-) -> tuple[float, int]:
+def nll(model: Transformer, tokens: Tensor, *, context: int, **options: Any) -> tuple[float, int]:
     """The sum of `token_nll`, in float64, without more overlap than it needs; and the tokens scored."""
-    losses = token_nll(
-        model,
-        tokens,
-        context=context,
-        stride=context,
-        predicted=predicted,
-        batch_size=batch_size,
-        device=device,
-        on_batch=on_batch,
-    )
+    losses = token_nll(model, tokens, context=context, stride=context, **options)
     return losses.sum(dtype=torch.float64).item(), len(losses)
 
 
 @torch.no_grad()
 def token_nll(
-    model: Callable[[Tensor], Tensor],
+    model: Transformer,
     tokens: Tensor,
     *,
     context: int,
@@ -103,18 +86,17 @@ def token_nll(
     for rows, length in batches:
         on_batch()
         window = tokens[rows[:, None] + torch.arange(length + 1)].long().to(device)  # (B, T + 1)
-        logits = model(window[:, :-1])
-        ends = torch.arange(length)[-logits.size(1) :]
-        losses = row_losses(logits, window[:, 1 + ends])
+        losses = row_losses(model, window[:, :-1], window[:, 1:])
+        ends = torch.arange(length)[-losses.size(1) :]
         place = rows[:, None] + ends  # (B, T)
         new = (rows[:, None] == 0) | (ends >= context - stride)
-        nats[place[new]] = losses.view_as(place).cpu()[new]
+        nats[place[new]] = losses.cpu()[new]
     return nats
 
 
 @torch.no_grad()
 def nll_of_rows(
-    model: Callable[[Tensor], Tensor],
+    model: Transformer,
     inputs: Tensor,
     targets: Tensor,
     *,
@@ -129,15 +111,22 @@ def nll_of_rows(
     nats = torch.zeros((), dtype=torch.float64)
     for x, y in zip(inputs.split(batch_size), targets.split(batch_size), strict=True):
         on_batch()
-        losses = row_losses(model(x.to(device)), y.to(device))
+        losses = row_losses(model, x.to(device), y.to(device))
         nats += losses.sum(dtype=torch.float64).cpu()
     return nats.item(), int((targets != IGNORED).sum())
 
 
-def row_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """-log p of each target (B, T) by logits (B, T, V), in nats: (B * T,); 0 where it does not count."""
-    chunks = zip(logits.flatten(0, 1).split(ROWS), targets.flatten().split(ROWS), strict=True)
-    return torch.cat([F.cross_entropy(x.float(), y, reduction="none") for x, y in chunks])
+def row_losses(model: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:
+    """-log p of each target (B, T) after tokens (B, T), in nats: (B, T); 0 where it does not count.
+
+    Of the last targets alone where the model predicts no others. Logits of a few rows at a time.
+    """
+    x = model.hidden(tokens)
+    targets = targets[:, -x.size(1) :]
+    rows = ROWS if x.device.type == "cpu" else max(ROWS, LOGITS // model.shape.vocab_size)
+    chunks = zip(x.flatten(0, 1).split(rows), targets.flatten().split(rows), strict=True)
+    losses = [F.cross_entropy(model.head(h).float(), y, reduction="none") for h, y in chunks]
+    return torch.cat(losses).view_as(targets)
 
 
 def perplexity(nats: float) -> float:
