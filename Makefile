@@ -1,14 +1,17 @@
-# make train, make test: each sets everything up first. PYTHON=python3.12 make train picks another Python.
+# make train, make test, make test-gpu: each sets everything up first. PYTHON=python3.12 make train picks another Python.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test doctor faults bench check format clean
+.PHONY: train test test-gpu doctor faults bench check format clean
 
 train: .venv/ready
 	$(BIN)/python train.py attn=gqa pos=rope minutes=1.5
 
 test: .venv/tested
 	$(BIN)/python -m pytest
+
+test-gpu: .venv/tested
+	$(BIN)/python -m pytest -n0 tests/cuda/on_device.py
 
 doctor: .venv/ready
 	$(BIN)/python -m cli.doctor

@@ -1,12 +1,9 @@
 """Parameters, FLOPs and kernels of a model."""
 
-from typing import cast
-
 import torch
 from torch import nn
 
 from model.attention.base import Attention
-from model.attention.grouped import GQA
 from model.transformer import Transformer
 
 
@@ -52,7 +49,7 @@ def scores_of_row(layer: Attention, queries: int, keys: int, causal: bool) -> fl
         return queries * layer.score_flops(keys, causal)
     few, many = sorted((queries, keys))
     visible = few * (many - few / 2) if causal else few * many
-    return cast(GQA, layer).pair_flops * visible
+    return layer.score_flops(1, causal=False) * visible
 
 
 def training_kernels(model: Transformer, device: str, dtype: torch.dtype, length: int) -> list[str]:

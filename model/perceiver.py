@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from model.attention.cache import KVCache
-from model.attention.grouped import GQA
 from model.ops.dropout import dropout
 from model.position.base import Positions
 from model.shape import Shape
@@ -26,7 +25,7 @@ class Perceiver(Transformer):
         super().__init__(shape, **parts)  # type: ignore[arg-type]
         for layer in self.crossing:
             attention = self.attention_layers[layer]
-            if not attention.takes_prefix or type(attention).finish is not GQA.finish:  # type: ignore[attr-defined]
+            if not attention.crosses:
                 raise ValueError(
                     f"latents and bottleneck need attention by plain queries, keys and values in the "
                     f"{'first layer' if layer == 0 else 'last layer'}, not {type(attention).__name__}; "
@@ -105,16 +104,9 @@ class Bottleneck(Perceiver):
 
 def cross(block: Block, x: Tensor, x_places: Positions, y: Tensor, y_places: Positions) -> Tensor:
     """A block in which x (B, R, D) asks y (B, S, D); each row sees those at its place and before."""
-    attention = block.attention
-    assert isinstance(attention, GQA)
-    q = attention.q_norm(attention.heads(attention.q(block.attention_norm(x)), attention.n_heads))
-    k, v = attention.keys_values(block.attention_norm(y), None)
-    q, _ = x_places.rotate(q, q[:, :1])  # each of the two has places for one of its arguments
-    _, k = y_places.rotate(k[:, :1], k)
-    seen = attention.attend(q, k, v, x_places.pos, y_places.pos, x_places.bias)
-    x = x + dropout(attention.out(seen.transpose(1, 2).flatten(2)), block.dropout, block.training)
-    y = block.feedforward(block.feedforward_norm(x))
-    return x + dropout(y, block.dropout, block.training)
+    norm, drop = block.attention_norm, (block.dropout, block.training)
+    x = x + dropout(block.attention.cross(norm(x), x_places, norm(y), y_places), *drop)
+    return x + dropout(block.feedforward(block.feedforward_norm(x)), *drop)
 
 
 def kind_of(shape: Shape) -> type[Transformer]:

@@ -176,6 +176,8 @@ def resume(trainer: Trainer, environment: dict[str, object]) -> None:
         was, now = before.get(key, environment[key]), environment[key]
         if was != now:
             say(f"resume: {key} changed from {was} to {now}: not bit-for-bit reproducible")
+    if not environment["deterministic"]:
+        say("resume: on this device runs repeat bit for bit with deterministic=true alone")
     remove_unfinished(record.folder)
     saved, problems = find(record.folder)
     for problem in problems:

@@ -6,6 +6,7 @@ import re
 from concurrent.futures import ProcessPoolExecutor
 
 from compare.cost.counts import cost, training_bytes
+from compare.cost.gpus import Gpu, counted_here, gpu_of
 from train.config.keys import FACTORS, select
 from train.config.schema import Config
 from train.measure import device as devices
@@ -20,20 +21,29 @@ def plan(runs: list[tuple[str, Config]]) -> int:
 
     Runs that differ in their seed alone are counted and probed once.
     """
-    runs = [(name, check(config | {"force": True}).config) for name, config in runs]
+    gpus = [gpu_of(config) for _, config in runs]
+    planned = [
+        (name, gpu, check(counted_here(config, gpu) if gpu else config | {"force": True}).config)
+        for (name, config), gpu in zip(runs, gpus, strict=True)
+    ]
     known: dict[str, tuple[list[str], list[str], float | None]] = {}
     training, decoding, seconds = [], [], []
-    say(f"counting {len(runs)} runs; a probe of {BUDGET:g} seconds for each that differs")
-    for name, config in tracked(runs, "plan"):
-        if (key := repr(select(config, FACTORS))) not in known:
-            known[key] = rows_of(config)
+    here = f"; a probe of {BUDGET:g} seconds for each that differs" if None in gpus else ""
+    say(f"counting {len(runs)} runs{here}")
+    for name, gpu, config in tracked(planned, "plan"):
+        if (key := repr((gpu, select(config, FACTORS)))) not in known:
+            known[key] = rows_of(config, gpu)
         costs, decodes, took = known[key]
         name = name if len(runs) > 1 else " ".join(config["choices"][g] for g in ("attn", "pos"))
         training.append([name, *costs])
         decoding.append([name, *decodes])
         seconds.append(took)
-    lengths = sorted({int(config["model"]["max_len"]) for _, config in runs})
+    lengths = sorted({int(config["model"]["max_len"]) for _, _, config in planned})
     print(columns([TRAINING, *training]))
+    for gpu in dict.fromkeys(gpu for gpu in gpus if gpu):
+        print(
+            f"{gpu.name}: {gpu.memory / 2**20:,.0f} MiB; counted by the kernels of a CPU, not timed"
+        )
     after = " or ".join(f"{length:,}" for length in lengths)
     print(f"\none more token after {after}, all layers; attention in multiply-adds")
     print(columns([DECODING, *decoding]))
@@ -46,7 +56,7 @@ TRAINING = "run|parameters|MFLOP/token|PFLOP|peak MiB|activations MiB|step ms|tr
 DECODING = "run|MFLOP|attention|without cache|KV elements|KV bytes|KV bytes/token".split("|")
 
 
-def rows_of(config: Config) -> tuple[list[str], list[str], float | None]:
+def rows_of(config: Config, gpu: Gpu | None) -> tuple[list[str], list[str], float | None]:
     """The cells of a run in both tables, and its seconds of training.
 
     What cannot fit in memory is neither traced for its peak, of which there is a lower bound, nor
@@ -55,11 +65,11 @@ def rows_of(config: Config) -> tuple[list[str], list[str], float | None]:
     spec = check(config | {"force": True})
     vocab_size = vocabulary(config)
     counted = cost(config, vocab_size, spec.device)
-    there = devices.memory_bytes(spec.device)
+    there = gpu.memory if gpu else devices.memory_bytes(spec.device)
     fits = there is None or spec.least_bytes < there
     held = training_bytes(config, vocab_size, spec.device) if fits else None
     fits = held is not None and (there is None or held["total"] < there)
-    step = step_seconds(config, vocab_size) if fits else None
+    step = step_seconds(config, vocab_size) if fits and gpu is None else None
     took = None if step is None else step * config["steps"]
     tokens = config["steps"] * config["batch_size"] * counted.length
     training = [
@@ -68,7 +78,11 @@ def rows_of(config: Config) -> tuple[list[str], list[str], float | None]:
         f"{counted.flops_per_token * tokens / 1e15:,.3f}",
         f"{held['total'] / 2**20:,.1f}" if held else f"over {spec.least_bytes / 2**20:,.0f}",
         f"{held['activations'] / 2**20:,.1f}" if held else "-",
-        number(None if step is None else 1e3 * step, ",.1f") if fits else "does not fit",
+        number(None if step is None else 1e3 * step, ",.1f")
+        if fits and not gpu
+        else "fits"
+        if fits
+        else "does not fit",
         "-" if took is None else duration(took),
     ]
     decoding = [

@@ -53,6 +53,15 @@ class Attention(nn.Module):
         p = self.dropout if self.training else 0.0
         return attend(q, k, v, q_pos, k_pos, bias, p, self.asked_kernel)
 
+    def cross(self, x: Tensor, positions: Positions, y: Tensor, y_positions: Positions) -> Tensor:
+        """Attend from x (B, T, D) over y (B, S, D), each row to those at its place and before."""
+        raise NotImplementedError
+
+    @property
+    def crosses(self) -> bool:
+        """True for a mechanism that can `cross`."""
+        return False
+
     @property
     def takes_prefix(self) -> bool:
         """True if every query can see a `prefix` of keys and values before those of the text."""

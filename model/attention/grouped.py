@@ -55,6 +55,18 @@ class GQA(Attention):
         k, v = self.keys_values(x, cache)
         return *positions.rotate(q, k), v
 
+    def cross(self, x: Tensor, positions: Positions, y: Tensor, y_positions: Positions) -> Tensor:
+        q = self.q_norm(self.heads(self.q(x), self.n_heads))
+        k, v = self.keys_values(y, None)
+        q, _ = positions.rotate(q, q[:, :1])  # places of a query and of a key, one of them too many
+        _, k = y_positions.rotate(k[:, :1], k)
+        seen = self.attend(q, k, v, positions.pos, y_positions.pos, positions.bias)
+        return self.out(seen.transpose(1, 2).flatten(2))
+
+    @property
+    def crosses(self) -> bool:
+        return self.takes_prefix and type(self).finish is GQA.finish
+
     def keys_values(self, x: Tensor, cache: LayerCache | None) -> tuple[Tensor, Tensor]:
         """Keys before rotation and values, each (B, Hkv, T, Dh); x follows the tokens of the cache."""
         k = self.heads(self.k(x), self.n_kv_heads)

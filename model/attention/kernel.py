@@ -10,7 +10,8 @@ sdpa       whatever torch takes
 
 import torch
 
-KERNELS = ("auto", "matmul", "flash", "cudnn", "efficient", "math", "sdpa")
+from model.attention import KERNELS
+
 HALF = (torch.bfloat16, torch.float16)
 AMPERE = (8, 0)  # the compute capability from which flash attention and bfloat16 exist
 

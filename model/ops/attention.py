@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model.ops.dropout import drop
 
@@ -133,8 +134,6 @@ def pinned(kernel: str) -> AbstractContextManager[object]:
     """Context in which torch takes this kernel or raises RuntimeError, instead of taking another."""
     if kernel == "sdpa":
         return nullcontext()
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
     return sdpa_kernel(
         {
             "flash": SDPBackend.FLASH_ATTENTION,

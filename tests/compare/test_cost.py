@@ -104,6 +104,27 @@ def test_what_llama_3_costs_is_told_without_its_text_or_its_memory(
     assert decoding.endswith(" 16,384")
 
 
+def test_whether_a_run_fits_a_gpu_is_told_without_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    ask = ["-m", "plan=true", "model=gpt2", "data.path=README.md", f"data.cache={tmp_path}"]
+    assert train([*ask, "batch_size=64", "device=cuda:T4,cuda:H100", "eval_batch_size=8"]) == 0
+    t4, h100 = (
+        line for line in capsys.readouterr().out.splitlines() if "MiB" not in line and "fit" in line
+    )
+    assert "cuda-T4" in t4
+    assert "does not fit" in t4
+    assert "cuda-H100" in h100
+    assert " fits " in h100
+    assert float(t4.split()[-6].replace(",", "")) > 15_259  # MiB of one
+    for wrong, why in (
+        ("device=cuda:T5", "T5: no such choice; known: 3090, 4090"),
+        ("device=cuda:T4 dtype=bfloat16", "a T4 has no bfloat16; float16 and float32 work"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            train(["plan=true", "data.path=README.md", *wrong.split()])
+
+
 def test_the_work_of_counting_a_peak_is_linear_in_the_layers() -> None:
     calls = {n: calls_of_training_bytes(n) for n in (2, 2, 4, 8)}  # the first one imports
     assert calls[8] - calls[4] < 2.2 * (calls[4] - calls[2])
@@ -172,7 +193,7 @@ def test_a_run_that_cannot_fit_is_not_probed(
     least, peaks = check(config()).least_bytes, []
     for there in (least, least + 1):
         monkeypatch.setattr(devices, "memory_bytes", lambda device, there=there: there)
-        training, _, seconds = plans.rows_of(config())
+        training, _, seconds = plans.rows_of(config(), None)
         assert "does not fit" in training
         assert seconds is None
         peaks.append(training[3])

@@ -149,7 +149,7 @@ def test_text_may_hold_any_character() -> None:
         ("pos=rope model.dim=36 model.n_heads=4", "even head_dim.*= 9"),
         ("attn=gqa attn.n_kv_heads=4 model.n_heads=6", "n_kv_heads=4.*n_heads=6.*1, 2, 3, 6"),
         ("device=tpu", r"device=tpu: no such choice"),
-        ("dtype=float16", r"dtype=float16: no such choice"),
+        ("dtype=float16", r"dtype=float16 is for CUDA, not for cpu; bfloat16 and float32 work"),
         ("wandb.mode=on", "wandb.mode=on: no such choice"),
         ("name=../x", "may hold letters"),
         ("sample.top_k=0", "sample.top_k=0 must be at least 1"),

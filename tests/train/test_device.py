@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(devices, "capability", lambda: (8, 0))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
 
 

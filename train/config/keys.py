@@ -79,6 +79,7 @@ KEYS = {
     # Threads and TF32 are set for a whole process: runs timed in turn cannot differ in them.
     "threads": Key(role="variant", resumable=True),
     "tf32": Key(role="variant", before=False),
+    "deterministic": Key(role="variant", step_time=True, before=False),
     "compile": Key(role="variant", step_time=True),
     "force": Key(role="record", before=False),  # to try what does not fit; what fits is the same
     "memory": Key(role="variant", resumable=True, step_time=True, lossless=True, before="full"),

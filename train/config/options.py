@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, fields
 
-from model.attention.kernel import KERNELS
+from model.attention import KERNELS
 from train.config.keys import KEYS
 from train.config.schema import at_least, choose
 
@@ -34,6 +34,7 @@ class Settings:
     threads: int | None
     compile: bool | str
     tf32: bool
+    deterministic: bool
     memory: str
     kernel: str
     force: bool

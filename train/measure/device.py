@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model.attention.kernel import capability, capability_name
+from model.attention.kernel import AMPERE, capability, capability_name
 from train.config.schema import choose
 
 JOBS_VARIABLE = "HEAD_TO_HEAD_JOBS"  # how a sweep tells a run how many share the machine
@@ -128,9 +128,16 @@ def select_device(device: str, dtype: str, compiled: bool | str = False, steps: 
 
 def fastest_dtype(device: str) -> str:
     """The dtype that a device multiplies fastest: bfloat16 where it has units for it."""
-    if has_bfloat16_units(device):
+    if device == "cuda":
+        return fastest_dtype_at(capability())
+    return "bfloat16" if has_bfloat16_units(device) else "float32"
+
+
+def fastest_dtype_at(capability: tuple[int, int]) -> str:
+    """The same for a GPU of this compute capability."""
+    if capability >= AMPERE:
         return "bfloat16"
-    return "float16" if device == "cuda" and capability() >= VOLTA else "float32"
+    return "float16" if capability >= VOLTA else "float32"
 
 
 def unusable_gpu() -> str | None:
@@ -188,14 +195,18 @@ def choose_threads(device: Device, elements: int) -> int:
     return 1 if device.name == "cpu" and elements < GRAIN else ALL_THREADS
 
 
-def set_up_process(threads: int | None, tf32: bool = False) -> None:
+def set_up_process(threads: int | None, tf32: bool = False, deterministic: bool = False) -> None:
     """Set threads, TF32 and the allocator's options: once per process, before any tensor.
 
     glibc returns large blocks to the system at every free, and the page faults that follow cost
     10 to 35 % of a small model's step on a CPU. `tf32` allows CUDA to multiply float32 with 10 bits
-    of mantissa.
+    of mantissa. CUDA adds gradients up in any order unless it is to be `deterministic`.
     """
     torch.backends.cuda.matmul.allow_tf32 = tf32
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # slow
     if threads is not None:
         torch.set_num_threads(threads)
     if platform.libc_ver()[0] == "glibc":
@@ -217,6 +228,7 @@ def describe(device: Device) -> Mapping[str, object]:
         "device": device.name,
         "dtype": device.dtype_name,
         "compiled": device.compiled,
+        "deterministic": device.name == "cpu" or torch.are_deterministic_algorithms_enabled(),
         "cpu": cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if device.name == "cuda" else None,

@@ -183,7 +183,7 @@ def assemble(spec: RunSpec, *, resuming: bool = False) -> Job:
     The weights of a run that is resumed are left to its checkpoint.
     """
     config, settings = spec.config, spec.settings
-    devices.set_up_process(spec.threads, settings.tf32)
+    devices.set_up_process(spec.threads, settings.tf32, settings.deterministic)
     corpus = prepare(spec.source, say=say, **spec.corpus)
     objective = build_objective(config, corpus)
     if corpus.val is not None and len(corpus.val) < 2:

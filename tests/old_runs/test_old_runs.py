@@ -19,7 +19,7 @@ from train.record.run_log import records
 from train.run import run_training
 from train.sweep.run import sweep
 
-OLD = Path(__file__).parent / "old_runs"
+OLD = Path(__file__).parent
 EXPECTED: dict[str, Any] = json.loads((OLD / "expected.json").read_text())
 WINDOWS = {"attn.window=8": "attn.window=5", "attn.local.window=6": "attn.local.window=4"}
 each = pytest.mark.parametrize("name", EXPECTED)
