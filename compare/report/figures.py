@@ -285,6 +285,44 @@ def rates_figure(study: Study, styles: Styles) -> Drawing | None:
     return figure, f"{study.metric.name.capitalize()} by learning rate."
 
 
+def numbers_figure(study: Study, styles: Styles) -> Drawing | None:
+    """Quality against a key whose levels are numbers, as a rank or a window; one line per others."""
+    shown = [v for v in study.compared if v in study.quality]
+    levels = {key: {v.factors[key] for v in shown if is_number(v.factors.get(key))}
+              for key in dict.fromkeys(key for v in shown for key in v.factors if key != "optim.lr")}  # fmt: skip
+    key = max(levels, key=lambda key: len(levels[key]), default="")
+    if study.metric is None or len(levels.get(key, ())) < FEW_NUMBERS:
+        return None
+    lines: dict[str, dict[float, Variant]] = {}
+    for v in shown:
+        if is_number(v.factors.get(key)):
+            lines.setdefault(v.without(key).label, {})[v.factors[key]] = v
+    figure, axes = style.canvas(1, height=3.8)
+    for i, (label, variants) in enumerate(lines.items()):
+        numbers = sorted(variants)
+        colour = styles[variants[numbers[0]]].colour
+        axes.plot(numbers, [study.quality[variants[n]] for n in numbers], color=colour,
+                  marker=style.MARKERS[i % len(style.MARKERS)], label=label)  # fmt: skip
+        for n in numbers:
+            seeds = np.exp(study.scores[variants[n]])
+            axes.vlines(n, seeds.min(), seeds.max(), color=colour, alpha=0.5)
+    if min(levels[key]) > 0 and max(levels[key]) >= 8 * min(levels[key]):
+        axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted(levels[key]), [f"{n:g}" for n in sorted(levels[key])])
+    axes.minorticks_off()
+    axes.set(xlabel=key, ylabel=study.metric.name)
+    style.legend(axes, len(lines))
+    name = study.metric.name.capitalize()
+    return figure, f"{name} by {key}: means over seeds, bars their range."
+
+
+FEW_NUMBERS = 3  # levels that are worth a line
+
+
+def is_number(level: object) -> bool:
+    return isinstance(level, int | float) and not isinstance(level, bool)
+
+
 def decoding_figure(study: Study, styles: Styles) -> Drawing | None:
     """Attention's multiply-adds for one more token, with and without a KV cache, and its size."""
     counted: dict[tuple[DecodingCost, ...], Variant] = {}  # positions change none of it
@@ -319,5 +357,6 @@ FIGURES: dict[str, Draw] = {
     "grid": grid_figure,
     "heads": heads_figure,
     "rates": rates_figure,
+    "numbers": numbers_figure,
     "decoding": decoding_figure,
 }

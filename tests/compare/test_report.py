@@ -340,6 +340,19 @@ def test_learning_rates_are_compared_at_a_shared_one_and_at_each_ones_best(write
     assert f"| mqa | {math.exp(2.9):.2f} | 0.001 | {math.exp(2.8):.2f} |" in page
 
 
+def test_a_key_of_numbers_has_a_curve(write: Write) -> None:
+    """Learning rates have a figure of their own; two levels are no curve."""
+    for loss, width in ((3.0, 64), (2.8, 128)):
+        folder = write(f"w{width}", loss, f"model.ff_dim={width}")
+    report(folder.parent)
+    assert not (folder.parent / "figures/numbers.svg").exists()
+    write("w512", 2.7, "model.ff_dim=512")
+    report(folder.parent)
+    drawn = (folder.parent / "figures/numbers.svg").read_text()
+    assert "model.ff_dim" in drawn
+    assert "by model.ff_dim: means over seeds" in (folder.parent / "report.md").read_text()
+
+
 def test_a_sweep_of_the_learning_rate_alone_compares_rates(write: Write) -> None:
     write("a", 3.0, "optim.lr=1e-3")
     found = analyse_folders([write("b", 2.5, "optim.lr=3e-3").parent])
