@@ -31,10 +31,10 @@ from train.measure.device import DTYPES, Device, describe
 from train.measure.memory import allocation_peak
 from train.measure.timer import ROUNDS, interleave, matmul_flops_per_second
 from train.optim.optimizer import Optimizer
+from train.parallel.parent import end_with
 from train.record.terminal import columns, say, tracked
 from train.step import StepResult, TrainStep
 from train.step_estimate import random_token_step
-from train.sweep.processes import end_with
 
 USAGE = """\
 Time the training step of our models and, where they are installed (pip install -e ".[peers]"), of

@@ -54,10 +54,10 @@ def train(arguments: list[str]) -> int:
         return sweep(cells, settings, launcher, forecast, report)
     if launcher:
         raise ValueError(f"{launcher[0]}: a launcher is for sweeps (-m)")
+    from train.parallel.parent import end_with_parent
     from train.run import run_training
-    from train.sweep.processes import end_with_the_sweep
 
-    end_with_the_sweep()
+    end_with_parent()
     return run_training(first)
 
 

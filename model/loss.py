@@ -6,7 +6,6 @@ vocab_size.
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,12 +40,6 @@ def counted(targets: Tensor) -> Tensor:
     return (targets != IGNORED).sum()
 
 
-def nll(model: Transformer, tokens: Tensor, *, context: int, **options: Any) -> tuple[float, int]:
-    """The sum of `token_nll`, in float64, without more overlap than it needs; and the tokens scored."""
-    losses = token_nll(model, tokens, context=context, stride=context, **options)
-    return losses.sum(dtype=torch.float64).item(), len(losses)
-
-
 @torch.no_grad()
 def token_nll(
     model: Transformer,
@@ -57,6 +50,7 @@ def token_nll(
     batch_size: int,
     device: str,
     predicted: int | None = None,
+    share: tuple[int, int] = (0, 1),
     on_batch: Callable[[], object] = lambda: None,
 ) -> Tensor:
     """-log p of each token of a text but the first, which has no context: (N,) -> (N - 1,) float32.
@@ -65,7 +59,8 @@ def token_nll(
     once, in the first window that reaches it, so with at least T - stride tokens before it where the
     text has them. Batch size and padding do not affect the result. `on_batch` is called before each.
     Of a model that predicts the last `predicted` tokens of its input alone, windows begin no farther
-    apart, and the first tokens are read in shorter ones.
+    apart, and the first tokens are read in shorter ones. `share` (i, n) scores every n-th batch alone,
+    from the i-th, and leaves 0 elsewhere.
     Raises ValueError for fewer than 2 tokens, or a stride that would leave tokens out.
     """
     scored = len(tokens) - 1
@@ -82,8 +77,8 @@ def token_nll(
         batches += [(rows, context) for rows in full.split(batch_size)]
     if len(full) < len(starts):
         batches.append((starts[-1:], scored - int(starts[-1])))
-    nats = torch.empty(scored)
-    for rows, length in batches:
+    nats = torch.zeros(scored)
+    for rows, length in batches[share[0] :: share[1]]:
         on_batch()
         window = tokens[rows[:, None] + torch.arange(length + 1)].long().to(device)  # (B, T + 1)
         losses = row_losses(model, window[:, :-1], window[:, 1:])

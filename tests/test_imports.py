@@ -16,7 +16,7 @@ PACKAGES = ("model", "data", "train", "compare", "cli", "bench")
 FLOORS = {
     "model": "shape ops position attention feedforward transformer perceiver tuning init cost loss generate",
     "data": "atomic tokenizer people characters source corpus objective",
-    "train": "config record measure optim setup step step_estimate trainer summary run sweep",
+    "train": "config parallel record measure optim setup step step_estimate trainer summary run sweep",
     "compare": "cost report check lab evaluate",
 }
 FILES = {p: p.read_text() for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))}

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ from model.cost import count_parameters
 from train.config.keys import FIXED_ON_RESUME, origin_of, select
 from train.config.schema import Config
 from train.measure.device import ALL_THREADS, describe, unusable_gpu
+from train.parallel.ranks import Ranks, watch
 from train.record.checkpoint import find, remove_unfinished
 from train.record.run_folder import load_summary, new_run_folder, open_config, state_of
-from train.record.run_log import Record, git_commit
+from train.record.run_log import NoRecord, Record, git_commit
 from train.record.terminal import printable, say, table
 from train.record.wandb_process import logged_to_wandb
 from train.setup.run_setup import Job, RunSpec, assemble, check
@@ -32,6 +35,10 @@ def run_training(config: Config) -> int:
 
     Raises ValueError for bad input, before anything is written.
     """
+    ranks = Ranks.given()
+    if ranks and not ranks.leader:
+        return follow(ranks)
+    config = shared(config, ranks.size if ranks else None)
     resuming = has_checkpoint(config)
     spec = check(config, resuming=resuming)
     settings = spec.settings
@@ -53,16 +60,60 @@ def run_training(config: Config) -> int:
             return 0
     record = Record(folder or new_run_folder(config))
     try:
+        return lead(ranks, spec, record, resuming=resuming, resumed=state is not None)
+    finally:
+        record.close()
+
+
+def shared(config: Config, size: int | None) -> Config:
+    """A config whose steps so many processes share, or as many as it says: a micro-batch for each."""
+    gpus = config["gpus"] if size is None else size
+    if type(gpus) is not int or gpus < 2 or config["accumulate"] != 1:
+        return config | {"gpus": gpus}
+    return config | {"gpus": gpus, "accumulate": gpus}
+
+
+def lead(
+    ranks: Ranks | None, spec: RunSpec, record: Record, *, resuming: bool, resumed: bool
+) -> int:
+    """Train as the process that writes the run's files, with the others if there are some."""
+    if ranks is None:
+        ranks = Ranks(size=spec.settings.gpus)
+        if ranks.size > 1:
+            ranks.start()
+    code = 1
+    try:
+        ranks.connect()
+        ranks.tell((spec.config, str(record.folder), spec.threads, resuming, resumed))
         try:
-            job = assemble(spec, resuming=resuming)
+            job = assemble(spec, resuming=resuming, ranks=ranks)
         except (MemoryError, RuntimeError) as error:
             if message := out_of_resource_message(error, "building the model"):
                 say(f"failed: {message}")
                 return 3
             raise
-        return train_job(job, record, resumed=state is not None)
+        code = train_job(job, record, resumed=resumed)
+        return code
     finally:
-        record.close()
+        ranks.end(well=code == 0)
+
+
+def follow(ranks: Ranks) -> int:
+    """Train as one of the others: the same steps, and no files."""
+    ranks.connect()
+    config, folder, threads, resuming, resumed = ranks.tell()
+    spec = dataclasses.replace(check(config, resuming=resuming), threads=threads)
+    trainer = Trainer(assemble(spec, resuming=resuming, ranks=ranks), NoRecord(Path(folder)))
+    saved = find(Path(folder))[0] if resumed else None
+    if saved is not None:
+        trainer.restore(saved)
+    try:
+        trainer.fit()
+    except TrainingStopped as stop:
+        say(str(stop))
+        return stop.code
+    ranks.end(well=True)
+    return 0
 
 
 def has_checkpoint(config: Config) -> bool:
@@ -99,14 +150,17 @@ def fixed(config: Config) -> Config:
 def train_job(job: Job, record: Record, *, resumed: bool) -> int:
     """Train a job, write all files of its run and print its results; returns the exit code."""
     trainer = Trainer(job, record)
-    environment = dict(describe(job.device), git_commit=git_commit())
+    environment = dict(describe(job.device), git_commit=git_commit(), processes=job.ranks.size)
     if resumed:
         resume(trainer, environment)
     write_start(record, job, environment)
     mirror = job.spec.tracking.mode if job.settings.steps else "disabled"
+    watching = watch(job.ranks, partial(give_up, trainer))
     with logged_to_wandb(record.folder, mirror):
         try:
             fit(trainer)
+            watching.set()
+            job.ranks.end(well=True)
             summary = write_results(trainer)
         except TrainingStopped as stop:
             with contextlib.suppress(OSError):
@@ -117,6 +171,13 @@ def train_job(job: Job, record: Record, *, resumed: bool) -> int:
             return stop.code
         print_answer(record.folder, summary)
     return 0
+
+
+def give_up(trainer: Trainer, why: str) -> None:
+    """End this process where another of the run has failed, and an exchange with it never ends."""
+    trainer.record.status("failed", trainer.step, why)
+    say(f"failed after step {trainer.step}: {why}")
+    os._exit(3)
 
 
 def fit(trainer: Trainer) -> None:
@@ -133,6 +194,8 @@ def fit(trainer: Trainer) -> None:
     except TrainingStopped:
         raise
     except BaseException as error:
+        if why := trainer.job.ranks.failure(seconds=5):
+            raise TrainingStopped("failed", why, 3) from error
         doing = "validating" if trainer.validating else "training"
         if message := out_of_resource_message(error, doing):
             raise TrainingStopped("failed", message, 3) from error

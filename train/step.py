@@ -15,6 +15,7 @@ from model.transformer import Transformer
 from train.measure.device import Device
 from train.optim.loss_scale import LossScale
 from train.optim.optimizer import Optimizer
+from train.parallel.ranks import Ranks
 from train.setup.run_setup import Job
 
 
@@ -73,6 +74,7 @@ class TrainStep:
     accumulate: int
     clip: float  # largest gradient norm
     seed: int  # of dropout
+    ranks: Ranks = field(default_factory=Ranks)  # the processes that share the micro-batches
     scale: LossScale | None = None
     skips: int = field(default=0, init=False)  # in a row
     prefetched: tuple[int, Batch] | None = field(default=None, init=False)  # a step and its batch
@@ -89,19 +91,22 @@ class TrainStep:
             accumulate=job.settings.accumulate,
             clip=job.clip,
             seed=job.settings.seed,
+            ranks=job.ranks,
             scale=LossScale(job.device.name) if job.device.dtype == torch.float16 else None,
         )
 
     def __call__(self, step: int) -> StepResult:
         inputs, targets = self.batch(step)
         loss, number = torch.zeros((), device=self.device.name), counted(targets)
-        micro_batches = (tensor.tensor_split(self.accumulate) for tensor in (inputs, targets))
-        for i, (x, y) in enumerate(zip(*micro_batches, strict=True)):
+        inputs_of, targets_of = (t.tensor_split(self.accumulate) for t in (inputs, targets))
+        for i in self.ranks.share(self.accumulate):
+            x, y = inputs_of[i], targets_of[i]
             self.device.seed(derive_seed(self.seed, step, i))  # dropout depends on nothing else
             part = self.loss(x, y) * (counted(y) / number)  # its share of the mean
             (part if self.scale is None else part * self.scale.scale).backward()
             loss += part.detach()
         parameters, factor = list(self.model.parameters()), loss.new_ones(())
+        self.ranks.sum([*(p.grad for p in parameters if p.grad is not None), loss])
         if self.scale is not None:
             factor = self.scale.scale.clone()
             found = self.scale.unscale(parameters)

@@ -9,9 +9,12 @@ from time import perf_counter
 from types import FrameType
 from typing import Any, NoReturn
 
-from model.loss import bits_per_byte, nll, nll_of_rows, perplexity
+import torch
+
+from model.loss import bits_per_byte, nll_of_rows, perplexity, token_nll
 from train.measure.memory import PeakMemory
 from train.measure.timer import StepTimer
+from train.parallel.ranks import Ranks
 from train.record import checkpoint
 from train.record.run_log import Record
 from train.record.terminal import Bar, duration, say
@@ -63,7 +66,8 @@ class Trainer:
 
             def on_batch() -> None:
                 bar.alive()
-                self.check_signal()
+                if self.job.ranks.size == 1:  # others could not know
+                    self.check_signal()
 
             while True:
                 last = self.step == settings.steps
@@ -87,6 +91,8 @@ class Trainer:
                 if left is not None and self.step - first == warmup + TIMED_STEPS:
                     say(f"about {duration(left)} for the other {settings.steps - self.step} steps")
                 bar.step(self.step, self.losses[-1], self.tokens_per_second, left)
+                if number := self.job.ranks.most(self.received_signal or 0):
+                    self.received_signal = signal.Signals(number)  # of any process, for all
                 self.check_signal()
 
     def train_step(self, warm: bool) -> None:
@@ -151,6 +157,7 @@ class Trainer:
         """Negative log-likelihood in nats of the validation split, or of its first batch, under the
         current weights, and the number of tokens scored."""
         rows, length = self.job.settings.eval_batch_size, self.model.shape.max_len
+        ranks = self.job.ranks if self.job.ranks.summing else Ranks()
         options: dict[str, Any] = {
             "batch_size": rows,
             "device": self.job.device.name,
@@ -165,8 +172,12 @@ class Trainer:
                     return nll_of_rows(self.model, *(part[:end] for part in batch), **options)
                 text = self.job.corpus.split("val")[0]
                 text = text[: rows * length + 1] if first_batch else text
-                predicted = self.model.shape.latents
-                return nll(self.model, text, context=length, predicted=predicted, **options)
+                nats = token_nll(
+                    self.model, text, context=length, stride=length,
+                    predicted=self.model.shape.latents, share=(ranks.rank, ranks.size), **options,
+                )  # fmt: skip
+                ranks.sum([nats])
+                return nats.sum(dtype=torch.float64).item(), len(nats)
         finally:
             self.model.train()
 
@@ -213,6 +224,8 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint. Raises TrainingStopped, with earlier ones intact, if the disk is full."""
+        if not self.job.ranks.leader:
+            return
         self.record.sync()
         self.timer.wall_seconds, self.started = self.wall_seconds, perf_counter()
         try:

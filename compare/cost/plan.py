@@ -10,10 +10,10 @@ from compare.cost.gpus import Gpu, counted_here, gpu_of
 from train.config.keys import FACTORS, select
 from train.config.schema import Config
 from train.measure import device as devices
+from train.parallel.parent import end_with
 from train.record.terminal import columns, duration, number, say, tracked
 from train.setup.run_setup import check
 from train.step_estimate import BUDGET, corpus_of, step_seconds, steps_of_validation
-from train.sweep.processes import end_with
 
 
 def plan(runs: list[tuple[str, Config]]) -> int:

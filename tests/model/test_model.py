@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from model.cost import count_parameters
 from model.generate import Sampler, generate
-from model.loss import bits_per_byte, nll, perplexity
+from model.loss import bits_per_byte, perplexity, token_nll
 from model.ops.norm import RMSNorm
 from model.shape import Shape
 from model.transformer import Transformer
@@ -119,7 +119,8 @@ def test_impossible_shapes_are_refused(wrong: dict[str, int], message: str) -> N
 
 def test_a_score_is_the_sum_over_every_token_but_the_first() -> None:
     model, text = build("mha", "rope"), tokens(100)
-    total, scored = nll(model, text, context=16, batch_size=4, device="cpu")
+    nats = token_nll(model, text, context=16, stride=16, batch_size=4, device="cpu")
+    total, scored = nats.sum().item(), len(nats)
     expected = 0.0
     for start in range(0, 99, 16):
         window = text[start : start + 17]
@@ -135,16 +136,19 @@ def test_a_score_does_not_depend_on_the_batch_size(length: int, dtype: str) -> N
     model, text = build("gqa", "learned"), tokens(length)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
         scores = [
-            nll(model, text, context=16, batch_size=size, device="cpu") for size in (1, 3, 64)
+            token_nll(model, text, context=16, stride=16, batch_size=size, device="cpu")
+            for size in (1, 3, 64)
         ]
-    assert {tokens for _, tokens in scores} == {length - 1}
-    assert scores[0][0] == pytest.approx(scores[1][0], rel=1e-5)
-    assert scores[0][0] == pytest.approx(scores[2][0], rel=1e-5)
+    assert {len(nats) for nats in scores} == {length - 1}
+    for nats in scores[1:]:
+        assert nats.sum().item() == pytest.approx(scores[0].sum().item(), rel=1e-5)
 
 
 def test_a_text_of_one_token_cannot_be_scored() -> None:
     with pytest.raises(ValueError, match="a text of 1 tokens"):
-        nll(build("mha", "none"), tokens(1), context=16, batch_size=1, device="cpu")
+        token_nll(
+            build("mha", "none"), tokens(1), context=16, stride=16, batch_size=1, device="cpu"
+        )
 
 
 def test_the_units_of_a_score() -> None:

@@ -214,6 +214,13 @@ def test_the_gpus_of_a_sweep_are_those_that_it_may_see(
     assert visible_gpus(device) == expected
 
 
+def test_runs_of_several_gpus_have_so_many_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.sweep.slots.cores", lambda: 64)
+    assert [slot.gpu for slot in slots("auto", list("01234"), each=2)] == ["0,1", "2,3"]
+    with pytest.raises(ValueError, match="gpus=3: this machine shows 2: 4, 7"):
+        slots("auto", ["4", "7"], each=3)
+
+
 def test_eight_runs_take_four_gpus_in_two_waves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

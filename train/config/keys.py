@@ -78,6 +78,7 @@ KEYS = {
     "dtype": Key(role="variant", step_time=True, held="dtype"),
     # Threads and TF32 are set for a whole process: runs timed in turn cannot differ in them.
     "threads": Key(role="variant", resumable=True),
+    "gpus": Key(role="variant", resumable=True, step_time=True, before=1),
     "tf32": Key(role="variant", before=False),
     "deterministic": Key(role="variant", step_time=True, before=False),
     "compile": Key(role="variant", step_time=True),

@@ -21,6 +21,7 @@ class Settings:
     minutes: float | None
     batch_size: int
     accumulate: int
+    gpus: int
     eval_every: int | None
     eval_batch_size: int
     save_every: int | None
@@ -41,13 +42,18 @@ class Settings:
 
     def __post_init__(self) -> None:
         at_least(0, self, "steps", "seed")
-        at_least(1, self, "batch_size", "accumulate", "eval_every", "eval_batch_size")
+        at_least(1, self, "batch_size", "accumulate", "gpus", "eval_every", "eval_batch_size")
         at_least(1, self, "save_every", "keep", "log_every", "threads")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes={self.minutes:g} must be above 0, or null for no limit")
         if self.accumulate > self.batch_size:
             raise ValueError(
                 f"accumulate={self.accumulate} is more than batch_size={self.batch_size}"
+            )
+        if self.gpus > 1 and self.accumulate % self.gpus:
+            raise ValueError(
+                f"accumulate={self.accumulate}, the micro-batches of a step on all GPUs together, must "
+                f"be a multiple of gpus={self.gpus}"
             )
         choose("convert", self.convert, dict.fromkeys(HOW))
         choose("memory", self.memory, dict.fromkeys(("full", "lean")))

@@ -64,6 +64,25 @@ class Record:
         replace(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
 
+class NoRecord(Record):
+    """For the processes of a run that write none of its files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def close(self) -> None:
+        pass
+
+    def write(self, name: str, content: Mapping[str, object]) -> None:
+        pass
+
+    def log(self, record: Mapping[str, object]) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+
 def records(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a metrics.jsonl, without a last line cut off by a kill.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from train.measure import device as devices
 from train.measure.device import Device
 from train.optim.optimizer import Optimizer
 from train.optim.schedule import Schedule
+from train.parallel.ranks import Ranks
 from train.record.run_folder import is_hf_folder, open_checkpoint, open_config, open_tokenizer
 from train.record.terminal import say
 from train.setup.build import (
@@ -65,6 +66,7 @@ class Job:
     clip: float
     prompt: list[int]  # what the final sample continues
     parent: dict[str, Any] | None  # the run (or folder) and step that the weights come from
+    ranks: Ranks = field(default_factory=Ranks)  # the processes of the run
 
     @property
     def settings(self) -> Settings:
@@ -177,7 +179,7 @@ def hinting(overrides: list[str]) -> Iterator[None]:
         raise ValueError(f"{error}; what fits is {' '.join(overrides)}") from error
 
 
-def assemble(spec: RunSpec, *, resuming: bool = False) -> Job:
+def assemble(spec: RunSpec, *, resuming: bool = False, ranks: Ranks | None = None) -> Job:
     """Read the corpus and build everything. Raises ValueError for what does not fit together.
 
     The weights of a run that is resumed are left to its checkpoint.
@@ -208,6 +210,7 @@ def assemble(spec: RunSpec, *, resuming: bool = False) -> Job:
         clip=clipping(clip=config["optim"]["clip"]),
         prompt=prompt,
         parent=parent,
+        ranks=ranks or Ranks(),
     )
 
 

@@ -1,7 +1,5 @@
 """Runs as processes of their own on this machine."""
 
-import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -16,12 +14,12 @@ from filelock import FileLock, Timeout
 
 from data.atomic import read_json, write_json
 from train.config.compose import parse
+from train.parallel.parent import PARENT
 from train.record.terminal import say
 from train.sweep.slots import Slot
 
 ROOT = Path(__file__).resolve().parents[2]
 STOPPED = (signal.SIGINT, signal.SIGTERM)  # what ends a run that is to go on later
-SWEEP = "HEAD_TO_HEAD_SWEEP"  # how a run is told the process of its sweep
 
 
 class Stop(Exception):
@@ -37,7 +35,7 @@ class Child:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.before = stamp_of(self.folder)
         self.told = False  # to stop
-        environment = {**os.environ, SWEEP: str(os.getpid()), **slot.environment()}
+        environment = {**os.environ, PARENT: str(os.getpid()), **slot.environment()}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, str(ROOT / "train.py"), *overrides],
@@ -180,20 +178,3 @@ def in_use(folder: Path) -> bool:
         return True
     lock.release()
     return False
-
-
-def end_with_the_sweep() -> None:
-    """In a run that a sweep started: be told to stop, and save, if the sweep dies."""
-    if SWEEP in os.environ:
-        end_with(int(os.environ[SWEEP]))
-
-
-def end_with(parent: int) -> None:
-    """Have this process sent a SIGTERM when its parent dies, however that happens (Linux)."""
-    if sys.platform != "linux":
-        return
-    pr_set_pdeathsig = 1
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before that
-        raise KeyboardInterrupt

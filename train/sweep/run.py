@@ -59,7 +59,8 @@ def sweep(
         if len(todo) < len(planned):
             say(f"{len(planned) - len(todo)} of {len(planned)} runs need nothing more")
         runs = [(cell.name, cell.config) for cell in todo]
-        places = slots(settings.jobs, [] if there else visible_gpus(first["device"]))
+        each = max(cell.config["gpus"] for cell in planned)
+        places = slots(settings.jobs, [] if there else visible_gpus(first["device"]), each)
         seconds = forecast(runs, len(places)) if runs and not there else {}
         run_all(planned, todo, seconds, there, places, safely(report))
         verdict = safely(report)(parent)

@@ -18,7 +18,7 @@ CORES = 2  # that a run beside others needs, for its times to be its own
 class Slot:
     """The place of one run at a time, among `jobs` of them.
 
-    `gpu` is named as CUDA_VISIBLE_DEVICES names it; None leaves a run all that is visible. `sharing`
+    `gpu` is named as CUDA_VISIBLE_DEVICES names it, or several are; None leaves a run all that is visible. `sharing`
     is how many places share what a run computes with; 0 if that is not known.
     """
 
@@ -37,10 +37,16 @@ class Slot:
         return place
 
 
-def slots(jobs: int | str, gpus: list[str]) -> list[Slot]:
-    """As many places as asked for, over the GPUs in turn; `auto`: one for each GPU, or one without."""
-    number = max(1, len(gpus)) if isinstance(jobs, str) else jobs
-    names = [gpus[i % len(gpus)] if gpus else None for i in range(number)]
+def slots(jobs: int | str, gpus: list[str], each: int = 1) -> list[Slot]:
+    """As many places as asked for, over the GPUs in turn; `auto`: all that there are, or one without.
+
+    A place has as many GPUs as `each` run wants. Raises ValueError if there are not so many.
+    """
+    if gpus and each > len(gpus):
+        raise ValueError(f"gpus={each}: this machine shows {len(gpus)}: {', '.join(gpus)}")
+    groups = [",".join(gpus[i : i + each]) for i in range(0, len(gpus) - each + 1, each)]
+    number = max(1, len(groups)) if isinstance(jobs, str) else jobs
+    names = [groups[i % len(groups)] if groups else None for i in range(number)]
     on, crowded = Counter(names), number > 1 and cores() < CORES * number
     return [Slot(number, number if crowded else on[name], name) for name in names]
 

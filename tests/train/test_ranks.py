@@ -1,0 +1,165 @@
+"""One run in several processes: the losses of one, whatever is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import HANG, RUN, build, eventually, tokens
+
+from model.loss import token_nll
+from train.config.compose import compose
+from train.config.schema import Config
+from train.parallel.ranks import SRUN, TORCHRUN, Ranks
+from train.record.run_log import records
+from train.run import run_training, shared
+from train.setup.run_setup import check
+
+ROOT = Path(__file__).resolve().parents[2]
+PLACE = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+Losses = list[tuple[int, str, float, float | None]]
+
+
+def losses(folder: Path) -> Losses:
+    lines = records(folder / "metrics.jsonl")
+    return [(r["step"], r["split"], r["loss"], r.get("grad_norm")) for r in lines]
+
+
+def status(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "status.json").read_text())
+
+
+@pytest.fixture
+def ask(text: Path, tmp_path: Path) -> list[str]:
+    return [*RUN, "attn=gqa", "pos=rope", f"data.path={text}", f"data.cache={tmp_path}/cache"]
+
+
+def start(*overrides: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *overrides],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
+    )  # fmt: skip
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    said, _ = process.communicate(timeout=HANG)
+    return process.returncode, said
+
+
+def others_of(leader: subprocess.Popen[str]) -> list[int]:
+    """The process ids of the other processes of a run."""
+    children = Path(f"/proc/{leader.pid}/task/{leader.pid}/children").read_text().split()
+    commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
+    return [pid for pid, command in commands.items() if "train.py" in command]
+
+
+@pytest.mark.parametrize(
+    "recipe", [["dtype=float32"], ["dtype=bfloat16"], ["dtype=float32", "model.dropout=0.1", "optim=muon"]],
+    ids=["float32", "bfloat16", "dropout"],
+)  # fmt: skip
+def test_two_processes_have_the_losses_of_one_bit_for_bit(
+    recipe: list[str], ask: list[str], tmp_path: Path
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run_training(compose([*ask, *recipe, "accumulate=2", f"out={whole}"])) == 0
+    code, said = ended(start(*ask, *recipe, "gpus=2", f"out={parts}"))
+    assert code == 0, said
+    assert losses(parts) == losses(whole)
+    for name in ("model", "optimizer"):
+        one, two = (
+            (run / f"checkpoints/step_000012/{name}.safetensors").read_bytes()
+            for run in (whole, parts)
+        )
+        assert one == two
+    assert json.loads((parts / "environment.json").read_text())["processes"] == 2
+    assert json.loads((parts / "config.json").read_text())["accumulate"] == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes of a run in /proc")
+@pytest.mark.parametrize("victim", ["other", "leader"])
+def test_a_run_whose_processes_are_killed_goes_on_in_one(
+    victim: str, ask: list[str], tmp_path: Path
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    long = ["steps=80", "save_every=20", "model.dropout=0.1", "accumulate=2"]
+    leader = start(*ask, *long, "gpus=2", f"out={parts}")
+    assert eventually(lambda: parts.is_dir() and len(losses(parts)) > 25)
+    others = others_of(leader)
+    assert len(others) == 1
+    os.kill(others[0] if victim == "other" else leader.pid, signal.SIGKILL)
+    code, said = ended(leader)
+    assert eventually(lambda: not Path(f"/proc/{others[0]}").exists())
+    if victim == "other":
+        assert code == 3
+        assert "process 1 of the run ended with -9" in said
+        assert "Traceback" not in said
+        assert status(parts)["state"] == "failed"
+    assert run_training(compose([*ask, *long, f"out={parts}", "resume=true"])) == 0
+    assert run_training(compose([*ask, *long, f"out={whole}"])) == 0
+    assert losses(parts) == losses(whole)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes of a run in /proc")
+def test_a_signal_to_one_process_stops_all_at_the_same_step(ask: list[str], tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    long = ["steps=60", "save_every=null", "accumulate=2"]
+    leader = start(*ask, *long, "gpus=2", f"out={parts}")
+    assert eventually(lambda: parts.is_dir() and len(losses(parts)) > 20)
+    os.kill(others_of(leader)[0], signal.SIGTERM)
+    code, said = ended(leader)
+    assert code == 128 + signal.SIGTERM, said
+    assert status(parts)["state"] == "interrupted"
+    stopped = status(parts)["last_step"]
+    assert [p.name for p in (parts / "checkpoints").iterdir()] == [f"step_{stopped:06d}"]
+    code, said = ended(start(*ask, *long, "gpus=2", f"out={parts}", "resume=true"))
+    assert code == 0, said
+    assert run_training(compose([*ask, *long, f"out={whole}"])) == 0
+    assert losses(parts) == losses(whole)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_a_text_that_is_scored_in_shares_has_the_same_sum(size: int) -> None:
+    text = tokens(400)
+    options: dict[str, Any] = {"context": 16, "stride": 16, "batch_size": 3, "device": "cpu"}
+    model = build("gqa", "rope")
+    whole = token_nll(model, text, **options)
+    shares = [token_nll(model, text, share=(rank, size), **options) for rank in range(size)]
+    assert torch.equal(sum(shares), whole)
+    assert all(share.count_nonzero() < whole.count_nonzero() for share in shares)
+
+
+@pytest.mark.parametrize(
+    ("variables", "found"),
+    [
+        ({}, None),
+        (PLACE | {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, (1, 4, 1)),
+        (PLACE | {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, None),
+        (PLACE | {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}, (5, 8, 1)),
+        (PLACE | {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}, None),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}, None),  # no srun
+    ],
+)
+def test_ranks_are_those_of_torchrun_and_srun(
+    variables: dict[str, str], found: tuple[int, int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (*TORCHRUN, *SRUN, *PLACE):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    ranks = Ranks.given()
+    assert (ranks and (ranks.rank, ranks.size, ranks.local)) == found
+
+
+def test_micro_batches_are_shared_evenly(config: Callable[..., Config]) -> None:
+    assert [list(Ranks(rank, 3).share(6)) for rank in range(3)] == [[0, 1], [2, 3], [4, 5]]
+    assert shared(config("gpus=4"), None)["accumulate"] == 4
+    assert shared(config("gpus=4", "accumulate=8"), None)["accumulate"] == 8
+    assert shared(config(), 2)["accumulate"] == 2
+    with pytest.raises(ValueError, match="accumulate=3, .* must be a multiple of gpus=2"):
+        check(config("gpus=2", "accumulate=3"))
