@@ -1,6 +1,7 @@
 """What must hold on a GPU. `make test-gpu` asks a real one, test_pretended.py the pretended one."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from tiny import RUN, tokens
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cli.evaluate import evaluate
 from compare.check.properties import (
@@ -26,6 +28,7 @@ from train.config.compose import compose
 from train.measure.device import Device, fastest_dtype, select_device
 from train.record.run_log import records
 from train.run import run_training
+from train.setup.build import build_model
 from train.setup.run_setup import assemble, check
 from train.step import NonFinite, TrainStep
 
@@ -282,3 +285,50 @@ def test_what_a_block_keeps_is_in_half_precision(
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), device.autocast():
         model.hidden(tokens(2, 16).to("cuda"))
     assert not wide
+
+
+@pytest.mark.parametrize(
+    ("model", "rows", "most"),
+    [
+        (["model=gpt2", "attn=mha", "pos=learned"], 8, 2485),  # 3,072 with norms in float32
+        (["model=shakespeare", "attn=gqa", "pos=rope"], 64, 1241),  # 1,540
+        (
+            ["model=shakespeare", "model.feedforward=relu2", "attn=gqa", "pos=rope"],
+            64,
+            1241,
+        ),  # 2,116
+    ],
+    ids=["gpt2", "shakespeare", "relu2"],
+)
+def test_what_blocks_keep_for_the_backward_pass(model: list[str], rows: int, most: int) -> None:
+    """MiB, exact: on tensors without storage, so of the whole size."""
+    plugin = sys.modules.get("pretended")
+    if plugin is None:
+        pytest.skip("a real GPU has no tensors without storage: plan=true counts them there")
+    kept: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage()
+        kept[storage._cdata] = storage.nbytes(), x
+        return x
+
+    def flash(q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
+        flash_attention = torch.ops.aten._scaled_dot_product_flash_attention
+        causal = options["is_causal"]
+        return flash_attention(q, k, v, 0.0, causal, False, scale=options["scale"])[0]
+
+    config = compose([*model, "data.path=README.md"])
+    with (
+        plugin.patched(plugin.Machine((8, 0))),
+        FakeTensorMode(),
+        patch("torch.nn.functional.scaled_dot_product_attention", flash),
+    ):
+        with torch.device("cuda"):
+            made = build_model(config, 50257)
+            text = torch.zeros(rows, made.shape.max_len, dtype=torch.int64)
+        own = {p.untyped_storage()._cdata for p in made.parameters()}
+        keeping = torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x)
+        with keeping, torch.autocast("cuda", torch.bfloat16):
+            made.hidden(text)
+    size = sum(n for storage, (n, _) in kept.items() if storage not in own)
+    assert most - 1 < size / 2**20 < most

@@ -255,22 +255,9 @@ def backend(
 
 
 @contextlib.contextmanager
-def pretended(capability: tuple[int, int] = (8, 0), memory: int = 80 << 30) -> Iterator[Machine]:
-    """Within it there is one CUDA device, of this compute capability and so many bytes."""
-    machine, real = Machine(capability), F.scaled_dot_product_attention
-
-    def attention(
-        q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
-        is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
-    ) -> Tensor:  # fmt: skip
-        options = {"is_causal": is_causal, "scale": scale}
-        if q.device.type == "cpu":
-            return real(q, k, v, attn_mask, dropout_p, enable_gqa=enable_gqa, **options)
-        machine.kernels[backend(q, k, v, attn_mask, dropout_p, enable_gqa, capability)] += 1
-        group = q.size(1) // k.size(1)
-        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        mathematics = aten._scaled_dot_product_attention_math
-        return mathematics(q, k, v, attn_mask, dropout_p, is_causal, None, scale=scale)[0]
+def patched(machine: Machine, memory: int = 80 << 30) -> Iterator[None]:
+    """Within it torch says that it has one CUDA device, of so many bytes."""
+    capability = machine.capability
 
     def wait(*_: object) -> None:
         machine.waits[f"synchronize at {asked_at()}"] += 1
@@ -305,6 +292,29 @@ def pretended(capability: tuple[int, int] = (8, 0), memory: int = 80 << 30) -> I
     with contextlib.ExitStack() as stack:
         for name, value in replaced.items():
             stack.enter_context(patch(f"torch.{name}", value))
+        yield
+
+
+@contextlib.contextmanager
+def pretended(capability: tuple[int, int] = (8, 0), memory: int = 80 << 30) -> Iterator[Machine]:
+    """Within it there is one CUDA device, of this compute capability and so many bytes."""
+    machine, real = Machine(capability), F.scaled_dot_product_attention
+
+    def attention(
+        q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+        is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    ) -> Tensor:  # fmt: skip
+        options = {"is_causal": is_causal, "scale": scale}
+        if q.device.type == "cpu":
+            return real(q, k, v, attn_mask, dropout_p, enable_gqa=enable_gqa, **options)
+        machine.kernels[backend(q, k, v, attn_mask, dropout_p, enable_gqa, capability)] += 1
+        group = q.size(1) // k.size(1)
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        mathematics = aten._scaled_dot_product_attention_math
+        return mathematics(q, k, v, attn_mask, dropout_p, is_causal, None, scale=scale)[0]
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(patched(machine, memory))
         stack.enter_context(patch.object(F, "scaled_dot_product_attention", attention))
         stack.enter_context(machine)
         lifted = torch._C._only_lift_cpu_tensors()
