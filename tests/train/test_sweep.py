@@ -493,6 +493,36 @@ def test_a_launcher_is_named_or_refused(
     assert "may have shared machines" in printed
 
 
+def test_a_job_of_a_cluster_saves_before_it_is_requeued(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("""
+import json, pathlib, signal, sys, time
+out = pathlib.Path(next(o for o in sys.argv if o.startswith("out="))[4:])
+def save(*_):
+    time.sleep(0.5)
+    (out / "status.json").write_text(json.dumps({"state": "interrupted", "reason": None, "last_step": 1}))
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+(out / "ready").touch()
+time.sleep(600)
+""")
+    (tmp_path / "run").mkdir()
+    program = f"""
+import pathlib, signal
+from train.sweep import hydra_launcher, processes
+processes.ROOT = pathlib.Path({str(tmp_path)!r})
+status = pathlib.Path({str(tmp_path / "run/status.json")!r})
+signal.signal(signal.SIGUSR2, lambda *_: print("requeued", status.read_text(), flush=True))
+hydra_launcher.child_task({{hydra_launcher.CHILD: "out={tmp_path}/run"}})
+"""
+    job = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert eventually(lambda: (tmp_path / "run/ready").exists())
+    job.send_signal(signal.SIGUSR2)
+    said, _ = job.communicate(timeout=HANG)
+    assert said.startswith('requeued {"state": "interrupted"')
+
+
 def test_runs_elsewhere_may_ask_for_a_device_that_is_not_here(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,12 +2,14 @@
 
 import os
 import shlex
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hydra import initialize_config_dir
@@ -89,10 +91,32 @@ def following(folders: list[Path], ended: Ended) -> Iterator[None]:
 
 
 def child_task(config: Any) -> None:
-    """The work of one job under another launcher: a child, waited for. A failure is in its folder."""
+    """The work of one job under another launcher: a child, waited for. A failure is in its folder.
+
+    A cluster's signals are passed on, and its launcher's own answer to them waits until the run has
+    saved.
+    """
     overrides = shlex.split(config[CHILD])
     while in_use(folder_of(overrides)):
         time.sleep(1)
     child = Child(overrides, Slot(sharing=0))
+    if threading.current_thread() is threading.main_thread():
+        for number in WARNINGS:
+            signal.signal(number, partial(pass_on, child, signal.getsignal(number)))
     while not child.ended():
         time.sleep(0.5)
+
+
+def pass_on(child: Child, before: Any, number: int, frame: FrameType | None) -> None:
+    """Have a run save and end, then do what the signal did `before`."""
+    child.stop()
+    while not child.ended():
+        time.sleep(0.1)
+    if callable(before):
+        before(number, frame)
+
+
+#: What a cluster sends before it ends a job.
+WARNINGS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
