@@ -11,9 +11,9 @@ import torch
 
 from cli.entry import run_command
 from compare.report.style import COLOURS, MARKERS, SETTINGS, Figure, canvas, legend, svg
+from model.attention import KERNELS
 from model.cost import training_kernels
 from train.config.compose import compose, group_of
-from train.config.options import KERNELS
 from train.config.schema import choose
 from train.measure import device as devices
 from train.measure.device import Device

@@ -104,9 +104,9 @@ class TimedOptimizer(Optimizer):
         super().__init__(step.model, step.optimizer.optimizers)
         self.timer = timer
 
-    def step(self, lr: float) -> None:
+    def step(self, lr: float, unless: Tensor | None = None) -> None:
         self.timer.stepping = True
-        super().step(lr)
+        super().step(lr, unless)
         self.timer.stepping = False
 
 
