@@ -2,6 +2,7 @@
 
   kills      SIGKILLs at random moments, in forks of a warmed process
   commands   the same to the real command
+  ranks      the same to one of the two processes of a run
   crashes    deaths at each write of a save (every so many: 1)
   flips      bits flipped in checkpoints and cached tokens
   cuts       files of them cut short
@@ -31,7 +32,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (2, 1)]  # the
 from damage import cuts, flips
 from fuzz import commanded_configs, configs, files
 from hostile import gadgets, pickles
-from kills import ROOT, Tally, commanded, crashes, random_kills, scene
+from kills import ROOT, Tally, commanded, crashes, in_two, one_of, random_kills, scene
 
 from train.measure.device import cpu_name
 from train.record.terminal import CONSOLE, printable
@@ -39,6 +40,7 @@ from train.record.terminal import CONSOLE, printable
 TRIALS = {
     "kills": 500,
     "commands": 50,
+    "ranks": 20,
     "crashes": 1,
     "flips": 1000,
     "cuts": 200,
@@ -67,6 +69,7 @@ def main(arguments: list[str]) -> int:
         campaigns = {
             "kills": lambda n: random_kills(here, n, seed),
             "commands": lambda n: random_kills(here, n, seed, commanded, longest=8.0),
+            "ranks": lambda n: random_kills(here, n, seed, in_two, longest=10.0, victim=one_of),
             "crashes": lambda n: crashes(here, every=n),
             "flips": lambda n: flips(here, n, seed),
             "cuts": lambda n: cuts(here, n, seed),

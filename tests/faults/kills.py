@@ -129,11 +129,25 @@ def forked(scene: Scene, out: Path, before: Callable[[], object] = lambda: None)
         os._exit(code)
 
 
-def commanded(scene: Scene, out: Path) -> int:
+def commanded(scene: Scene, out: Path, *further: str) -> int:
     """Train by the real command; its process id."""
-    command = [sys.executable, "train.py", *scene.overrides, f"out={out}", "resume=true"]
+    command = [sys.executable, "train.py", *scene.overrides, f"out={out}", "resume=true", *further]
     quiet = subprocess.DEVNULL
     return subprocess.Popen(command, cwd=ROOT, stdout=quiet, stderr=quiet).pid
+
+
+def in_two(scene: Scene, out: Path) -> int:
+    """Train by the real command in two processes; the process id of their leader."""
+    return commanded(scene, out, "gpus=2")
+
+
+def one_of(leader: int, draw: random.Random) -> int:
+    """The leader of a run's processes, or another of them."""
+    with contextlib.suppress(OSError):
+        children = Path(f"/proc/{leader}/task/{leader}/children").read_text().split()
+        named = [c for c in children if "train.py" in Path(f"/proc/{c}/cmdline").read_text()]
+        return draw.choice([leader, *map(int, named)])
+    return leader
 
 
 def ended(process: int, within: float, until: Callable[[], bool] = lambda: False) -> int | None:
@@ -154,6 +168,7 @@ def random_kills(
     seed: int,
     start: Callable[[Scene, Path], int] = forked,
     longest: float | None = None,
+    victim: Callable[[int, random.Random], int] = lambda process, draw: process,
 ) -> Tally:
     """SIGKILL runs at random moments, and again after they resume, until `kills` have landed.
 
@@ -171,9 +186,11 @@ def random_kills(
             code = ended(process, longest, until=lambda saving=out: bool(unfinished(saving)))
             time.sleep(draw.uniform(0, 0.003) if code is None else 0)
         if code is None:
-            os.kill(process, signal.SIGKILL)
+            killed = victim(process, draw)
+            os.kill(killed, signal.SIGKILL)
             os.waitpid(process, 0)
             tally.tried()
+            tally.note("not the leader", killed != process)
             tally.note("inside a save", bool(unfinished(out)))
             tally.faults += damage(scene, out)
         if code is not None or tally.trials == kills:

@@ -110,7 +110,7 @@ MUTATIONS = (
     Mutation(
         "micro-batches are not weighted by their rows",
         "train/step.py",
-        "* (len(x) / len(inputs))",
+        "* (counted(y) / number)",
         "/ self.accumulate",
         TRAINER,
         "accumulating",
@@ -118,8 +118,8 @@ MUTATIONS = (
     Mutation(
         "validation batches are not weighted by their tokens",
         "train/trainer.py",
-        "        loss = nats / tokens\n",
-        "        loss = nats / (tokens + 1)\n",
+        "        loss, text_bytes = nats / tokens, ",
+        "        loss, text_bytes = nats / (tokens + 1), ",
         "tests/train/test_record.py",
         "scoring_a_checkpoint",
     ),
@@ -142,8 +142,8 @@ MUTATIONS = (
     Mutation(
         "a loss that is not finite is trained on",
         "train/step.py",
-        "        if not math.isfinite(result.loss + result.grad_norm):",
-        "        if False:",
+        "        if not math.isfinite(result.loss + (result.grad_norm or 0))",
+        "        if False",
         TRAINER,
         "not_finite or diverging",
     ),
