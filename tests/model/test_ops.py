@@ -147,10 +147,10 @@ def test_attention_is_its_reference(dtype: torch.dtype, queries: int, biased: bo
         return attention_reference(*qkv, q_pos, k_pos, bias)
 
     assert_same(lambda *x: matmul_attention(*x, q_pos, k_pos, bias, 0.0), reference, q, k, v)
-    for copy_heads in (False, True):
+    for kernel in ("flash", "sdpa"):  # the latter copies KV heads
 
-        def fused(*qkv: Tensor, copy_heads: bool = copy_heads) -> Tensor:
-            return fused_attention(*qkv, mask, 0.0, is_causal=False, copy_heads=copy_heads)
+        def fused(*qkv: Tensor, kernel: str = kernel) -> Tensor:
+            return fused_attention(*qkv, mask, 0.0, is_causal=False, kernel=kernel)
 
         assert_same(fused, reference, q, k, v)
 

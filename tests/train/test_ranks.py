@@ -60,9 +60,10 @@ def others_of(leader: subprocess.Popen[str]) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "recipe", [["dtype=float32"], ["dtype=bfloat16"], ["dtype=float32", "model.dropout=0.1", "optim=muon"]],
+    "recipe",
+    [["dtype=float32"], ["dtype=bfloat16"], ["dtype=float32", "model.dropout=0.1", "optim=muon"]],
     ids=["float32", "bfloat16", "dropout"],
-)  # fmt: skip
+)
 def test_two_processes_have_the_losses_of_one_bit_for_bit(
     recipe: list[str], ask: list[str], tmp_path: Path
 ) -> None:

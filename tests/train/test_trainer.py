@@ -451,7 +451,7 @@ def test_what_cannot_be_measured_after_training_is_null(
     ("where", "words", "help_"),
     [
         ("train.step.next_token_loss", "CUDA error: out of memory", "while training: reduce batch_"),
-        ("train.trainer.nll", "CUDA out of memory. Tried to allocate 6.60 GiB", "GiB) while validating: reduce eval_batch_size"),
+        ("train.trainer.token_nll", "CUDA out of memory. Tried to allocate 6.60 GiB", "GiB) while validating: reduce eval_batch_size"),
         ("train.run.assemble", "CUBLAS_STATUS_ALLOC_FAILED when calling", "while building the model: make"),
     ],
 )  # fmt: skip

@@ -103,7 +103,7 @@ class Reporting:
 
 
 FIGURES = (
-    "training validation quality differences grid heads rates decoding length decode attention "
+    "training validation quality differences grid heads rates numbers decoding length decode attention "
     "attention_distance attention_maps answers "
     "answers_differences finetuning"
 ).split()

@@ -119,7 +119,7 @@ class Ranks:
         end = time.monotonic() + seconds
         while True:
             why = next((why for other in self.others if (why := other.failure())), None)
-            if why or time.monotonic() >= end:
+            if why or not self.others or time.monotonic() >= end:
                 return why
             time.sleep(0.05)
 
