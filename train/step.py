@@ -23,18 +23,14 @@ from train.setup.run_setup import Job
 class StepResult:
     """Mean loss of the batch in nats and gradient norm before clipping, and the learning rate.
 
-    With a scale of the loss, that too, and a norm of None if the step was `skipped`: its gradients
-    were beyond float16.
+    With a scale of the loss, that too, and a norm of None if the step was skipped: its gradients were
+    beyond float16.
     """
 
     loss: float
     grad_norm: float | None
     lr: float
     loss_scale: float | None = None
-
-    @property
-    def skipped(self) -> bool:
-        return self.grad_norm is None
 
     def record(self) -> dict[str, float | None]:
         """The values that are known."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from model.attention.kernel import AMPERE
 from train.config.schema import Config, choose
 from train.measure.device import fastest_dtype_at
 
@@ -49,7 +50,7 @@ def gpu_of(config: Config) -> Gpu | None:
     if kind != "cuda" or not name:
         return None
     gpu = choose("device=cuda:NAME, NAME", name, GPUS)
-    if config["dtype"] == "bfloat16" and gpu.capability < (8, 0):
+    if config["dtype"] == "bfloat16" and gpu.capability < AMPERE:
         raise ValueError(f"dtype=bfloat16: a {name} has no bfloat16; float16 and float32 work")
     return gpu
 

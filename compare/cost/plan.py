@@ -71,6 +71,7 @@ def rows_of(config: Config, gpu: Gpu | None) -> tuple[list[str], list[str], floa
     fits = held is not None and (there is None or held["total"] < there)
     step = step_seconds(config, vocab_size) if fits and gpu is None else None
     took = None if step is None else step * config["steps"]
+    timed = "fits" if gpu else number(None if step is None else 1e3 * step, ",.1f")
     tokens = config["steps"] * config["batch_size"] * counted.length
     training = [
         f"{counted.params:,}",
@@ -78,11 +79,7 @@ def rows_of(config: Config, gpu: Gpu | None) -> tuple[list[str], list[str], floa
         f"{counted.flops_per_token * tokens / 1e15:,.3f}",
         f"{held['total'] / 2**20:,.1f}" if held else f"over {spec.least_bytes / 2**20:,.0f}",
         f"{held['activations'] / 2**20:,.1f}" if held else "-",
-        number(None if step is None else 1e3 * step, ",.1f")
-        if fits and not gpu
-        else "fits"
-        if fits
-        else "does not fit",
+        timed if fits else "does not fit",
         "-" if took is None else duration(took),
     ]
     decoding = [

@@ -37,6 +37,7 @@ class Attention(nn.Module):
         self.layer, self.dropout = layer, shape.dropout
         self.prefix: nn.Module | None = None  # trained keys and values, see model/tuning/prefix.py
         self.n_heads, self.head_dim = shape.n_heads, shape.head_dim
+        self.key_dim = shape.head_dim  # channels of a query and of a key
 
     def forward(self, x: Tensor, positions: Positions, cache: LayerCache | None = None) -> Tensor:
         """Attend over x (B, T, D) -> (B, T, D); with a cache, x follows the tokens it holds."""
@@ -118,7 +119,7 @@ class Attention(nn.Module):
     @property
     def kernel_width(self) -> int:
         """Channels of a head in the attention kernel, of keys or of values, whichever are more."""
-        return self.head_dim
+        return max(self.key_dim, self.head_dim)
 
 
 class PairRefused(ValueError):

@@ -23,12 +23,10 @@ class GQA(Attention):
     """
 
     n_kv_heads: int
-    key_dim: int  # channels of a query and of a key
 
     def __init__(self, shape: Shape, layer: int, *, n_kv_heads: int | None, qk_norm: bool) -> None:
         super().__init__(shape, layer)
         self.n_kv_heads = kv_heads(shape, n_kv_heads)
-        self.key_dim = shape.head_dim
         kv_dim = self.n_kv_heads * shape.head_dim
         self.q = nn.Linear(shape.dim, shape.dim, bias=shape.bias)
         self.k = nn.Linear(shape.dim, kv_dim, bias=shape.bias)
@@ -65,7 +63,8 @@ class GQA(Attention):
 
     @property
     def crosses(self) -> bool:
-        return self.takes_prefix and type(self).finish is GQA.finish
+        own = (type(self).project, type(self).finish)  # which `cross` would leave out
+        return self.takes_prefix and own == (GQA.project, GQA.finish)
 
     def keys_values(self, x: Tensor, cache: LayerCache | None) -> tuple[Tensor, Tensor]:
         """Keys before rotation and values, each (B, Hkv, T, Dh); x follows the tokens of the cache."""
@@ -74,8 +73,9 @@ class GQA(Attention):
 
     @property
     def takes_prefix(self) -> bool:
-        """As long as a subclass neither reads keys elsewhere nor hides any."""
-        return type(self).forward is GQA.forward and type(self).attend is Attention.attend
+        """As long as a subclass neither reads keys elsewhere, nor hides any, nor has wider ones."""
+        own = (type(self).forward, type(self).attend)
+        return own == (GQA.forward, Attention.attend) and self.key_dim == self.head_dim
 
     def finish(self, y: Tensor, x: Tensor, v: Tensor) -> Tensor:
         """The heads' output (B, H, T, Dh) as `out` takes it; here y, what attention returned.
@@ -87,8 +87,9 @@ class GQA(Attention):
     def weights(self, x: Tensor, positions: Positions) -> Tensor:
         q, k, _ = self.project(x, positions)
         pos = positions.pos
-        bias = self.within(positions.bias)(pos, pos)
-        return attention_weights(q.float(), k.float(), pos, pos, bias)
+        return attention_weights(
+            q.float(), k.float(), pos, pos, self.within(positions.bias)(pos, pos)
+        )
 
     def within(self, bias: Bias) -> Bias:
         """The bias, and -inf for keys that this attention does not see; here it sees them all."""
@@ -103,10 +104,6 @@ class GQA(Attention):
     def cache_elements(self, length: int) -> int:
         """One key and one value per KV head and token."""
         return self.n_kv_heads * (self.key_dim + self.head_dim) * length
-
-    @property
-    def kernel_width(self) -> int:
-        return max(self.key_dim, self.head_dim)
 
     @property
     def pair_flops(self) -> int:

@@ -174,6 +174,9 @@ def test_checkpointing_changes_no_gradient(overrides):
         ("mha", ["model.n_layers=1", "model.bottleneck=4"], "needs n_layers of at least 2, not 1"),
         ("sliding", ["model.latents=4"], "first layer, not SlidingWindow; mha, gqa and mqa work"),
         ("exclusive", ["model.bottleneck=4"], "not ExclusiveAttention; mha, gqa and mqa work"),
+        ("forgetting", ["model.latents=4"], "not ForgettingAttention; mha, gqa and mqa work"),
+        ("multiplicative", ["model.latents=4"], "not Multiplicative.*; mha, gqa and mqa work"),
+        ("value_residual", ["model.bottleneck=4"], "not ValueResidual.*; mha, gqa and mqa work"),
         ("lstm", ["model.bottleneck=4"], "not LSTM; mha, gqa and mqa work"),
     ],
 )

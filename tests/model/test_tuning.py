@@ -221,6 +221,8 @@ def test_every_rank_is_evaluated_after_one_training(parent: Path, text: Path) ->
         ("tune=prefix tune.tokens=0", "tune.tokens=0 must be at least 1"),
         ("tune=prefix attn=mla", "MLA has no place for them"),
         ("tune=prefix attn=sliding", "SlidingWindow has no place for them"),
+        ("tune=prefix attn=forgetting", "ForgettingAttention has no place for them"),
+        ("tune=prefix attn=rank attn.rank=4", "Rank.* has no place for them"),
         ("tune=prompt pos=learned", "come before a context of 16, but learned positions end at 16"),
         ("tune=ptuning tune.width=0", "tune.width=0 must be at least 1"),
     ],

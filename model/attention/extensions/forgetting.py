@@ -30,6 +30,7 @@ class ForgettingAttention(GQA):
     def __init__(self, shape: Shape, layer: int, *, n_kv_heads: int | None, qk_norm: bool) -> None:
         super().__init__(shape, layer, n_kv_heads=n_kv_heads, qk_norm=qk_norm)
         self.forget = nn.Linear(shape.dim, self.n_kv_heads)
+        self.key_dim = self.head_dim + 4
 
     def project(
         self, x: Tensor, positions: Positions, cache: LayerCache | None = None
@@ -49,7 +50,7 @@ class ForgettingAttention(GQA):
         if cache is not None:
             cache.state = (parts[:, :, -1:].clone(),)
         mine = parts.detach().repeat_interleave(self.n_heads // self.n_kv_heads, dim=1)
-        width = self.kernel_width  # attention divides by its root
+        width = self.key_dim  # attention divides by its root
         one = q.new_full((1, 1, 1, 1), math.sqrt(width))
         q = torch.cat((q * math.sqrt(width / self.head_dim), mine, one.expand_as(mine)), dim=-1)
         return q, torch.cat((k, one.expand_as(parts), -parts), dim=-1), v
@@ -58,16 +59,7 @@ class ForgettingAttention(GQA):
 
     def cache_elements(self, length: int) -> int:
         """A key with four channels more and a value per KV head and token, and the last c."""
-        return self.n_kv_heads * ((2 * self.head_dim + 4) * length + 2)
-
-    @property
-    def kernel_width(self) -> int:
-        return self.head_dim + 4
-
-    @property
-    def pair_flops(self) -> int:
-        """FLOPs of a query of every head with one key of four channels more, and its value."""
-        return super().pair_flops + 2 * self.n_heads * 4
+        return super().cache_elements(length) + 2 * self.n_kv_heads
 
     def decode_flops(self, length: int, *, cached: bool = True) -> float:
         """As its parent's; without a cache, gates of the others are computed again."""
