@@ -93,7 +93,7 @@ class Trainer:
                 bar.step(self.step, self.losses[-1], self.tokens_per_second, left)
                 if number := self.job.ranks.most(self.received_signal or 0):
                     self.received_signal = signal.Signals(number)  # of any process, for all
-                self.check_signal()
+                    self.check_signal()  # one that came meanwhile waits: others do not know of it
 
     def train_step(self, warm: bool) -> None:
         """One optimizer step, timed and recorded."""

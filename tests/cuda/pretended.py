@@ -14,6 +14,7 @@ import ctypes
 import hashlib
 import importlib.util
 import subprocess
+import sys
 import tempfile
 import traceback
 from collections import Counter
@@ -85,10 +86,10 @@ PACKAGES = ("model", "data", "train", "compare")
 
 def asked_at() -> str:
     """The line of ours that is running: train/step.py:81."""
-    for frame in reversed(traceback.extract_stack()):
-        path = Path(frame.filename)
-        if path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in PACKAGES:
-            return f"{path.relative_to(ROOT)}:{frame.lineno}"
+    for frame, line in traceback.walk_stack(sys._getframe()):
+        package, _, rest = frame.f_code.co_filename.removeprefix(f"{ROOT}/").partition("/")
+        if package in PACKAGES:
+            return f"{package}/{rest}:{line}"
     return "elsewhere"
 
 

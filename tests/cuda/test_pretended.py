@@ -14,13 +14,15 @@ TESTS = [
     for node in ast.parse((HERE / "on_device.py").read_text()).body
     if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
 ]
+HALF = len(TESTS) // 2  # a process each: to begin one costs seconds
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the pretended GPU needs g++")
-@pytest.mark.parametrize("test", TESTS)
-def test_on_a_pretended_gpu(test: str) -> None:
+@pytest.mark.parametrize("tests", [TESTS[:HALF], TESTS[HALF:]], ids=["first", "second"])
+def test_on_a_pretended_gpu(tests: list[str]) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "pretended", "-o"]
-    command += ["pythonpath=. tests tests/cuda", f"{HERE / 'on_device.py'}::{test}"]
+    command += ["pythonpath=. tests tests/cuda"]
+    command += [f"{HERE / 'on_device.py'}::{test}" for test in tests]
     done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parents[1], check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "skipped" not in done.stdout.splitlines()[-1]

@@ -3,25 +3,27 @@
 import json
 import os
 import signal
-import subprocess
+import socket
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from kills import ended
 from tiny import HANG, RUN, build, eventually, tokens
 
 from model.loss import token_nll
 from train.config.compose import compose
 from train.config.schema import Config
 from train.parallel.ranks import SRUN, TORCHRUN, Ranks
-from train.record.run_log import records
+from train.record.run_log import Record, records
 from train.run import run_training, shared
-from train.setup.run_setup import check
+from train.setup.run_setup import assemble, check
+from train.trainer import Trainer, TrainingStopped
 
-ROOT = Path(__file__).resolve().parents[2]
 PLACE = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 Losses = list[tuple[int, str, float, float | None]]
 
@@ -40,23 +42,40 @@ def ask(text: Path, tmp_path: Path) -> list[str]:
     return [*RUN, "attn=gqa", "pos=rope", f"data.path={text}", f"data.cache={tmp_path}/cache"]
 
 
-def start(*overrides: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *overrides],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
-    )  # fmt: skip
+class Forked:
+    """A process of a run, as a fork of this one: it need not import torch again."""
+
+    def __init__(self, said: Path, *overrides: str, **variables: str) -> None:
+        config = compose(list(overrides))
+        self.said = said
+        self.process = os.fork()
+        if self.process:
+            return
+        code = 70
+        try:
+            os.environ.update(variables)
+            with said.open("w") as sink, redirect_stdout(sink), redirect_stderr(sink):
+                code = run_training(config)
+        finally:
+            os._exit(code)
+
+    def ended(self) -> tuple[int, str]:
+        """Its exit code and what it said."""
+        code = ended(self.process, HANG)
+        assert code is not None, self.said.read_text()
+        return code, self.said.read_text()
+
+    def others(self) -> list[int]:
+        """The processes that it started, of the same run."""
+        listed = Path(f"/proc/{self.process}/task/{self.process}/children").read_text().split()
+        commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in listed}
+        return [pid for pid, command in commands.items() if "train.py" in command]
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    said, _ = process.communicate(timeout=HANG)
-    return process.returncode, said
-
-
-def others_of(leader: subprocess.Popen[str]) -> list[int]:
-    """The process ids of the other processes of a run."""
-    children = Path(f"/proc/{leader.pid}/task/{leader.pid}/children").read_text().split()
-    commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
-    return [pid for pid, command in commands.items() if "train.py" in command]
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
 
 
 @pytest.mark.parametrize(
@@ -69,8 +88,16 @@ def test_two_processes_have_the_losses_of_one_bit_for_bit(
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run_training(compose([*ask, *recipe, "accumulate=2", f"out={whole}"])) == 0
-    code, said = ended(start(*ask, *recipe, "gpus=2", f"out={parts}"))
-    assert code == 0, said
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
+    both = [
+        Forked(
+            tmp_path / rank, *ask, *recipe, f"out={parts}", RANK=rank, LOCAL_RANK=rank, **meeting
+        )
+        for rank in "01"
+    ]
+    for process in both:
+        code, said = process.ended()
+        assert code == 0, said
     assert losses(parts) == losses(whole)
     for name in ("model", "optimizer"):
         one, two = (
@@ -89,12 +116,12 @@ def test_a_run_whose_processes_are_killed_goes_on_in_one(
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     long = ["steps=80", "save_every=20", "model.dropout=0.1", "accumulate=2"]
-    leader = start(*ask, *long, "gpus=2", f"out={parts}")
+    leader = Forked(tmp_path / "said", *ask, *long, "gpus=2", f"out={parts}")
     assert eventually(lambda: parts.is_dir() and len(losses(parts)) > 25)
-    others = others_of(leader)
+    others = leader.others()
     assert len(others) == 1
-    os.kill(others[0] if victim == "other" else leader.pid, signal.SIGKILL)
-    code, said = ended(leader)
+    os.kill(others[0] if victim == "other" else leader.process, signal.SIGKILL)
+    code, said = leader.ended()
     assert eventually(lambda: not Path(f"/proc/{others[0]}").exists())
     if victim == "other":
         assert code == 3
@@ -110,18 +137,38 @@ def test_a_run_whose_processes_are_killed_goes_on_in_one(
 def test_a_signal_to_one_process_stops_all_at_the_same_step(ask: list[str], tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     long = ["steps=60", "save_every=null", "accumulate=2"]
-    leader = start(*ask, *long, "gpus=2", f"out={parts}")
+    leader = Forked(tmp_path / "said", *ask, *long, "gpus=2", f"out={parts}")
     assert eventually(lambda: parts.is_dir() and len(losses(parts)) > 20)
-    os.kill(others_of(leader)[0], signal.SIGTERM)
-    code, said = ended(leader)
+    os.kill(leader.others()[0], signal.SIGTERM)
+    code, said = leader.ended()
     assert code == 128 + signal.SIGTERM, said
     assert status(parts)["state"] == "interrupted"
     stopped = status(parts)["last_step"]
     assert [p.name for p in (parts / "checkpoints").iterdir()] == [f"step_{stopped:06d}"]
-    code, said = ended(start(*ask, *long, "gpus=2", f"out={parts}", "resume=true"))
+    again = Forked(tmp_path / "again", *ask, *long, "gpus=2", f"out={parts}", "resume=true")
+    code, said = again.ended()
     assert code == 0, said
     assert run_training(compose([*ask, *long, f"out={whole}"])) == 0
     assert losses(parts) == losses(whole)
+
+
+def test_a_signal_that_others_do_not_know_of_waits_for_the_next_step(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that comes while the processes ask each other would otherwise stop one of them alone."""
+    trainer = Trainer(assemble(check(config())), Record(tmp_path / "run"))
+    real = Ranks.most
+
+    def most(ranks: Ranks, number: int) -> int:
+        found = real(ranks, number)
+        if trainer.step == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return found
+
+    monkeypatch.setattr(Ranks, "most", most)
+    with pytest.raises(TrainingStopped, match="SIGTERM"):
+        trainer.fit()
+    assert trainer.step == 4
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
