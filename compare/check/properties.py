@@ -251,8 +251,8 @@ def rotation(variant: TinyVariant) -> None:
 
 
 def one_graph(variant: TinyVariant) -> None:
-    """torch.compile captures the forward pass as one graph."""
-    model, x = variant.model(), variant.tokens(2, LENGTH)
+    """torch.compile captures the forward pass as one graph; two layers, for each is traced."""
+    model, x = variant.model("model.n_layers=2"), variant.tokens(2, LENGTH)
     torch.compiler.reset()
     with torch.no_grad(), variant.device.autocast():
         compiled = torch.compile(model, fullgraph=True, backend="eager")(x)
