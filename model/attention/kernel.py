@@ -8,6 +8,8 @@ math       torch's plain one, on CUDA
 sdpa       whatever torch takes
 """
 
+from typing import Any
+
 import torch
 
 from model.attention import KERNELS
@@ -96,6 +98,16 @@ def refusal(
     if width > 128 or width % 8:
         return f"takes heads of a multiple of 8 channels, at most 128, not {width}"
     return f"takes dropout of a multiple of 1/16, not {p}" if not (16 * p).is_integer() else ""
+
+
+def takes_window(
+    device: str, dtype: torch.dtype, *, width: int, biased: bool, p: float, asked: str
+) -> bool:
+    """True where the kernel of full attention can leave out the keys before a window: flash on CUDA."""
+    if device != "cuda" or p > 0 or width % 8:
+        return False
+    about: dict[str, Any] = {"width": width, "biased": biased, "p": p}
+    return choose_kernel(device, dtype, 0, **about, asked=asked) == "flash"
 
 
 def check_kernel(

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from model.attention.cache import LayerCache, RingCache
 from model.attention.grouped import GQA
+from model.attention.kernel import takes_window
 from model.ops.attention import Bias
+from model.ops.window_attention import window_attention
 from model.shape import Shape
 
 #: Minimum number of queries per block: smaller blocks compute fewer hidden pairs in more calls.
@@ -21,9 +23,9 @@ class SlidingWindow(GQA):
     """Grouped-query attention in which a token sees the last W tokens, itself included.
 
     Mistral's W (https://arxiv.org/abs/2310.06825); Longformer's w (Beltagy et al. 2020,
-    https://arxiv.org/abs/2004.05150) counts both sides: W = floor(w / 2) + 1. Queries are processed
-    in blocks, each against the keys within its reach, so time and memory are O(N W), and the cache
-    keeps W tokens. `window` None is half the context, max_len // 2 + 1; `n_kv_heads` None is n_heads.
+    https://arxiv.org/abs/2004.05150) counts both sides: W = floor(w / 2) + 1. Where the kernel takes
+    no window, queries are processed in blocks, each against the keys within its reach, so time and
+    memory are O(N W), and the cache keeps W tokens. `window` None is half the context, max_len // 2 + 1; `n_kv_heads` None is n_heads.
     Raises ValueError for a window below 1.
     """
 
@@ -46,6 +48,9 @@ class SlidingWindow(GQA):
     ) -> Tensor:
         if k.size(2) <= self.window:  # no key lies outside
             return super().attend(q, k, v, q_pos, k_pos, bias)
+        p, biased = self.dropout * self.training, bias(q_pos[:1], k_pos[:1]) is not None
+        if q.size(2) == k.size(2) and self.in_kernel(q.device.type, q.dtype, biased, p):
+            return window_attention(q, k, v, self.window)
         within = self.within(bias)
         sizes = self.blocks(q.size(2))
         if len(sizes) == 1:
@@ -60,6 +65,12 @@ class SlidingWindow(GQA):
         )
         attend = super().attend
         return torch.cat([attend(*block, within) for block in blocks], dim=2)
+
+    def in_kernel(self, device: str, dtype: torch.dtype, biased: bool, p: float) -> bool:
+        """True where the kernel of full attention takes a window."""
+        return takes_window(
+            device, dtype, width=self.kernel_width, biased=biased, p=p, asked=self.asked_kernel
+        )
 
     def within(self, bias: Bias) -> Bias:
         """The bias, and -inf for keys before the window."""
@@ -121,8 +132,11 @@ class SlidingWindow(GQA):
         return super().decode_flops(min(length, self.window - 1), cached=cached)
 
     def kernel(self, device: str, dtype: torch.dtype, length: int, biased: bool) -> str:
-        """The kernel of a block, which has a mask, where the sequence exceeds the window."""
-        if length <= self.window:
+        """The kernel of a block, which has a mask, where the sequence exceeds the window.
+
+        That of full attention where it takes the window.
+        """
+        if length <= self.window or self.in_kernel(device, dtype, biased, self.dropout):
             return super().kernel(device, dtype, length, biased)
         keys = min(length, max(BLOCK, self.window - 1) + self.window - 1)
         return super().kernel(device, dtype, keys, biased=True)

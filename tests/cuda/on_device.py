@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -176,7 +177,7 @@ TRACES = {"flash": "flash", "efficient": "fmha", "cudnn": "cudnn"}  # in the nam
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize(("attn", "pos"), [
-    ("mha", "rope"), ("gqa", "none"), ("mqa", "alibi"), ("gqa", "t5"), ("sliding", "rope"),
+    ("mha", "rope"), ("gqa", "none"), ("mqa", "alibi"), ("gqa", "t5"), ("sliding", "rope"), ("sliding", "none"),
     ("mla", "rope"), ("pattern", "pattern"), ("rank", "rope"), ("forgetting", "none"),
 ])  # fmt: skip
 def test_the_kernel_that_is_named_is_the_one_that_trains(
@@ -224,6 +225,31 @@ def test_the_kernel_that_is_asked_for_is_the_one_that_trains(
         with device.autocast():
             model(tokens(2, 16).to("cuda")).float().sum().backward()
         assert set(machine.kernels) == ({asked} - {"matmul"})
+
+
+def test_the_window_of_a_sliding_one_is_in_the_kernel(machine: "Machine | None") -> None:
+    """A step launches no more than 1.2 times the kernels of full attention, and computes the same."""
+    device, launched, logits = Device("cuda", torch.bfloat16), {}, {}
+    shape = ("model.max_len=512", "model.dim=64")
+    for attn, window in (("gqa", ()), ("sliding", ("attn.window=100",))):
+        variant = TinyVariant(
+            attn, "rope", device, overrides=(*shape, "attn.n_kv_heads=2", *window)
+        )
+        model, x = variant.model(spread=2.0).train(), variant.tokens(2, 512)
+        if machine:
+            machine.forget()
+        with device.autocast():
+            logits[attn] = model(x)
+            next_token_loss(model, x[:, :-1], x[:, 1:]).backward()
+        if machine:
+            launched[attn] = machine.launches
+            assert set(machine.kernels) == {"flash"}
+    on_cpu = replace(variant, device=Device("cpu", torch.bfloat16))
+    with on_cpu.device.autocast():
+        expected = on_cpu.model(spread=2.0)(x.cpu())
+    variant.require_close(logits["sliding"].cpu(), expected, "with the window in the kernel")
+    if machine:
+        assert launched["sliding"] <= 1.2 * launched["gqa"]
 
 
 @pytest.mark.parametrize(("attn", "pos"), [VARIANTS[n] for n in (1, 3, 6)])

@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import hashlib
 import importlib.util
+import math
 import subprocess
 import sys
 import tempfile
@@ -314,9 +315,31 @@ def pretended(capability: tuple[int, int] = (8, 0), memory: int = 80 << 30) -> I
         mathematics = aten._scaled_dot_product_attention_math
         return mathematics(q, k, v, attn_mask, dropout_p, is_causal, None, scale=scale)[0]
 
+    def window_attention(
+        q: Tensor, k: Tensor, v: Tensor, ends: Tensor, ends_of_keys: Tensor, length: int, keys: int,
+        *, scale: float, window_size: tuple[int, int], enable_gqa: bool,
+    ) -> Tensor:  # fmt: skip
+        """Of texts of one length."""
+        assert capability >= (8, 0)
+        assert q.dtype == k.dtype == v.dtype
+        assert q.dtype in (torch.bfloat16, torch.float16)
+        assert not q.size(-1) % 8
+        assert enable_gqa or q.size(1) == k.size(1)
+        machine.kernels["flash"] += 1
+        q, k, v = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in (q, k, v))
+        group, pos = q.size(1) // k.size(1), torch.arange(length)
+        back = pos[:, None] - pos
+        hidden = (back < 0) | (back > window_size[0])
+        mask = torch.zeros(hidden.shape, dtype=q.dtype).masked_fill_(hidden, -math.inf).to("cuda")
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        mathematics = aten._scaled_dot_product_attention_math
+        y = mathematics(q, k, v, mask, 0.0, False, None, scale=scale)[0]
+        return y.transpose(1, 2).flatten(0, 1)
+
     with contextlib.ExitStack() as stack:
         stack.enter_context(patched(machine, memory))
         stack.enter_context(patch.object(F, "scaled_dot_product_attention", attention))
+        stack.enter_context(patch("torch.nn.attention.varlen.varlen_attn", window_attention))
         stack.enter_context(machine)
         lifted = torch._C._only_lift_cpu_tensors()
         stack.callback(torch._C._set_only_lift_cpu_tensors, lifted)
