@@ -47,8 +47,11 @@ def run_training(config: Config) -> int:
     before = open_config(folder) if folder and state else None
     if before and not settings.resume:
         raise ValueError(f"out={folder} holds a run ({state}); set resume=true to continue it")
+    if before and settings.compile == "auto":
+        spec = check(config := config | {"compile": before["compile"]}, resuming=resuming)
     if settings.minutes is not None:  # chosen once: a resumed run keeps its steps
-        steps = before["steps"] if before else steps_within_minutes(spec.config)
+        asked = spec.config | {"compile": config["compile"]}
+        steps = before["steps"] if before else steps_within_minutes(asked)
         spec = check(config | {"steps": steps}, resuming=resuming)
     if folder and before:
         spec = with_recorded_threads(spec, folder)

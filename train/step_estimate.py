@@ -61,7 +61,7 @@ def step_seconds(config: Config, vocab_size: int) -> float | None:
     Doubles the rows of a micro-batch until they are all or the time is up; the time of further rows
     is taken to grow in proportion.
     """
-    spec = check(config)
+    spec = check(config | ({"compile": False} if config["compile"] == "auto" else {}))
     if spec.device.compiled:
         return None
     devices.set_up_process(spec.threads, spec.settings.tf32)

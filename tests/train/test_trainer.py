@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from train.config.schema import Config
+from train.measure.device import Device
 from train.record import checkpoint
 from train.record.run_folder import new_run_folder
 from train.record.run_log import Record, records
@@ -572,6 +573,20 @@ def test_a_run_interrupted_while_it_writes_its_sample_is_interrupted(
     assert json.loads((tmp_path / "a/status.json").read_text())["state"] == "interrupted"
     run(config("resume=true"), tmp_path / "a")
     assert (tmp_path / "a/sample.txt").read_text()
+
+
+def test_a_resumed_run_stays_compiled_or_not(
+    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever `auto` would come to now, on another device or for another number of steps."""
+    asked: list[bool] = []
+    monkeypatch.setattr(Device, "compile", lambda self, *_: asked.append(self.compiled))
+    auto = ["compile=auto", "optim.schedule=constant", "resume=true"]
+    assert run(config(*auto), tmp_path / "a")["compiled"] is False
+    assert json.loads((tmp_path / "a/config.json").read_text())["compile"] is False
+    run(config("compile=true"), tmp_path / "b")
+    assert run(config(*auto, "steps=16"), tmp_path / "b")["compiled"] is True
+    assert asked == [False, True, True]
 
 
 def test_a_resumed_run_keeps_its_threads(

@@ -101,6 +101,7 @@ def check(config: Config, *, resuming: bool = False) -> RunSpec:
     elements = settings.rows * model.shape.max_len * model.shape.dim
     try_model(config)
     config = config | vars(settings)  # numbers as their types: 1e1 rows are 10
+    config["compile"] = device.compiled  # what `auto` comes to
     objective_of(config)
     source, corpus = build_source(config["data"])
     if settings.init_from is not None and not resuming:
