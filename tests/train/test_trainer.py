@@ -584,7 +584,7 @@ def test_a_resumed_run_stays_compiled_or_not(
     auto = ["compile=auto", "optim.schedule=constant", "resume=true"]
     assert run(config(*auto), tmp_path / "a")["compiled"] is False
     assert json.loads((tmp_path / "a/config.json").read_text())["compile"] is False
-    run(config("compile=true"), tmp_path / "b")
+    run(config(*auto, "compile=true"), tmp_path / "b")
     assert run(config(*auto, "steps=16"), tmp_path / "b")["compiled"] is True
     assert asked == [False, True, True]
 
