@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -80,6 +81,7 @@ class Decoder:
         text = torch.randint(run.model.shape.vocab_size, (batch_size, context), generator=generator)
         self.run, self.text = run, text.to(run.device.name)
         self.cache = self.new_cache()
+        self.launch_s: list[float] = []  # seconds of each step until it was given to the device
 
     def new_cache(self) -> KVCache:
         """An empty cache for the whole text."""
@@ -100,8 +102,10 @@ class Decoder:
 
     def step(self, tokens: int = 1) -> Tensor:
         """Read the next tokens of the text into the cache."""
-        seen = len(self.cache)
-        return self.read(self.text[:, seen : seen + tokens], self.cache)
+        start, seen = perf_counter(), len(self.cache)
+        read = self.read(self.text[:, seen : seen + tokens], self.cache)
+        self.launch_s.append(perf_counter() - start)
+        return read
 
 
 @torch.no_grad()
@@ -130,12 +134,13 @@ def time_runs(
 
 def row_of(
     decoder: Decoder, first_s: list[float], step_s: list[float], uncached_s: list[float]
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Medians, interquartile ranges and rates, from times in seconds, and the bytes of the cache."""
     batch_size, context = decoder.text.shape
     first_ms, first_iqr = median_and_iqr_ms(first_s)
     step_ms, step_iqr = median_and_iqr_ms(step_s)
     uncached_ms, uncached_iqr = median_and_iqr_ms(uncached_s)
+    launched = 1e3 * statistics.median(decoder.launch_s[-len(step_s) :]) / step_ms
     return {
         "batch_size": batch_size,
         "context": context,
@@ -148,6 +153,8 @@ def row_of(
         "uncached_step_ms": uncached_ms,
         "uncached_step_ms_iqr": uncached_iqr,
         "times_as_fast_as_uncached": uncached_ms / step_ms,
+        # Of a step's time; near 1 the device waits for Python, and its times tell little of the cache.
+        "launch_share": None if decoder.run.device.name == "cpu" else launched,
         **cache_bytes(decoder),
     }
 

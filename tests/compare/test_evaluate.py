@@ -229,12 +229,22 @@ def test_decoding_is_timed_and_its_cache_counted_and_the_report_shows_it(
     for row in rows:
         size = row["batch_size"] * row["context"]
         assert row["cache_bytes"] == row["cache_bytes_analytic"] == size * 3 * 2 * 32 * 4
+        assert row.pop("launch_share") is None  # on a CPU a step is nothing else
         assert min(value for key, value in row.items() if not key.endswith("iqr")) > 0
     write([runs / "rope", runs / "learned"])
     report = (runs / "rope/report.md").read_text()
     assert "### Decoding speed" in report
     assert "### Attention heads" in report
     assert {"decode.svg", "attention.svg"} <= {p.name for p in (runs / "rope/figures").iterdir()}
+    assert "launching" not in report
+    decoded = json.loads((runs / "rope/eval/decode.json").read_text())
+    for row in decoded["rows"]:  # as of a GPU
+        row["launch_share"] = 0.97
+    (runs / "rope/eval/decode.json").write_text(json.dumps(decoded))
+    write([runs / "rope", runs / "learned"])
+    report = (runs / "rope/report.md").read_text()
+    assert "97%" in report.partition("### Decoding speed")[2].partition("###")[0]
+    assert "The device waits for Python" in report
 
 
 class Largest(TorchDispatchMode):

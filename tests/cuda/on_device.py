@@ -267,6 +267,8 @@ def test_evaluations_work(
         ["eval=decode", "contexts=[16]", "batch_sizes=[2]", "tokens=4", "repeats=2"],
     ):
         assert evaluate([f"run={tmp_path}/run", *ask]) == 0, capsys.readouterr().err
+    decoded = json.loads((tmp_path / "run/eval/decode.json").read_text())
+    assert all(0 < row["launch_share"] <= 1.5 for row in decoded["rows"])
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(

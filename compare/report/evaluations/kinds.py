@@ -146,28 +146,42 @@ DECODE = {
     "step ms, no cache": ("uncached_step_ms", ",.1f"),
     "speed-up": ("times_as_fast_as_uncached", ",.1f"),
     "cache MiB": ("cache_mib", ",.2f"),
+    "launching": ("launch_share", ".0%"),
 }
+LAUNCH_BOUND = 0.9  # of a step is launching it: the device waits for Python
+BOUND = (
+    "The device waits for Python to launch its work, in some of them nearly all of a step: those times "
+    "say how many kernels a variant has, not what its cache costs. Larger batches or contexts would say that."
+)
 
 
 def decode_rows(study: Study) -> pd.DataFrame:
     """The rows of each variant's first answer, by batch size and context."""
     rows = [
-        {"variant": v, **row, "cache_mib": row["cache_bytes"] / 2**20}
+        {
+            "variant": v,
+            "launch_share": None,  # unknown on a CPU and in older answers
+            **row,
+            "cache_mib": row["cache_bytes"] / 2**20,
+        }
         for v in study.variants
         for answer in answers_of(v, "decode")[:1]
         for row in answer["rows"]
     ]
     rows.sort(key=lambda row: (row["batch_size"], row["context"]))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"launch_share": float} if rows else {})
 
 
 def decode_table(study: Study) -> Rows:
-    """A row for each batch size, context and variant."""
+    """A row for each batch size, context and variant; on a GPU, with what of a step is launching it."""
+    rows = decode_rows(study)
+    known = not rows.empty and rows.launch_share.notna().any()
+    columns = {name: column for name, column in DECODE.items() if known or name != "launching"}
     cells = [
-        [row.variant.label, *(f"{row[key]:{digits}}" for key, digits in DECODE.values())]
-        for _, row in decode_rows(study).iterrows()
+        [row.variant.label, *(f"{row[key]:{digits}}" for key, digits in columns.values())]
+        for _, row in rows.iterrows()
     ]
-    return [["variant", *DECODE], *cells]
+    return [["variant", *columns], *cells]
 
 
 def decode_figure(study: Study, styles: Styles) -> Drawing | None:
@@ -191,10 +205,11 @@ def decode_figure(study: Study, styles: Styles) -> Drawing | None:
     left.set(xlabel="tokens in the cache", ylabel="tokens a second")
     right.set(xlabel="tokens in the cache", ylabel="KV cache, MiB")
     style.legend_below(figure, left)
+    bound = rows.launch_share.max() >= LAUNCH_BOUND
     return figure, (
         f"Decoding {batch} text{'s' if batch > 1 else ''} at once: tokens per second with the KV cache (thin) and when "
         "the whole text is processed again for each token (thick and pale), and the size of the cache. "
-        "Medians; the variants were measured interleaved."
+        "Medians; the variants were measured interleaved." + (f" {BOUND}" if bound else "")
     )
 
 
