@@ -51,7 +51,7 @@ def choose_kernel(
         return not refusal(kernel, device, dtype, width=width, biased=biased, p=p)
 
     half = dtype in HALF
-    if asked != "auto" and able(asked):
+    if asked not in ("auto", "fastest") and able(asked):
         return asked
     if device == "cpu":
         if decoding or not trained:
@@ -70,7 +70,7 @@ def refusal(
 
     On CUDA by the conditions of torch's dispatcher, which would silently take another kernel.
     """
-    if kernel in ("auto", "matmul", "sdpa"):
+    if kernel in ("auto", "fastest", "matmul", "sdpa"):
         return ""
     if device == "cpu":
         if kernel != "flash":
@@ -118,7 +118,7 @@ def check_kernel(
     if why:
         others = [
             name
-            for name in KERNELS[1:]
+            for name in KERNELS[2:]
             if not refusal(name, device, dtype, width=width, biased=biased, p=p)
         ]
         raise ValueError(f"kernel={asked} {why}; {', '.join(others)} work")

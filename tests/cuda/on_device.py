@@ -32,6 +32,7 @@ from train.run import run_training
 from train.setup.build import build_model
 from train.setup.run_setup import assemble, check
 from train.step import NonFinite, TrainStep
+from train.sweep.plan import plan_cells
 
 if TYPE_CHECKING:
     from pretended import Machine
@@ -225,6 +226,27 @@ def test_the_kernel_that_is_asked_for_is_the_one_that_trains(
         with device.autocast():
             model(tokens(2, 16).to("cuda")).float().sum().backward()
         assert set(machine.kernels) == ({asked} - {"matmul"})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ask", "found"),
+    [
+        ("bfloat16", ["attn=mha pos=rope", "attn=lstm pos=learned"], ["flash", "auto"]),
+        ("bfloat16", ["attn=mha pos=rope", "attn=gqa pos=alibi"], ["efficient", "efficient"]),
+        ("bfloat16", ["attn=mha kernel=fastest", "attn=gqa pos=alibi"], ["fastest", "efficient"]),
+        ("float32", ["attn=mha pos=rope", "attn=additive pos=none"], ["efficient", "auto"]),
+    ],
+)
+def test_the_runs_of_a_sweep_have_one_kernel(
+    dtype: str, ask: list[str], found: list[str], text: Path, tmp_path: Path,
+    machine: "Machine | None",
+) -> None:  # fmt: skip
+    places = [f"data.path={text}", f"data.cache={tmp_path}/cache", "device=cuda", f"dtype={dtype}"]
+    cells = [[*RUN, *places, *cell.split()] for cell in ask]
+    planned = plan_cells(cells, compose(cells[0]), tmp_path)
+    assert [cell.config["kernel"] for cell in planned] == found
+    for cell in planned:
+        assert compose(cell.overrides)["kernel"] == cell.config["kernel"]
 
 
 def test_the_window_of_a_sliding_one_is_in_the_kernel(machine: "Machine | None") -> None:

@@ -124,7 +124,7 @@ def check_kernel(model: Transformer, asked: str, device: Device) -> None:
     """Raise ValueError if a layer does not train with the kernel that is asked for."""
     kernels = training_kernels(model, device.name, device.dtype, model.shape.max_len)
     for layer, kernel in enumerate(kernels):
-        if asked not in ("auto", kernel):
+        if asked not in ("auto", "fastest", kernel):
             name = type(model.attention_layers[layer]).__name__
             raise ValueError(f"kernel={asked}: {name} computes by {kernel} alone")
         scheme = model.position.of_layer(layer)

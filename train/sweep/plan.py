@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from train.config.compose import compose
 from train.config.keys import IDENTITY, SHARED, origin_of, select
 from train.config.old_spellings import modernise
 from train.config.schema import Config
+from train.measure.device import select_device
 from train.setup.match import compose_matched
 from train.setup.run_setup import check, check_start
 from train.sweep.expand import cell_names, stages_of
@@ -43,6 +45,8 @@ def plan_cells(
 
     What depends on the device is not checked for runs that will not be `here`. A run that an earlier start of this sweep knew keeps its folder, whatever is beside it now.
     """
+    stages = (stage for cell in cells for stage in stages_of(cell, first))
+    kernel = common_kernel(map(compose, stages)) if here else None
     known = identities(known_runs(parent))
     taken = set(known.values())
     planned: list[Cell] = []
@@ -54,6 +58,9 @@ def plan_cells(
                 width = before.config["model"]["ff_dim"]
                 overrides = [*overrides, "match=null", f"model.ff_dim={width}"]
             composed = compose_matched(overrides)
+            if kernel and composed["kernel"] == "auto" and trains_with(composed, kernel):
+                overrides = [*overrides, f"kernel={kernel}"]
+                composed = composed | {"kernel": kernel}
             for key in SHARED:
                 if composed[key] != first[key]:
                     raise ValueError(
@@ -93,6 +100,35 @@ def plan_cells(
             )
             planned.append(before)
     return sorted(planned, key=lambda cell: (cell.stage, cell.config["seed"]))  # stable
+
+
+def common_kernel(configs: Iterable[Config]) -> str | None:
+    """The fastest attention kernel that all of these runs on CUDA can train with; None elsewhere.
+
+    Of those that ask for none. Times of runs would otherwise compare kernels: flash takes no bias. Runs
+    that no kernel of torch's can do are left out.
+    """
+    asking = [
+        config
+        for config in configs
+        if config["kernel"] == "auto"
+        and select_device(config["device"], config["dtype"]).name == "cuda"
+    ]
+    able = {
+        kernel: [number for number, config in enumerate(asking) if trains_with(config, kernel)]
+        for kernel in (("flash", "efficient", "math") if asking else ())
+    }
+    some = sorted(set().union(*able.values()))
+    return next((kernel for kernel, runs in able.items() if runs and runs == some), None)
+
+
+def trains_with(config: Config, kernel: str) -> bool:
+    """Whether a run can train with this attention kernel."""
+    try:
+        check(config | {"kernel": kernel})
+    except ValueError:
+        return False
+    return True
 
 
 def identity(config: Config, parent: str | None) -> str:
