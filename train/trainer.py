@@ -25,6 +25,7 @@ from train.step_estimate import steps_of_validation
 
 WARMUP_STEPS = 5  # of each process, timed apart; at most a quarter of its steps
 TIMED_STEPS = 3  # after warm-up, before a run says how long it takes
+SAVE_STEPS, SAVE_SECONDS = 200, 300.0  # between checkpoints with save_every=auto, CPU and GPU
 AVERAGED_STEPS = 50  # last steps, whose mean is the training loss
 
 
@@ -51,7 +52,7 @@ class Trainer:
         self.timer = StepTimer()
         graphs = job.device.uses_graphs(job.model, job.settings.accumulate)
         self.peaks = PeakMemory(graphs=graphs)
-        self.started = perf_counter()
+        self.started = self.saved = perf_counter()
         self.received_signal: signal.Signals | None = None
 
     def fit(self) -> None:
@@ -78,7 +79,7 @@ class Trainer:
                 if due(self.step, settings.eval_every, last):
                     bar.doing("validating")
                     self.validate(on_batch)
-                if due(self.step, settings.save_every, last) and self.step > first:
+                if self.due_to_save(last) and self.step > first:
                     bar.doing("saving")
                     self.save()
                 if last:
@@ -222,12 +223,20 @@ class Trainer:
         }
         self.record.log(entry | values)
 
+    def due_to_save(self, last: bool) -> bool:
+        """Whether it is time for a checkpoint; steps of a GPU are too fast to count them for that."""
+        every = self.job.settings.save_every
+        if every == "auto" and self.job.device.name != "cpu":
+            return last or perf_counter() - self.saved >= SAVE_SECONDS
+        return due(self.step, SAVE_STEPS if isinstance(every, str) else every, last)
+
     def save(self) -> None:
         """Write a checkpoint. Raises TrainingStopped, with earlier ones intact, if the disk is full."""
         if not self.job.ranks.leader:
             return
         self.record.sync()
         self.timer.wall_seconds, self.started = self.wall_seconds, perf_counter()
+        self.saved = self.started
         try:
             checkpoint.save(
                 self.record.folder,

@@ -228,6 +228,16 @@ def test_the_kernel_that_is_asked_for_is_the_one_that_trains(
         assert set(machine.kernels) == ({asked} - {"matmul"})
 
 
+@pytest.mark.parametrize(("seconds", "saved"), [(0.0, [1, 2, 3, 4]), (300.0, [4])])
+def test_checkpoints_come_by_time(
+    seconds: float, saved: list[int], tiny: Any, tmp_path: Path, machine: "Machine | None"
+) -> None:
+    with patch("train.trainer.SAVE_SECONDS", seconds):
+        assert run_training(tiny("save_every=auto", "steps=4", "eval_every=null", "keep=9")) == 0
+    found = sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir())
+    assert found == [f"step_{step:06d}" for step in saved]
+
+
 @pytest.mark.parametrize(
     ("dtype", "ask", "found"),
     [

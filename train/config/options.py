@@ -24,7 +24,7 @@ class Settings:
     gpus: int
     eval_every: int | None
     eval_batch_size: int
-    save_every: int | None
+    save_every: int | str | None
     keep: int
     log_every: int
     resume: bool
@@ -43,7 +43,11 @@ class Settings:
     def __post_init__(self) -> None:
         at_least(0, self, "steps", "seed")
         at_least(1, self, "batch_size", "accumulate", "gpus", "eval_every", "eval_batch_size")
-        at_least(1, self, "save_every", "keep", "log_every", "threads")
+        at_least(1, self, "keep", "log_every", "threads")
+        if isinstance(self.save_every, str):
+            choose("save_every", self.save_every, dict.fromkeys(["auto"]))
+        else:
+            at_least(1, self, "save_every")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes={self.minutes:g} must be above 0, or null for no limit")
         if self.accumulate > self.batch_size:

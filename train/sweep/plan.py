@@ -45,8 +45,8 @@ def plan_cells(
 
     What depends on the device is not checked for runs that will not be `here`. A run that an earlier start of this sweep knew keeps its folder, whatever is beside it now.
     """
-    stages = (stage for cell in cells for stage in stages_of(cell, first))
-    kernel = common_kernel(map(compose, stages)) if here else None
+    each = (stage for cell in cells for stage in stages_of(cell, first))
+    kernel = common_kernel(map(compose, each)) if here else None
     known = identities(known_runs(parent))
     taken = set(known.values())
     planned: list[Cell] = []
