@@ -107,7 +107,7 @@ def nll_of_rows(
     for x, y in zip(inputs.split(batch_size), targets.split(batch_size), strict=True):
         on_batch()
         losses = row_losses(model, x.to(device), y.to(device))
-        nats += losses.sum(dtype=torch.float64).cpu()
+        nats += losses.cpu().sum(dtype=torch.float64)  # MPS has no float64
     return nats.item(), int((targets != IGNORED).sum())
 
 

@@ -107,7 +107,8 @@ class TrainStep:
             factor = self.scale.scale.clone()
             found = self.scale.unscale(parameters)
             self.scale.update(found)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip, foreach=True)
+        at_once = self.device.name != "mps" or None  # torch refuses to promise it there
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip, foreach=at_once)
         numbers = torch.stack((loss, norm.to(loss.dtype), factor))
         lr = self.schedule(step)
         self.optimizer.step(lr, unless=~numbers.isfinite().all())

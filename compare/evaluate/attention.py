@@ -147,7 +147,7 @@ class LayerReadouts:
             "mass": by_distance(weights, distance, len(pos)),
         }
         for name, term in terms.items():  # (B, H, Q, ...)
-            self.sums[name] = self.sums.get(name, 0) + term.sum(dim=(0, 2)).double().cpu()
+            self.sums[name] = self.sums.get(name, 0) + term.sum(dim=(0, 2)).cpu().double()
 
     @property
     def means(self) -> dict[str, list[float]]:

@@ -37,6 +37,7 @@ from train.sweep.plan import plan_cells
 if TYPE_CHECKING:
     from pretended import Machine
 
+DEVICE = getattr(sys.modules.get("pretended"), "DEVICE", "cuda")  # or mps, for some of the tests
 VARIANTS = [
     ("mha", "learned"),
     ("gqa", "rope"),
@@ -57,7 +58,7 @@ def tiny(text: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
     def make(*overrides: str) -> dict[str, Any]:
         places = [f"data.path={text}", f"data.cache={tmp_path}/cache", f"out={tmp_path}/run"]
-        return compose([*RUN, *places, "device=cuda", "dtype=float32", *overrides])
+        return compose([*RUN, *places, f"device={DEVICE}", "dtype=float32", *overrides])
 
     return make
 
@@ -68,7 +69,7 @@ def test_a_run_has_the_losses_of_the_cpu(
 ) -> None:
     """Training, validation, checkpoints, the sample and all that is measured."""
     found = {}
-    for device in ("cpu", "cuda"):
+    for device in ("cpu", DEVICE):
         out = tmp_path / device
         ask = (f"attn={attn}", f"pos={pos}", f"device={device}", f"out={out}", "steps=4")
         assert run_training(tiny(*ask)) == 0
@@ -78,8 +79,8 @@ def test_a_run_has_the_losses_of_the_cpu(
             if value is None and key in ("kv_cache_bytes_per_token", "attention_ms", "step_ms")
         ]  # fmt: skip
         assert not missing
-    assert found["cuda"] == pytest.approx(found["cpu"], rel=1e-5)
-    samples = [(tmp_path / device / "sample.txt").read_text() for device in ("cpu", "cuda")]
+    assert found[DEVICE] == pytest.approx(found["cpu"], rel=1e-5)
+    samples = [(tmp_path / device / "sample.txt").read_text() for device in ("cpu", DEVICE)]
     assert samples[0] == samples[1]
 
 
@@ -287,7 +288,7 @@ def test_the_window_of_a_sliding_one_is_in_the_kernel(machine: "Machine | None")
 @pytest.mark.parametrize(("attn", "pos"), [VARIANTS[n] for n in (1, 3, 6)])
 def test_the_properties_of_a_variant_hold(attn: str, pos: str, machine: "Machine | None") -> None:
     for holds in (causality, gradients, decoding, cache_bytes, training):
-        holds(TinyVariant(attn, pos, Device("cuda", torch.float32)))
+        holds(TinyVariant(attn, pos, Device(DEVICE, torch.float32)))
 
 
 def test_evaluations_work(
@@ -296,11 +297,22 @@ def test_evaluations_work(
     assert run_training(tiny("attn=gqa", "pos=rope")) == 0
     for ask in (
         ["eval=perplexity"],
+        ["eval=attention", "num_windows=1"],
         ["eval=decode", "contexts=[16]", "batch_sizes=[2]", "tokens=4", "repeats=2"],
     ):
         assert evaluate([f"run={tmp_path}/run", *ask]) == 0, capsys.readouterr().err
     decoded = json.loads((tmp_path / "run/eval/decode.json").read_text())
     assert all(0 < row["launch_share"] <= 1.5 for row in decoded["rows"])
+
+
+def test_questions_are_answered(
+    tiny: Any, tmp_path: Path, machine: "Machine | None", capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = ["data=people", "data.part=questions", "data.people=40", "objective=answers", "steps=2"]
+    places = [f"data.cache={tmp_path}/cache", f"out={tmp_path}/run", f"device={DEVICE}"]
+    of_run = [o for o in RUN if not o.startswith(("data", "device"))]
+    assert run_training(compose([*of_run, *places, *ask, "model.max_len=40"])) == 0
+    assert evaluate([f"run={tmp_path}/run", "eval=answers"]) == 0, capsys.readouterr().err
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(

@@ -1,5 +1,7 @@
 """A CUDA device that computes on the CPU: `device=cuda` with its real numbers, without a GPU.
 
+PRETENDED_DEVICE=mps makes it an Apple one, which knows no float64 and has the operations that torch lists.
+
 A tensor there is a wrapper that says cuda:0 and holds a tensor of the CPU. What mixes the two is
 refused as CUDA refuses it; what makes the host wait is counted, with the line that asked for it; of
 each fused attention, the kernel that torch would run on such a GPU is noted. It has no streams, no
@@ -11,9 +13,11 @@ once.
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import importlib.util
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -27,6 +31,7 @@ from typing import Any, Self
 from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[2]
+DEVICE = os.environ.get("PRETENDED_DEVICE", "cuda")  # or mps
 
 
 def load_stub() -> None:
@@ -95,7 +100,7 @@ def asked_at() -> str:
 
 
 class DeviceTensor(Tensor):
-    """A tensor that says it is on cuda:0; `inner` is where it is."""
+    """A tensor that says it is on the device; `inner` is where it is."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
     inner: Tensor
@@ -108,7 +113,7 @@ class DeviceTensor(Tensor):
             strides=inner.stride(),
             storage_offset=inner.storage_offset(),
             dtype=inner.dtype,
-            device="cuda:0",
+            device=f"{DEVICE}:0",
         )
 
     def __init__(self, inner: Tensor) -> None:
@@ -176,7 +181,7 @@ class Machine(TorchDispatchMode):
             return False
         if op is aten._pin_memory:
             return args[0].clone()
-        if not here and to != "cuda":
+        if not here and to != DEVICE:
             return func(*args, **kwargs)
         self.note(func, args, kwargs, tensors, to)
         if to:
@@ -187,6 +192,8 @@ class Machine(TorchDispatchMode):
             return out
         if func._schema.is_mutable and isinstance(out, Tensor):
             return args[0]
+        if DEVICE == "mps":
+            refuse_on_mps(func, out)
         wrapped = pytree.tree_map_only(Tensor, DeviceTensor, out)
         if any(r.alias_info for r in func._schema.returns) and not func._schema.is_mutable:
             return return_and_correct_aliasing(func, args, kwargs, wrapped)
@@ -201,20 +208,52 @@ class Machine(TorchDispatchMode):
         others = [x for x in tensors if not isinstance(x, DeviceTensor) and x.dim() > 0]
         indexed = op is aten.index and not isinstance(args[0], DeviceTensor)
         if here and others and (op not in MIXING or indexed):
-            raise RuntimeError(f"{func} mixes cuda:0 and the CPU at {asked_at()}")
+            raise RuntimeError(f"{func} mixes {DEVICE}:0 and the CPU at {asked_at()}")
         by_mask = op is aten.index and any(
             isinstance(x, Tensor) and x.dtype is torch.bool for x in args[1]
         )
         if here and (op in WAITING or by_mask or (others and op is not aten._to_copy)):
             self.waits[f"{op.__name__} at {asked_at()}"] += 1
         if op is aten._to_copy:
-            if to and to != ("cuda" if here else "cpu"):
+            if to and to != (DEVICE if here else "cpu"):
                 counter = self.copies if kwargs.get("non_blocking") else self.waits
                 counter[f"copy to {to} at {asked_at()}"] += 1
             elif kwargs.get("dtype") not in (None, args[0].dtype):
                 self.casts[asked_at()] += 1
         views = any(r.alias_info for r in func._schema.returns) and not func._schema.is_mutable
         self.launches += not views and op not in (aten._local_scalar_dense, aten.detach)
+
+
+@functools.cache
+def on_mps() -> frozenset[str]:
+    """The operations that torch has a kernel for on MPS, or that are made of others, by its own list."""
+    import torchgen
+    import yaml
+
+    listed = Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml"
+    entries = {
+        entry["func"].partition("(")[0]: entry for entry in yaml.safe_load(listed.read_text())
+    }
+
+    def has(entry: dict[str, Any]) -> bool:
+        if delegate := entry.get("structured_delegate"):
+            return has(entries[delegate])
+        keys = {key.strip() for keys in entry.get("dispatch", {}) for key in keys.split(",")}
+        composite = {"CompositeExplicitAutograd", "CompositeImplicitAutograd", "MPS"}
+        non_functional = "CompositeExplicitAutogradNonFunctional"
+        return not keys or bool(keys & {*composite, non_functional})
+
+    return frozenset(name for name, entry in entries.items() if has(entry))
+
+
+def refuse_on_mps(func: Any, out: Any) -> None:
+    """Raise what torch raises on MPS for float64 and for operations without a kernel there."""
+    if any(x.dtype is torch.float64 for x in pytree.tree_leaves(out) if isinstance(x, Tensor)):
+        raise TypeError(f"MPS has no float64: {func} at {asked_at()}")
+    name = func._schema.name.removeprefix("aten::")
+    name += f".{func._overloadname}" if func._overloadname != "default" else ""
+    if func.namespace == "aten" and name not in on_mps():
+        raise NotImplementedError(f"{func} has no kernel on MPS, at {asked_at()}")
 
 
 def backend(
@@ -298,8 +337,27 @@ def patched(machine: Machine, memory: int = 80 << 30) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def patched_mps(machine: Machine) -> Iterator[None]:
+    """Within it torch says that it has an Apple GPU."""
+
+    def wait(*_: object) -> None:
+        machine.waits[f"synchronize at {asked_at()}"] += 1
+
+    replaced = {
+        "backends.mps.is_available": lambda: True,
+        "mps.manual_seed": lambda seed: None,
+        "mps.synchronize": wait,
+        "accelerator.synchronize": wait,
+    }
+    with contextlib.ExitStack() as stack:
+        for name, value in replaced.items():
+            stack.enter_context(patch(f"torch.{name}", value))
+        yield
+
+
+@contextlib.contextmanager
 def pretended(capability: tuple[int, int] = (8, 0), memory: int = 80 << 30) -> Iterator[Machine]:
-    """Within it there is one CUDA device, of this compute capability and so many bytes."""
+    """Within it there is one device; of CUDA, with this compute capability and so many bytes."""
     machine, real = Machine(capability), F.scaled_dot_product_attention
 
     def attention(
@@ -309,7 +367,9 @@ def pretended(capability: tuple[int, int] = (8, 0), memory: int = 80 << 30) -> I
         options = {"is_causal": is_causal, "scale": scale}
         if q.device.type == "cpu":
             return real(q, k, v, attn_mask, dropout_p, enable_gqa=enable_gqa, **options)
-        machine.kernels[backend(q, k, v, attn_mask, dropout_p, enable_gqa, capability)] += 1
+        if DEVICE == "cuda":
+            kernel = backend(q, k, v, attn_mask, dropout_p, enable_gqa, capability)
+            machine.kernels[kernel] += 1
         group = q.size(1) // k.size(1)
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
         mathematics = aten._scaled_dot_product_attention_math
@@ -337,7 +397,7 @@ def pretended(capability: tuple[int, int] = (8, 0), memory: int = 80 << 30) -> I
         return y.transpose(1, 2).flatten(0, 1)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(patched(machine, memory))
+        stack.enter_context(patched(machine, memory) if DEVICE == "cuda" else patched_mps(machine))
         stack.enter_context(patch.object(F, "scaled_dot_product_attention", attention))
         stack.enter_context(patch("torch.nn.attention.varlen.varlen_attn", window_attention))
         stack.enter_context(machine)
