@@ -21,6 +21,7 @@ from train.record.run_log import records
 from train.run import run_training
 from train.setup.match import baseline_of, compose_matched
 from train.sweep import display
+from train.sweep.apart import apart
 from train.sweep.display import Board, Watched
 from train.sweep.expand import cells_of
 from train.sweep.plan import Cell, plan_cells
@@ -466,6 +467,17 @@ def test_one_experiment_is_a_whole_sweep(monkeypatch: pytest.MonkeyPatch) -> Non
     for experiment in ("grid", "lr", *(f"coursework/{name}" for name in coursework)):
         assert train([f"experiment={experiment}"]) == 0
     assert asked == [27, 12, 4, 8, 6, 4]
+
+
+def test_what_may_start_a_gpu_is_done_in_another_process() -> None:
+    with apart(gpus=True) as ask:
+        first, second = ask(os.getpid), ask(os.getpid)
+        with pytest.raises(ValueError, match="invalid literal"):
+            ask(int, "seven")
+    assert first == second != os.getpid()
+    assert not Path(f"/proc/{first}").exists()
+    with apart(gpus=False) as ask:
+        assert ask(os.getpid) == os.getpid()
 
 
 def test_a_launcher_is_named_or_refused(

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from train.config.schema import Config
 from train.record.run_folder import load_summary
 from train.record.terminal import say
 from train.setup.match import baseline_of
+from train.sweep.apart import apart
 from train.sweep.display import Board, Watched
 from train.sweep.hydra_launcher import elsewhere
 from train.sweep.plan import Cell, known_runs, plan_cells
@@ -41,35 +43,37 @@ def sweep(
     first = compose(cells[0])
     name = first["name"] or time.strftime("%Y%m%d-%H%M%S")
     parent = Path(str(first["out"] or Path("outputs/sweeps") / str(name)))
-    planned = plan_cells(cells, first, parent, here=not launcher)
-    if launcher and settings.jobs not in ("auto", 1):
-        raise ValueError(
-            f"jobs={settings.jobs} is for runs on this machine; {launcher[0]} has keys of its own"
-        )
-    there = elsewhere(launcher, parent / ".hydra") if launcher else None
-    parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(parent / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ValueError(f"{parent} is in use by another sweep") from error
-    try:
-        write_manifest(parent, planned, first, first["baseline"] or baseline_of(cells[0]))
-        todo = [cell for cell in planned if to_do(cell, settings.retry)]
-        if len(todo) < len(planned):
-            say(f"{len(planned) - len(todo)} of {len(planned)} runs need nothing more")
-        runs = [(cell.name, cell.config) for cell in todo]
-        each = max(cell.config["gpus"] for cell in planned)
-        places = slots(settings.jobs, [] if there else visible_gpus(first["device"]), each)
-        seconds = forecast(runs, len(places)) if runs and not there else {}
-        run_all(planned, todo, seconds, there, places, safely(report))
-        verdict = safely(report)(parent)
-    except Stop as stop:
-        place = f"name={first['name']}" if first["name"] else f"out={parent}"
-        say(f"interrupted; the same command with {place} goes on")
-        return 128 + int(stop.args[0])
-    finally:
-        lock.release()
+    gpus = [] if launcher else visible_gpus(first["device"])
+    with ExitStack() as held:
+        with apart(bool(gpus)) as ask:
+            planned = ask(plan_cells, cells, first, parent, here=not launcher)
+            if launcher and settings.jobs not in ("auto", 1):
+                raise ValueError(
+                    f"jobs={settings.jobs} is for runs on this machine; {launcher[0]} has keys of "
+                    "its own"
+                )
+            there = elsewhere(launcher, parent / ".hydra") if launcher else None
+            parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(parent / ".lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout as error:
+                raise ValueError(f"{parent} is in use by another sweep") from error
+            held.callback(lock.release)
+            write_manifest(parent, planned, first, first["baseline"] or baseline_of(cells[0]))
+            todo = [cell for cell in planned if to_do(cell, settings.retry)]
+            if len(todo) < len(planned):
+                say(f"{len(planned) - len(todo)} of {len(planned)} runs need nothing more")
+            runs = [(cell.name, cell.config) for cell in todo]
+            places = slots(settings.jobs, gpus, max(cell.config["gpus"] for cell in planned))
+            seconds = ask(forecast, runs, len(places)) if runs and not there else {}
+        try:
+            run_all(planned, todo, seconds, there, places, safely(report))
+            verdict = safely(report)(parent)
+        except Stop as stop:
+            place = f"name={first['name']}" if first["name"] else f"out={parent}"
+            say(f"interrupted; the same command with {place} goes on")
+            return 128 + int(stop.args[0])
     failed = 0
     for cell in planned:
         found = state(cell.folder)
