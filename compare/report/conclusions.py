@@ -1,6 +1,7 @@
 """The conclusions of a study in sentences, and the methods behind its numbers."""
 
 import math
+import shlex
 
 from compare.cost.counts import decoding_costs
 from compare.report.analysis import Comparison, Study
@@ -133,4 +134,6 @@ def methods(study: Study) -> list[str]:
         "test does not hold. Choose the number of seeds in advance: adding seeds until a difference is "
         "significant finds one in the end.",
         *matched,
+        f"To train the first run again from its record, and compare every loss: "
+        f"python -m cli.reproduce {shlex.quote(str(first.folder))}",
     ]
