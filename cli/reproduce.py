@@ -10,7 +10,7 @@ USAGE = """\
 Train a finished run again from what its folder records (config, seed, threads, dtype), and compare
 every loss and gradient norm.
 
-  python -m cli.reproduce RUN [to=DIR]       to: folder of the new run; outputs/reproduced/ by default
+  python -m cli.reproduce run=DIR [to=DIR]   to: folder of the new run; outputs/reproduced/ by default
 
 With the code and the machine of then, every bit has to agree. Elsewhere the losses of the first ten
 steps have to agree within 1 %, and the last validation within 0.02 nats. The run's text has to be
@@ -23,15 +23,15 @@ def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
-    folders = [Path(a) for a in arguments if "=" not in a]
-    options = dict(a.split("=", 1) for a in arguments if "=" in a)
-    if unknown := options.keys() - {"to"}:
-        raise ValueError(f"{min(unknown)}: no such key; known: to")
-    if len(folders) != 1:
-        raise ValueError(f"reproduces one run at a time, and {len(folders)} are named")
-    to = Path(options.get("to") or Path("outputs/reproduced") / folders[0].resolve().name)
-    found = reproduce(folders[0], to)
-    print(f"\n{folders[0]}: {'' if found.reproduced else 'not '}reproduced: {found.words}")
+    options = dict(a.partition("=")[::2] for a in arguments)
+    if unknown := options.keys() - {"run", "to"}:
+        raise ValueError(f"{min(unknown)}: no such key; known: run, to")
+    if not options.get("run"):
+        raise ValueError("run=DIR is missing: the folder of a finished run")
+    run = Path(options["run"])
+    to = Path(options.get("to") or Path("outputs/reproduced") / run.resolve().name)
+    found = reproduce(run, to)
+    print(f"\n{run}: {'' if found.reproduced else 'not '}reproduced: {found.words}")
     return 0 if found.reproduced else 1
 
 

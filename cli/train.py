@@ -6,7 +6,7 @@ from cli.entry import help_page
 from train.config.compose import keys_set
 from train.config.schema import fits
 from train.setup.match import compose_matched
-from train.sweep.expand import cell_names, cells_of, settings_of, stages_of
+from train.sweep.expand import cell_names, cells_of, settings_of, stages_of, with_seeds
 
 USAGE = """\
 Train a small decoder-only language model with the chosen attention and position scheme, and record
@@ -41,6 +41,8 @@ def train(arguments: list[str]) -> int:
     if not fits(first["plan"], bool):
         raise ValueError(f"plan={first['plan']} is not true or false")
     settings = settings_of(first)
+    if settings.seeds:
+        cells = with_seeds(cells)
     if first["plan"]:
         from compare.cost.plan import plan
 
@@ -51,7 +53,7 @@ def train(arguments: list[str]) -> int:
         from compare.cost.plan import forecast
         from train.sweep.run import sweep
 
-        return sweep(cells, settings, launcher, forecast, report)
+        return sweep(cells, settings, launcher, forecast, report, undecided)
     if launcher:
         raise ValueError(f"{launcher[0]}: a launcher is for sweeps (-m)")
     from train.parallel.parent import end_with_parent
@@ -66,3 +68,10 @@ def report(folder: Path) -> str:
     from compare.report.write import report as write  # pandas and matplotlib take seconds to import
 
     return write(folder)
+
+
+def undecided(folder: Path) -> list[str]:
+    """The runs of a sweep whose questions need more seeds, see `compare.statistics.sequential`."""
+    from compare.report.analysis import undecided as find
+
+    return find(folder)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from compare.evaluate.dataset import open_text
 from compare.evaluate.load import LoadedRun, RunSelector
 from compare.evaluate.publish import publish
-from compare.report.statistics import wilson
+from compare.statistics.paired import wilson
 from data import tokenizer as tokenizers
 from data.objective.answers import Answers, Question
 from data.objective.base import IGNORED

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from compare.evaluate.bigram import bigram_nats
 from compare.evaluate.dataset import EvaluationText, check_split, open_text
 from compare.evaluate.load import LoadedRun, RunSelector
-from compare.report.statistics import ratio_interval
+from compare.statistics.paired import ratio_interval
 from model.loss import bits_per_byte, perplexity
 from model.ops.nf4 import nf4
 from train.config.schema import at_least, choose

@@ -13,11 +13,13 @@ import pandas as pd
 
 from compare.report.caveats import caveats, runs_at_once, same
 from compare.report.runs import Run, read
-from compare.report.statistics import Difference, correct, paired
 from compare.report.variants import Variant, is_baseline, pairs, plain, variants_of
+from compare.statistics.paired import Difference, correct, paired
+from compare.statistics.sequential import Decision, decide
 from data.atomic import read_json
 from train.config.compose import parse
 from train.config.old_spellings import current_overrides
+from train.sweep.expand import ROUNDS
 
 Key = TypeVar("Key")
 Pairs = Sequence[tuple[Variant, Variant]]
@@ -63,6 +65,7 @@ class Comparison:
     partners: list[str]  # labels of the other factors that it is averaged over
     quality: Difference | None  # in scores of the metric, level minus base
     time: Difference | None  # in the logarithm of the step time
+    decision: Decision | None  # where seeds came in rounds and there are enough
     ratios: dict[str, float | None]  # level / base of counts, which have no noise
 
 
@@ -79,6 +82,7 @@ class Study:
     times: dict[Variant, Difference]  # in the logarithm of the step time, from the baseline
     comparisons: list[Comparison]
     times_compare: bool
+    margin: float | None  # of quality, relative, where seeds came in rounds
     warnings: list[str]
 
     @property
@@ -101,12 +105,26 @@ def analyse_folders(folders: Sequence[Path], baseline: str | None = None) -> Stu
     Raises ValueError if there are no runs, or no such baseline among them.
     """
     path = folders[0] / "sweep.json"
-    default = read_json(path).get("baseline") if path.exists() else None
-    return analyse(read(folders), baseline or default, required=baseline is not None)
+    sweep = read_json(path) if path.exists() else {}
+    return analyse(
+        read(folders),
+        baseline or sweep.get("baseline"),
+        required=baseline is not None,
+        margin=sweep.get("margin"),
+    )
 
 
-def analyse(runs: Sequence[Run], baseline: str | None = None, *, required: bool = False) -> Study:
-    """Compare runs. Without the `baseline`, the first variant is one, unless it is `required`."""
+def analyse(
+    runs: Sequence[Run],
+    baseline: str | None = None,
+    *,
+    required: bool = False,
+    margin: float | None = None,
+) -> Study:
+    """Compare runs. Without the `baseline`, the first variant is one, unless it is `required`.
+
+    With the `margin` of runs whose seeds came in rounds, tests allow for the looks at them.
+    """
     variants, confounded = variants_of(runs)
     base = choose_baseline(variants, baseline, required=required)
     done = [run for run in runs if run.done]
@@ -121,7 +139,9 @@ def analyse(runs: Sequence[Run], baseline: str | None = None, *, required: bool 
         base = next((two for one, two in at_shared if one is base), compared[0])
     with_base = {v: [(v, base)] for v in compared if v is not base}
     questions = questions_of(compared, base)
-    quality, times = family_tests(questions, scores), family_tests(questions, log_ms)
+    looks = margin is not None
+    quality = family_tests(questions, scores, looks=looks)
+    times = family_tests(questions, log_ms, looks=looks)
     counted = [key for key in COUNTED if key != "peak_train_bytes" or comparable_memory(done)]
     return Study(
         variants=variants,
@@ -129,8 +149,8 @@ def analyse(runs: Sequence[Run], baseline: str | None = None, *, required: bool 
         metric=metric,
         rate=rate,
         scores=scores,
-        differences=family_tests(with_base, scores),
-        times=family_tests(with_base, log_ms),
+        differences=family_tests(with_base, scores, looks=looks),
+        times=family_tests(with_base, log_ms, looks=looks),
         comparisons=[
             Comparison(
                 factor=factor,
@@ -143,11 +163,13 @@ def analyse(runs: Sequence[Run], baseline: str | None = None, *, required: bool 
                 ],
                 quality=quality.get((factor, level)),
                 time=times.get((factor, level)),
+                decision=decision(matched, scores, margin, len(questions)),
                 ratios={key: mean_ratio(matched, key) for key in counted},
             )
             for (factor, level), matched in questions.items()
         ],
         times_compare=times_compare,
+        margin=margin,
         warnings=list(caveats(runs, variants, confounded)),
     )
 
@@ -212,11 +234,34 @@ def paired_differences(matched: Pairs, scores: pd.DataFrame) -> list[float]:
     return [float(mean) for mean in means[~np.isnan(means)]]
 
 
-def family_tests(questions: Mapping[Key, Pairs], scores: pd.DataFrame) -> dict[Key, Difference]:
-    """Paired tests, corrected together; questions without a shared seed are left out."""
+def decision(
+    matched: Pairs, scores: pd.DataFrame, margin: float | None, questions: int
+) -> Decision | None:
+    """What the seeds so far say to one of so many questions; None before the first look."""
+    differences = paired_differences(matched, scores)
+    if margin is None or len(differences) < ROUNDS[0]:
+        return None
+    return decide(differences, math.log1p(margin), questions)
+
+
+def undecided(folder: Path) -> list[str]:
+    """The runs of a sweep, by name, that are part of a question that needs more seeds."""
+    study = analyse_folders([folder])
+    questions = questions_of(study.compared, study.baseline)
+    over = {(c.factor, c.level) for c in study.comparisons if c.decision and c.decision.over}
+    going = {
+        v for key, matched in questions.items() if key not in over for pair in matched for v in pair
+    }
+    return [run.folder.name for v in going for run in v.runs]
+
+
+def family_tests(
+    questions: Mapping[Key, Pairs], scores: pd.DataFrame, *, looks: bool = False
+) -> dict[Key, Difference]:
+    """Paired tests, corrected together, see `correct`; questions without a shared seed are left out."""
     values = {key: paired_differences(matched, scores) for key, matched in questions.items()}
     tests = {key: paired(differences) for key, differences in values.items() if differences}
-    return dict(zip(tests, correct(list(tests.values())), strict=True))
+    return dict(zip(tests, correct(list(tests.values()), looks=looks), strict=True))
 
 
 def comparable_times(done: Sequence[Run]) -> bool:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 
 from compare.report.runs import Run
-from compare.report.statistics import FEW
 from compare.report.variants import Variant, plain, settings_of
+from compare.statistics.paired import FEW
 from train.config.keys import LOSSLESS
 
 

@@ -6,9 +6,11 @@ import shlex
 from compare.cost.counts import decoding_costs
 from compare.report.analysis import Comparison, Study
 from compare.report.runs import Run
-from compare.report.statistics import LEVEL, MANY, Difference, percent
 from compare.report.variants import BARE, Variant, plain, settings_of
+from compare.statistics.paired import LEVEL, LIMITS, MANY, Difference, percent
+from compare.statistics.sequential import Decision
 from train.config.keys import HELD
+from train.sweep.expand import ROUNDS
 
 
 def conclusions(study: Study) -> list[str]:
@@ -56,7 +58,10 @@ def conclusion(c: Comparison, study: Study) -> str:
         head += f" (mean over {', '.join(c.partners)})"
     parts = []
     if study.metric and c.quality:
-        parts.append(in_words(c.quality, study.metric.name, "lowers", "raises"))
+        quality = in_words(c.quality, study.metric.name, "lowers", "raises")
+        if c.decision and study.margin is not None:
+            quality = decided(c.decision, study.metric.name, study.margin)
+        parts.append(quality)
     if c.time:
         parts.append(in_words(c.time, "step time", "shortens", "lengthens"))
     for key, (less, what) in COSTS.items():
@@ -73,6 +78,25 @@ COSTS = {
 }
 
 
+def decided(decision: Decision, what: str, margin: float) -> str:
+    """What the rounds of seeds have come to, with the difference and its interval at that look."""
+    d = decision.difference
+    assert d.low is not None
+    assert d.high is not None
+    words = {
+        "better": f"lowers {what}",
+        "worse": f"raises {what}",
+        "equal": f"the same {what} to within {margin:.1%}",
+        "hopeless": f"no answer on {what} to be expected within {ROUNDS[-1]} seeds",
+        "open": f"no answer on {what} yet",
+        "not settled": f"no answer on {what} after the last round",
+    }
+    return (
+        f"{words[decision.word]}: {percent(d.mean)} ({LEVEL:.0%} interval {percent(d.low)} to "
+        f"{percent(d.high)}, {d.n} seeds)"
+    )
+
+
 def in_words(d: Difference, what: str, less: str, more: str) -> str:
     """A difference of logarithms in percent, with its interval and its significance."""
     change = percent(d.mean)
@@ -87,6 +111,22 @@ def in_words(d: Difference, what: str, less: str, more: str) -> str:
     if d.significance == "no":
         return f"no significant difference in {what}: {change} ({details})"
     return f"{what} inconclusive after Holm's correction: {change} ({details})"
+
+
+def in_advance(margin: float | None) -> str:
+    """How the number of seeds was, or is to be, chosen."""
+    if margin is None:
+        return (
+            "Choose the number of seeds in advance: adding seeds until a difference is significant finds one "
+            "in the end. seeds=auto adds them with limits that allow for it."
+        )
+    looks = ", ".join(f"{limit:g} at {seeds}" for seeds, limit in LIMITS.items())
+    return (
+        f"Seeds came in rounds, until each question was answered: p has to be below {looks} seeds, divided by the number "
+        "of questions, so that over all looks equal variants are called different in at most 5 %. Equal means two "
+        f"one-sided tests at these limits, that the difference is less than {margin:.1%}. The intervals are those of "
+        "the look that ended a question, and not corrected for the others."
+    )
 
 
 def methods(study: Study) -> list[str]:
@@ -131,9 +171,8 @@ def methods(study: Study) -> list[str]:
         "its paired t-test holds at 5 % after Holm's correction: over the "
         f"comparisons of the verdict ({len(study.comparisons)}) and, separately, over the rows of the table "
         f"({len(study.differences)}), for quality and for time. It is inconclusive if its interval excludes zero but the corrected "
-        "test does not hold. Choose the number of seeds in advance: adding seeds until a difference is "
-        "significant finds one in the end.",
+        f"test does not hold. {in_advance(study.margin)}",
         *matched,
         f"To train the first run again from its record, and compare every loss: "
-        f"python -m cli.reproduce {shlex.quote(str(first.folder))}",
+        f"python -m cli.reproduce {shlex.quote(f'run={first.folder}')}",
     ]

@@ -15,9 +15,9 @@ from compare.cost.counts import DecodingCost, decoding_costs
 from compare.report import style
 from compare.report.analysis import Study
 from compare.report.evaluations.kinds import evaluation, kinds
-from compare.report.statistics import LEVEL
 from compare.report.style import Draw, Drawing, Figure, Styles
 from compare.report.variants import Variant
+from compare.statistics.paired import LEVEL
 from train.config.options import Reporting
 
 #: Costs that figures show: scale and label.

@@ -8,8 +8,8 @@ import pandas as pd
 
 from compare.cost.counts import decoding_costs
 from compare.report.analysis import BITS, Metric, Study
-from compare.report.statistics import mean_interval, percent, with_interval
 from compare.report.variants import Variant
+from compare.statistics.paired import mean_interval, percent, with_interval
 
 Rows = list[list[str]]
 

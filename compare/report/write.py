@@ -14,7 +14,6 @@ from compare.report.analysis import Study, analyse_folders
 from compare.report.conclusions import cache_savings, conclusions, methods
 from compare.report.evaluations.kinds import evaluation, kinds
 from compare.report.figures import figures
-from compare.report.statistics import Difference
 from compare.report.tables import (
     Rows,
     decoding_table,
@@ -24,6 +23,7 @@ from compare.report.tables import (
     stage_table,
     start_table,
 )
+from compare.statistics.paired import Difference
 from data.atomic import read_json, replace, write_json
 from train.config.old_spellings import report_keys
 from train.config.options import Reporting

@@ -12,8 +12,8 @@ from tiny import RUN
 from cli.evaluate import evaluate
 from compare.evaluate.answers import described, greedy, questions_of, sign_test, true_log_p
 from compare.evaluate.load import LoadedRun, RunSelector
-from compare.report.statistics import wilson
 from compare.report.write import write
+from compare.statistics.paired import wilson
 from data.objective.answers import Question
 from model.cost import count_parameters
 from model.generate import Sampler, generate

@@ -29,9 +29,9 @@ from compare.evaluate import attention, decode
 from compare.evaluate.dataset import open_text
 from compare.evaluate.load import LoadedRun, RunSelector, environment_variables
 from compare.report.evaluations import kinds as evaluations
-from compare.report.statistics import ratio_interval
 from compare.report.variants import Variant
 from compare.report.write import write
+from compare.statistics.paired import ratio_interval
 from data.tokenizer import END_OF_TEXT, encode
 from model.loss import token_nll
 from train.config.compose import CONFIGS, compose

@@ -23,10 +23,10 @@ from compare.report.conclusions import conclusions
 from compare.report.evaluations.kinds import KNOWN
 from compare.report.figures import FIGURES, pareto, smooth
 from compare.report.runs import read
-from compare.report.statistics import Difference, correct, mean_interval, paired, seeds_needed
 from compare.report.style import canvas, legend_below, styles_of
 from compare.report.variants import variants_of
 from compare.report.write import report
+from compare.statistics.paired import Difference, correct, mean_interval, paired, seeds_needed
 from model.loss import perplexity
 from train.config import options
 from train.config.compose import compose

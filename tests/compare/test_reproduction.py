@@ -29,9 +29,9 @@ def edit(path: Path, **values: Any) -> None:
 
 
 def test_a_run_is_reproduced_bit_for_bit(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(run), f"to={run.parent}/again"]) == 0
+    assert main([f"run={run}", f"to={run.parent}/again"]) == 0
     assert f"{run}: reproduced: bit for bit, in all 15 records" in capsys.readouterr().out
-    assert run_command(main, [str(run), f"to={run.parent}/again"]) == 2
+    assert run_command(main, [f"run={run}", f"to={run.parent}/again"]) == 2
     assert "exists; choose a new folder" in capsys.readouterr().err
 
 
@@ -42,13 +42,13 @@ def test_what_differs_is_said(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     (run / "metrics.jsonl").write_text(
         "\n".join([*lines[:at], json.dumps(changed), *lines[at + 1 :], ""])
     )
-    assert main([str(run), f"to={run.parent}/a"]) == 1
+    assert main([f"run={run}", f"to={run.parent}/a"]) == 1
     assert (
         "not reproduced: the same machine and code, but train differs at step 7"
         in capsys.readouterr().out
     )
     edit(run / "environment.json", cpu="another")
-    assert main([str(run), f"to={run.parent}/b"]) == 0
+    assert main([f"run={run}", f"to={run.parent}/b"]) == 0
     said = capsys.readouterr().out
     assert "reproduced: within the bounds for another machine or code" in said
     assert "cpu another then, " in said
@@ -58,10 +58,10 @@ def test_a_run_that_is_not_finished_is_refused(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run / "summary.json").unlink()
-    assert run_command(main, [str(run)]) == 2
+    assert run_command(main, [f"run={run}"]) == 2
     assert "is not a finished run" in capsys.readouterr().err
     assert run_command(main, []) == 2
-    assert run_command(main, [str(run), "into=x"]) == 2
+    assert run_command(main, [f"run={run}", "into=x"]) == 2
 
 
 @pytest.mark.parametrize(

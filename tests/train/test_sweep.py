@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -271,6 +272,41 @@ def test_what_is_done_is_skipped_and_failures_are_retried_on_request(
     assert "their times are not comparable" in capsys.readouterr().err
     assert (done / "summary.json").stat().st_mtime_ns == before
     assert len(results(tmp_path / "sweep")) == 3
+
+
+def test_what_is_not_decided_gets_more_seeds(
+    in_process: None, tiny: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """And the same command, started again after a round, goes on to the same end."""
+    answers: list[list[str]] = []
+
+    def undecided(folder: Path) -> list[str]:
+        """Query heads that share keys are not yet told from those that do not, after the first round."""
+        done = [row["run"] for row in results(folder)] if (folder / "results.csv").exists() else []
+        going = [name for name in done if "mha" in name or "gqa" in name]
+        answers.append(going if len(going) < 8 else [])
+        return answers[-1]
+
+    monkeypatch.setattr("cli.train.undecided", undecided)
+    monkeypatch.setattr("train.sweep.run.QUIET", 0.0)
+    ask = ["-m", *tiny, "steps=1", "eval_every=null", "seeds=auto", f"out={tmp_path}/sweep"]
+    variants = "attn=mha,gqa,mqa"
+    with monkeypatch.context() as patch:  # before the second round
+        patch.setattr("cli.train.undecided", lambda folder: pytest.fail("looked"))
+        with pytest.raises(pytest.fail.Exception):
+            train([*ask, variants])
+    assert len(list((tmp_path / "sweep").glob("attn-*"))) == 9
+    assert train([*ask, variants]) == 0
+    said = capsys.readouterr()
+    assert "5 seeds for what is not decided: 4 runs more" in said.err
+    assert "13 runs, 0 failed" in said.out
+    seeds = Counter(path.name.split("_")[0] for path in (tmp_path / "sweep").glob("attn-*"))
+    assert seeds == {"attn-mha": 5, "attn-gqa": 5, "attn-mqa": 3}
+    with pytest.raises(ValueError, match="seeds=auto chooses the seeds, but .* has one"):
+        train([*ask, variants, "seed=0,1"])
+    with pytest.raises(ValueError, match="margin=0 must be above 0"):
+        train([*ask, variants, "margin=0."])
 
 
 def test_stages_go_on_from_each_other(

@@ -54,6 +54,8 @@ KEYS = {
     "stages": Key(role="record"),  # a stage is a run of its own, see init_from
     "first_stage": Key(role="record", before=1),  # as stages
     "jobs": Key(role="record", shared=True),  # changes times, which each run records
+    "seeds": Key(role="record", shared=True, before=None),
+    "margin": Key(role="record", shared=True, before=0.01),
     "retry": Key(role="record", shared=True),
     "baseline": Key(role="record"),
     "match": Key(role="record"),  # the width that it leads to is model.ff_dim

@@ -139,7 +139,13 @@ class SweepOptions:
 
     jobs: int | str
     retry: bool
+    seeds: str | None
+    margin: float
 
     def __post_init__(self) -> None:
+        if self.seeds is not None:
+            choose("seeds", self.seeds, dict.fromkeys(["auto"]))
+        if not 0 < self.margin < 1:
+            raise ValueError(f"margin={self.margin:g} must be above 0 and below 1: 0.01 is 1 %")
         if self.jobs != "auto" and (isinstance(self.jobs, str) or self.jobs < 1):
             raise ValueError(f"jobs={self.jobs} must be at least 1, or auto: one for each GPU")

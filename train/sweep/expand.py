@@ -2,12 +2,15 @@
 
 import re
 import shlex
+from collections.abc import Sequence
 
 from train.config.compose import compose, expand, group_of, keys_set
 from train.config.old_spellings import current_overrides
 from train.config.options import SweepOptions
 from train.config.schema import Config, arguments, fits
 from train.setup.match import with_baseline
+
+ROUNDS = (3, 5, 8, 12)  # seeds after which one looks; the statistics have a limit for each
 
 
 def cells_of(overrides: list[str], *, multirun: bool) -> list[list[str]]:
@@ -33,6 +36,13 @@ def cells_of(overrides: list[str], *, multirun: bool) -> list[list[str]]:
         raise ValueError(f"{' '.join(overrides)}: no runs; a list of values is empty")
     unique = list(map(list, dict.fromkeys(map(tuple, cells))))
     return with_baseline(unique) if len(unique) > 1 else unique
+
+
+def with_seeds(cells: Sequence[list[str]]) -> list[list[str]]:
+    """Each cell with every seed that it may come to. Raises ValueError for one that has its own."""
+    if named := next((cell for cell in cells if "seed" in keys_set(cell)), None):
+        raise ValueError(f"seeds=auto chooses the seeds, but {' '.join(named)} has one")
+    return [[*cell, f"seed={seed}", "seeds=null"] for cell in cells for seed in range(ROUNDS[-1])]
 
 
 def lines_of(config: Config, key: str) -> list[str]:
@@ -79,6 +89,5 @@ def cell_names(cells: list[list[str]]) -> list[str]:
 
 def settings_of(config: Config) -> SweepOptions:
     """A config's keys of a sweep. Raises ValueError for what they cannot be."""
-    return SweepOptions(
-        **arguments("", {key: config[key] for key in ("jobs", "retry")}, SweepOptions)[0]
-    )
+    keys = ("jobs", "retry", "seeds", "margin")
+    return SweepOptions(**arguments("", {key: config[key] for key in keys}, SweepOptions)[0])

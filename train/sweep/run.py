@@ -18,9 +18,11 @@ from train.record.terminal import say
 from train.setup.match import baseline_of
 from train.sweep.apart import apart
 from train.sweep.display import Board, Watched
+from train.sweep.expand import ROUNDS
 from train.sweep.hydra_launcher import elsewhere
 from train.sweep.plan import Cell, known_runs, plan_cells
 from train.sweep.processes import Place, Stop, launch_here, status_of
+from train.sweep.rounds import asked
 from train.sweep.slots import Slot, slots, visible_gpus
 
 QUIET = 30.0  # seconds of a sweep before its first report; each takes a few
@@ -32,12 +34,14 @@ def sweep(
     launcher: list[str],
     forecast: Callable[[list[tuple[str, Config]], int], dict[str, float]],
     report: Callable[[Path], str],
+    undecided: Callable[[Path], list[str]],
 ) -> int:
     """Train every cell in a process of its own and report on all; 1 if one of them failed.
 
     All are checked before any starts. Started again in the same folder, it skips what is done, resumes
     what was interrupted, and retries what failed if `retry`. `launcher` are the overrides that name
-    another one than processes here.
+    another one than processes here. With `seeds`, the cells have more seeds than may be needed; rounds
+    of more of them go on with the runs that are `undecided`.
     """
 
     first = compose(cells[0])
@@ -46,7 +50,8 @@ def sweep(
     gpus = [] if launcher else visible_gpus(first["device"])
     with ExitStack() as held:
         with apart(bool(gpus)) as ask:
-            planned = ask(plan_cells, cells, first, parent, here=not launcher)
+            every = ask(plan_cells, cells, first, parent, here=not launcher)
+            planned = asked(every, ROUNDS[0], None) if settings.seeds else every
             if launcher and settings.jobs not in ("auto", 1):
                 raise ValueError(
                     f"jobs={settings.jobs} is for runs on this machine; {launcher[0]} has keys of "
@@ -60,7 +65,9 @@ def sweep(
             except Timeout as error:
                 raise ValueError(f"{parent} is in use by another sweep") from error
             held.callback(lock.release)
-            write_manifest(parent, planned, first, first["baseline"] or baseline_of(cells[0]))
+            baseline = first["baseline"] or baseline_of(cells[0])
+            margin = settings.margin if settings.seeds else None
+            write_manifest(parent, planned, first, baseline, margin)
             todo = [cell for cell in planned if to_do(cell, settings.retry)]
             if len(todo) < len(planned):
                 say(f"{len(planned) - len(todo)} of {len(planned)} runs need nothing more")
@@ -69,6 +76,16 @@ def sweep(
             seconds = ask(forecast, runs, len(places)) if runs and not there else {}
         try:
             run_all(planned, todo, seconds, there, places, safely(report))
+            for seeds in ROUNDS[1:] if settings.seeds else ():
+                going = undecided(parent)
+                if not going:
+                    break
+                more = asked(every, seeds, going)
+                planned = [cell for cell in every if cell in planned or cell in more]
+                write_manifest(parent, planned, first, baseline, margin)
+                todo = [cell for cell in planned if to_do(cell, settings.retry)]
+                say(f"{seeds} seeds for what is not decided: {len(todo)} runs more")
+                run_all(planned, todo, {}, there, places, safely(report))
             verdict = safely(report)(parent)
         except Stop as stop:
             place = f"name={first['name']}" if first["name"] else f"out={parent}"
@@ -85,8 +102,13 @@ def sweep(
     return 1 if failed else 0
 
 
-def write_manifest(parent: Path, planned: list[Cell], first: Config, baseline: str) -> None:
-    """Write sweep.json: what was asked for last, and every other run that the folder has known."""
+def write_manifest(
+    parent: Path, planned: list[Cell], first: Config, baseline: str, margin: float | None = None
+) -> None:
+    """Write sweep.json: what was asked for last, and every other run that the folder has known.
+
+    `margin` is that of seeds in rounds.
+    """
     told = ("name", "overrides", "stage", "parent", "config")
     cells = [{key: getattr(cell, key) for key in told} for cell in planned]
     now = {cell.name for cell in planned}
@@ -94,6 +116,7 @@ def write_manifest(parent: Path, planned: list[Cell], first: Config, baseline: s
         "command": sys.argv,
         **first["report"],
         "baseline": baseline,
+        "margin": margin,
         "cells": cells,
         "known": [entry for name, entry in known_runs(parent).items() if name not in now],
     }

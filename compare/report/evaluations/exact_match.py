@@ -9,10 +9,10 @@ import numpy as np
 from compare.report import style
 from compare.report.analysis import Study, family_tests, questions_of, score_table
 from compare.report.runs import Run
-from compare.report.statistics import Difference, mean_interval, wilson, with_interval
 from compare.report.style import Drawing, Styles
 from compare.report.tables import Rows, table_of, without_empty
 from compare.report.variants import Variant
+from compare.statistics.paired import Difference, mean_interval, wilson, with_interval
 from train.config.schema import Config
 
 

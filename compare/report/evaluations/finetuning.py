@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from compare.report import style
 from compare.report.analysis import Study
-from compare.report.statistics import mean_interval, with_interval
 from compare.report.style import Drawing, Styles
 from compare.report.tables import Rows, number, table_of, without_empty
 from compare.report.variants import Variant
+from compare.statistics.paired import mean_interval, with_interval
 
 RATE = "optim.lr"
 

@@ -13,10 +13,10 @@ from matplotlib.colors import PowerNorm
 from compare.report import style
 from compare.report.analysis import Study
 from compare.report.evaluations import exact_match, finetuning
-from compare.report.statistics import mean_interval, with_interval
 from compare.report.style import Draw, Drawing, Styles
 from compare.report.tables import Rows, exp_with_interval, table_of
 from compare.report.variants import Variant
+from compare.statistics.paired import mean_interval, with_interval
 from train.config.compose import choices_of
 from train.config.schema import Config
 

@@ -10,11 +10,16 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from train.sweep.expand import ROUNDS
+
 Numbers = np.ndarray[Any, np.dtype[Any]]
 LEVEL = 0.95  # of every interval
 POWER = 0.8  # chance to find a difference with the seeds that are said to be needed
 FEW = 3  # seeds below which a spread is no guide
 MANY = 100  # seeds; larger numbers are given as "more than"
+#: The limit of p at each look, where seeds come in rounds: equal variants are called different in at most
+#: 5 % over all looks, by simulation of normal differences; see `cli.calibrate`.
+LIMITS = dict(zip(ROUNDS, (0.0124, 0.0100, 0.0154, 0.0230), strict=True))
 RESAMPLES = 2000  # of a bootstrap
 
 
@@ -86,12 +91,14 @@ def paired(differences: Sequence[float]) -> Difference:
     return Difference(n, mean, sd, low, high, p)
 
 
-def correct(family: Sequence[Difference]) -> list[Difference]:
+def correct(family: Sequence[Difference], *, looks: bool = False) -> list[Difference]:
     """Holm's correction of a family of tests (Holm 1979), and the seeds needed for significance.
 
-    With it, the chance that any is called significant although none differs stays at 5 %.
+    With it, the chance that any is called significant although none differs stays at 5 %; with `looks`,
+    where seeds were added in rounds, over all of them.
     """
-    tested = sorted((d.p, i) for i, d in enumerate(family) if d.p is not None)
+    spent = {i: (1 - LEVEL) / limit_at(d.n) if looks else 1.0 for i, d in enumerate(family)}
+    tested = sorted((d.p * spent[i], i) for i, d in enumerate(family) if d.p is not None)
     scaled = [min(1.0, p * (len(tested) - rank)) for rank, (p, _) in enumerate(tested)]
     adjusted = dict(zip([i for _, i in tested], accumulate(scaled, max), strict=True))
     corrected = [replace(d, adjusted=adjusted.get(i)) for i, d in enumerate(family)]
@@ -102,6 +109,11 @@ def correct(family: Sequence[Difference]) -> list[Difference]:
         else replace(d, seeds_needed=seeds_needed(d.mean / d.sd, alpha))
         for d in corrected
     ]
+
+
+def limit_at(seeds: int) -> float:
+    """The p below which a test ends at a look at so many seeds; between two looks, the strictest."""
+    return LIMITS.get(seeds, min(LIMITS.values()))
 
 
 def seeds_needed(effect: float, alpha: float) -> int:
