@@ -4,15 +4,29 @@ import sys
 from pathlib import Path
 
 from cli.entry import run_command
-from compare.check.calibration import LEAST, LIMIT, equal, faint, planted
+from compare.check.calibration import (
+    FOUND,
+    LEAST,
+    LIMIT,
+    SEEDS_TO_FIND,
+    WRONG,
+    equal,
+    faint,
+    planted,
+    rounds,
+)
 from compare.report.runs import Run, read
 
 USAGE = """\
-Calibrate the report's statistics on the runs of experiment=honesty (12 seeds, and 12 with half the
-steps), with three checks:
+Calibrate the report's statistics on the runs of experiment=honesty (24 seeds, and 12 with half the
+steps), with these checks:
   equal    the seeds of one variant, split at random into two groups: significant in about 5 % of splits
   planted  a variant with half the steps, 5 random seeds: always significant
   faint    one of two equal groups, shifted by two standard deviations of their differences, 5 seeds
+and of seeds=auto, with differences of equal runs drawn in pairs, in up to 12 rounds' seeds:
+  alarms   called better or worse although they are equal: at most 5 %
+  shifted  worse by two standard deviations: called so in at least 95 %, after 6.5 seeds on average at most
+  edge     worse by as much as the margin, a standard deviation and a half: called equal in at most 5 %
 
   python train.py experiment=honesty
   python -m cli.calibrate [DIR] [splits=1000]
@@ -33,9 +47,9 @@ def main(arguments: list[str]) -> int:
         by_steps.setdefault(run.summary["steps"], []).append(run)
     most = max(by_steps)
     whole, half = by_steps[most], by_steps.get(most // 2, [])
-    if len(whole) < 12:
+    if len(whole) < 24:
         raise ValueError(
-            f"{folders[0]}: {len(whole)} finished runs with {most} steps; 12 are needed"
+            f"{folders[0]}: {len(whole)} finished runs with {most} steps; 24 are needed"
         )
     checks = {
         "equal": (equal(whole, splits), LIMIT),
@@ -50,6 +64,22 @@ def main(arguments: list[str]) -> int:
         print(
             f"{name:<8} significant in {share:6.1%} of {splits} splits ({sign} {bound:.0%}){'' if well else '  FAILED'}"
         )
+    alarms = rounds(whole, splits, shift=0.0, margin=2.0)
+    shifted = rounds(whole, splits, shift=2.0, margin=0.5)
+    edge = rounds(whole, splits, shift=1.5, margin=1.5)
+    wrong, found = alarms.share("better", "worse"), shifted.share("worse")
+    checks_of_rounds = {
+        f"alarms   called different in {wrong:6.1%} (at most {WRONG:.0%}), equal in "
+        f"{alarms.share('equal'):.1%}, after {alarms.seeds:.1f} seeds": wrong <= WRONG,
+        f"shifted  called worse in {found:6.1%} (at least {FOUND:.0%}), after {shifted.seeds:.1f} seeds "
+        f"(at most {SEEDS_TO_FIND:g})": found >= FOUND and shifted.seeds <= SEEDS_TO_FIND,
+        f"edge     called equal in {edge.share('equal'):6.1%} (at most {WRONG:.0%})": (
+            edge.share("equal") <= WRONG
+        ),
+    }
+    for line, well in checks_of_rounds.items():
+        failed |= not well
+        print(f"{line}{'' if well else '  FAILED'}")
     return 1 if failed else 0
 
 

@@ -2,15 +2,20 @@
 
 import random
 import statistics
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from compare.report.analysis import analyse
 from compare.report.runs import Run
+from compare.statistics.sequential import decide
+from train.sweep.expand import ROUNDS
 
 LIMIT = 0.07  # of false positives
 LEAST = 0.80  # of power
+WRONG, FOUND = 0.05, 0.95  # of rounds: false words at most, planted effects found at least
 SEEDS = 5
+SEEDS_TO_FIND = 6.5  # of rounds, on average, for two standard deviations
 
 
 def equal(runs: Sequence[Run], splits: int, seed: int = 0) -> float:
@@ -50,6 +55,38 @@ def faint(runs: Sequence[Run], splits: int, seed: int = 0) -> float:
         shifted = [replace(run, summary=run.summary | {"val_loss": loss}) for run, loss in pairs]
         found.append(differ(base, shifted))
     return statistics.fmean(found)
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How rounds of seeds ended, over many draws: the share of each word, and the mean of their seeds."""
+
+    words: Counter[str]
+    seeds: float
+
+    def share(self, *words: str) -> float:
+        return sum(self.words[word] for word in words) / self.words.total()
+
+
+def rounds(
+    runs: Sequence[Run], splits: int, *, shift: float, margin: float, seed: int = 0
+) -> Rounds:
+    """Rounds of the differences between equal runs, drawn in pairs, the second of each made worse.
+
+    `shift` and `margin` are in standard deviations of a difference. Raises ValueError for fewer runs
+    than two for each seed of the last round.
+    """
+    last = ROUNDS[-1]
+    if len(runs) < 2 * last:
+        raise ValueError(f"{len(runs)} finished runs; rounds need {2 * last}")
+    draw, losses = random.Random(seed), [run.summary["val_loss"] for run in runs]
+    sd = statistics.stdev(losses) * 2**0.5
+    found = []
+    for _ in range(splits):
+        drawn = draw.sample(losses, 2 * last)
+        pairs = zip(drawn[:last], drawn[last:], strict=True)
+        found.append(decide([b - a + shift * sd for a, b in pairs], margin * sd))
+    return Rounds(Counter(d.word for d in found), statistics.fmean(d.difference.n for d in found))
 
 
 def differ(one: Sequence[Run], two: Sequence[Run]) -> bool:
