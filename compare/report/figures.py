@@ -137,6 +137,9 @@ def quality_figure(study: Study, styles: Styles) -> Drawing | None:
         front = np.array(pareto(list(points.values()))).reshape(-1, 2)
         axes.plot(*front.T, color=style.INK, linewidth=0.8, alpha=0.5, drawstyle="steps-post")
         axes.set(xlabel=label)
+        low, high = (f(x for x, _ in points.values()) for f in (min, max)) if points else (0, 0)
+        if high - low < 0.02 * high:  # as good as equal: not to be shown as far apart
+            axes.set_xlim(0.9 * high, 1.1 * high)
     panels[0].set(ylabel=metric.name)
     style.legend_below(figure, panels[0])
     return figure, (
