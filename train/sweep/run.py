@@ -43,7 +43,6 @@ def sweep(
     another one than processes here. With `seeds`, the cells have more seeds than may be needed; rounds
     of more of them go on with the runs that are `undecided`.
     """
-
     first = compose(cells[0])
     name = first["name"] or time.strftime("%Y%m%d-%H%M%S")
     parent = Path(str(first["out"] or Path("outputs/sweeps") / str(name)))
@@ -58,13 +57,7 @@ def sweep(
                     "its own"
                 )
             there = elsewhere(launcher, parent / ".hydra") if launcher else None
-            parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(parent / ".lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout as error:
-                raise ValueError(f"{parent} is in use by another sweep") from error
-            held.callback(lock.release)
+            held.callback(locked(parent).release)
             baseline = first["baseline"] or baseline_of(cells[0])
             margin = settings.margin if settings.seeds else None
             write_manifest(parent, planned, first, baseline, margin)
@@ -100,6 +93,17 @@ def sweep(
     print(verdict)
     print(f"\nsweep: {parent}  ({len(planned)} runs, {failed} failed)")
     return 1 if failed else 0
+
+
+def locked(parent: Path) -> FileLock:
+    """The lock of a sweep's folder, which is made. Raises ValueError if another process has it."""
+    parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(parent / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"{parent} is in use by another sweep") from error
+    return lock
 
 
 def write_manifest(
