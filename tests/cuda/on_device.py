@@ -33,6 +33,7 @@ from train.setup.build import build_model
 from train.setup.run_setup import assemble, check
 from train.step import NonFinite, TrainStep
 from train.sweep.plan import plan_cells
+from train.trainer import Trainer
 
 if TYPE_CHECKING:
     from pretended import Machine
@@ -229,14 +230,22 @@ def test_the_kernel_that_is_asked_for_is_the_one_that_trains(
         assert set(machine.kernels) == ({asked} - {"matmul"})
 
 
-@pytest.mark.parametrize(("seconds", "saved"), [(0.0, [1, 2, 3, 4]), (300.0, [4])])
 def test_checkpoints_come_by_time(
-    seconds: float, saved: list[int], tiny: Any, tmp_path: Path, machine: "Machine | None"
+    tiny: Any, tmp_path: Path, machine: "Machine | None", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with patch("train.trainer.SAVE_SECONDS", seconds):
-        assert run_training(tiny("save_every=auto", "steps=4", "eval_every=null", "keep=9")) == 0
+    """Every five minutes, where a step takes 100 seconds."""
+    seconds, train_step = 0.0, Trainer.train_step
+
+    def slow(trainer: Trainer, warm: bool) -> None:
+        nonlocal seconds
+        train_step(trainer, warm)
+        seconds += 100.0
+
+    monkeypatch.setattr(Trainer, "train_step", slow)
+    monkeypatch.setattr("train.trainer.perf_counter", lambda: seconds)
+    assert run_training(tiny("save_every=auto", "steps=7", "eval_every=null", "keep=9")) == 0
     found = sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir())
-    assert found == [f"step_{step:06d}" for step in saved]
+    assert found == [f"step_{step:06d}" for step in (3, 6, 7)]
 
 
 @pytest.mark.parametrize(
