@@ -8,7 +8,6 @@ from typing import Any
 
 from data.atomic import read_json
 from train.config.schema import Config
-from train.record.checkpoint import find
 from train.record.run_folder import load_summary, open_config
 from train.record.run_log import git_commit, records
 from train.run import run_training
@@ -18,6 +17,7 @@ SAME_BITS = (
     "device", "cpu", "cpu_capability", "gpu", "torch", "numpy", "threads", "dtype", "compiled",
     "deterministic", "processes",
 )  # fmt: skip
+TEXT = ("data_fingerprint", "tokenizer_sha256")  # of the summary
 EARLY_STEPS = 10  # in which rounding that differs has not grown yet
 EARLY = 0.01  # largest relative difference of their losses, elsewhere
 LAST = 0.02  # largest difference of the last validation loss, in nats, elsewhere
@@ -47,7 +47,8 @@ def reproduce(folder: Path, to: Path) -> Verdict:
     code = run_training(as_then(config, before) | {"out": str(to)})
     if code:
         return Verdict(False, f"training again ended with exit code {code}, see {to}")
-    changed = [key for key in identity(folder) if identity(folder)[key] != identity(to).get(key)]
+    again = load_summary(to) or {}
+    changed = [key for key in TEXT if summary.get(key) != again.get(key)]
     if changed:
         return Verdict(False, f"the text is another: {', '.join(changed)} differs")
     now = read_json(to / "environment.json")
@@ -56,6 +57,8 @@ def reproduce(folder: Path, to: Path) -> Verdict:
         for key in SAME_BITS
         if key in before and before[key] != now[key]
     ]
+    if not now["deterministic"]:
+        differences.append("without deterministic=true, this device adds in any order")
     then, commit = before.get("git_commit"), git_commit()
     if then != commit:
         differences.append(f"code {str(then)[:12]} then, {str(commit)[:12]} now")
@@ -68,14 +71,8 @@ def as_then(config: Config, environment: Mapping[str, Any]) -> Config:
     if environment.get("processes", 1) != config["gpus"]:
         kept["gpus"] = 1  # torchrun started them; a sum of two is the same in one process
     mirror = config["wandb"] | {"mode": "disabled"}
+    kept |= {"minutes": None, "steps": config["steps"]}  # which `minutes` came to
     return config | kept | {"resume": False, "save_every": None, "wandb": mirror}
-
-
-def identity(folder: Path) -> dict[str, Any]:
-    """The identity of the tokens that a run was trained on."""
-    saved, _ = find(folder)
-    state = saved.state if saved else {}
-    return {key: state.get(key) for key in ("data_fingerprint", "tokenizer_sha256")}
 
 
 def curve(folder: Path) -> dict[tuple[int, str], tuple[float, float | None]]:

@@ -138,8 +138,8 @@ def analyse(
         at_shared = pairs(variants, "optim.lr", base.level("optim.lr"), plain(rate))
         base = next((two for one, two in at_shared if one is base), compared[0])
     with_base = {v: [(v, base)] for v in compared if v is not base}
-    questions = questions_of(compared, base)
     looks = margin is not None
+    questions = questions_of(compared, base, looks=looks)
     quality = family_tests(questions, scores, looks=looks)
     times = family_tests(questions, log_ms, looks=looks)
     counted = [key for key in COUNTED if key != "peak_train_bytes" or comparable_memory(done)]
@@ -247,7 +247,9 @@ def decision(
 def undecided(folder: Path) -> list[str]:
     """The runs of a sweep, by name, that are part of a question that needs more seeds."""
     study = analyse_folders([folder])
-    questions = questions_of(study.compared, study.baseline)
+    if study.metric is None:  # no seeds will settle that
+        return []
+    questions = questions_of(study.compared, study.baseline, looks=True)
     over = {(c.factor, c.level) for c in study.comparisons if c.decision and c.decision.over}
     going = {
         v for key, matched in questions.items() if key not in over for pair in matched for v in pair
@@ -275,28 +277,36 @@ def comparable_memory(done: Sequence[Run]) -> bool:
     return same(done, "device") and same(done, "dtype")
 
 
-def questions_of(variants: Sequence[Variant], base: Variant) -> dict[tuple[str, str], Pairs]:
+def questions_of(
+    variants: Sequence[Variant], base: Variant, *, looks: bool = False
+) -> dict[tuple[str, str], Pairs]:
     """Each (factor, level) with its pairs: the level and the baseline's, with all shared partners.
 
+    Of these, the ones that share the most seeds, as one with fewer would cost the others theirs. But with
+    `looks` all: where seeds come in rounds, a question that was answered with some pairs keeps them,
+    and so its answer, while some of them go on.
     A variant that differs from all others in more than one factor is compared with the baseline
     itself, under ("", its label).
     """
+    least = ROUNDS[0] if looks else None
     questions: dict[tuple[str, str], Pairs] = {}
     for factor in base.factors:
         for level in dict.fromkeys(v.level(factor) for v in variants):
             at_base = base.level(factor)
             matched = pairs(variants, factor, level, at_base) if level != at_base else []
-            questions[factor, level] = most_seeds(matched)
+            questions[factor, level] = with_seeds(matched, least)
     covered = {v for matched in questions.values() for pair in matched for v in pair}
     for v in variants:
         if v is not base and v not in covered:
-            questions["", v.label] = most_seeds([(v, base)])
+            questions["", v.label] = with_seeds([(v, base)], least)
     return {key: matched for key, matched in questions.items() if matched}
 
 
-def most_seeds(matched: Pairs) -> Pairs:
-    """The pairs that share the most seeds: one with fewer would cost the others theirs."""
+def with_seeds(matched: Pairs, least: int | None) -> Pairs:
+    """The pairs that share at least so many seeds; None: those that share the most."""
     shared = [one.seeds.keys() & two.seeds.keys() for one, two in matched]
+    if least is not None:
+        return [pair for pair, seeds in zip(matched, shared, strict=True) if len(seeds) >= least]
     most = max(shared, key=len, default=set())
     return [pair for pair, seeds in zip(matched, shared, strict=True) if seeds and seeds >= most]
 

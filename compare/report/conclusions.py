@@ -122,8 +122,8 @@ def in_advance(margin: float | None) -> str:
         )
     looks = ", ".join(f"{limit:g} at {seeds}" for seeds, limit in LIMITS.items())
     return (
-        f"Seeds came in rounds, until each question was answered: p has to be below {looks} seeds, divided by the number "
-        "of questions, so that over all looks equal variants are called different in at most 5 %. Equal means two "
+        f"Seeds came in rounds, until each question was answered: p has to be below {looks} seeds, less for several "
+        "questions, so that over all looks equal variants are called different in at most 5 %. Equal means two "
         f"one-sided tests at these limits, that the difference is less than {margin:.1%}. The intervals are those of "
         "the look that ended a question, and not corrected for the others."
     )

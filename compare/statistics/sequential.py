@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from compare.statistics.paired import LIMITS, Difference, paired
+from compare.statistics.paired import LIMITS, Difference, limit_at, paired
 
 FUTILE_FROM = 5  # seeds: fewer tell too little of the spread to give up
 CHANCE = 0.1  # of an answer at the last look, below which a question is hopeless
@@ -42,15 +42,16 @@ def decide(differences: Sequence[float], margin: float, questions: int = 1) -> D
     if len(differences) < first:
         raise ValueError(f"{len(differences)} paired seeds; the first look is at {first}")
     found = Decision("open", paired(differences[:first]))
-    for n, limit in LIMITS.items():
+    for n in LIMITS:
         if len(differences) < n:
             break
-        d = paired(differences[:n])
-        if answer := answered(d, margin, limit / questions):
+        d, limit = paired(differences[:n]), limit_at(n, questions > 1) / questions
+        if answer := answered(d, margin, limit):
             return Decision(answer, d)
         if n == last:
             return Decision("not settled", d)
-        if n >= FUTILE_FROM and hopeless(d, margin, LIMITS[last] / questions, last):
+        limit = limit_at(last, questions > 1) / questions
+        if n >= FUTILE_FROM and hopeless(d, margin, limit, last):
             return Decision("hopeless", d)
         found = Decision("open", d)
     return found

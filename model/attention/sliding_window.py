@@ -116,7 +116,7 @@ class SlidingWindow(GQA):
         return super().cache_elements(min(length, self.window))
 
     def score_flops(self, length: int, causal: bool) -> float:
-        """Pairs within the window; unless `causal`, all pairs of the blocks."""
+        """Pairs within the window; unless `causal`, all pairs of the blocks of a CPU."""
         if causal:
             inner, ramp = max(0, length - self.window), min(length, self.window)
             pairs = ramp * ramp / 2 + inner * (self.window - 0.5)

@@ -80,11 +80,13 @@ def test_a_report_with_looks_asks_more_of_its_tests() -> None:
 
 
 def sweep(folder: Path, effects: dict[str, list[float]]) -> Path:
-    """The folder of a sweep in rounds, of which each scheme has these losses."""
+    """The folder of a sweep in rounds, of which each attention and scheme has these losses."""
     cells = []
-    for pos, losses in effects.items():
+    for variant, losses in effects.items():
+        attn, pos = variant.split()
         for seed, loss in enumerate(losses):
-            config, name = compose([f"pos={pos}", f"seed={seed}"]), f"pos-{pos}_seed-{seed}"
+            config = compose([f"attn={attn}", f"pos={pos}", f"seed={seed}"])
+            name = f"{attn}_{pos}_seed-{seed}"
             run = folder / name
             run.mkdir(parents=True)
             numbers = {"seed": seed, "steps": 3, "tokens": 9, "val_loss": loss, "train_loss": loss,
@@ -98,18 +100,50 @@ def sweep(folder: Path, effects: dict[str, list[float]]) -> Path:
     return folder
 
 
+def test_an_answer_stays_while_some_of_its_partners_go_on(tmp_path: Path) -> None:
+    """Crossed factors: positions are settled with all attentions, of which one pair needs more seeds."""
+    noise = [0.03, 0.0, 0.04, -0.005, 0.03]
+    losses = {
+        f"{attn} {pos}": [
+            3 + 0.1 * seed - 0.5 * (pos == "rope") + noise[seed] * (attn == "mqa")
+            for seed in range(5 if attn in going else 3)
+        ]
+        for going in [("mha", "mqa")]
+        for attn in ("mha", "gqa", "mqa")
+        for pos in ("learned", "rope")
+    }
+    folder = sweep(tmp_path, losses)
+    words = {c.level: c.decision for c in analyse_folders([folder]).comparisons}
+    assert words["rope"] is not None
+    assert (words["rope"].word, words["rope"].difference.n) == ("better", 3)
+    assert words["gqa"] is not None
+    assert (words["gqa"].word, words["gqa"].difference.n) == ("equal", 3)
+    assert words["mqa"] is not None
+    assert (words["mqa"].word, words["mqa"].difference.n) == ("open", 5)
+    assert {name.split("_")[0] for name in undecided(folder)} == {"mha", "mqa"}
+
+
+def test_without_a_common_text_there_is_nothing_to_wait_for(tmp_path: Path) -> None:
+    folder = sweep(tmp_path, {"mha learned": [3.0, 3.1, 2.9], "mha rope": [3.0, 2.9, 3.1]})
+    assert undecided(folder)
+    other = folder / "mha_rope_seed-0/summary.json"
+    other.write_text(
+        other.read_text().replace('"data_fingerprint": "a"', '"data_fingerprint": "b"')
+    )
+    assert undecided(folder) == []
+
+
 def test_what_is_decided_gets_no_more_seeds(tmp_path: Path) -> None:
     base = [3.0, 3.1, 2.9]
     folder = sweep(tmp_path, {
-        "learned": base,
-        "rope": [x - 0.2 + e for x, e in zip(base, (0.001, 0.0, -0.001), strict=True)],
-        "none": [x + e for x, e in zip(base, (0.03, -0.02, 0.01), strict=True)],
-        "alibi": [x + e for x, e in zip(base, (1e-4, -1e-4, 0.0), strict=True)],
+        "mha learned": base,
+        "mha rope": [x - 0.2 + e for x, e in zip(base, (0.001, 0.0, -0.001), strict=True)],
+        "mha none": [x + e for x, e in zip(base, (0.03, -0.02, 0.01), strict=True)],
+        "mha alibi": [x + e for x, e in zip(base, (1e-4, -1e-4, 0.0), strict=True)],
     })  # fmt: skip
     words = {c.level: c.decision and c.decision.word for c in analyse_folders([folder]).comparisons}
     assert words == {"rope": "better", "none": "open", "alibi": "equal"}
-    going = {name.split("_")[0] for name in undecided(folder)}
-    assert going == {"pos-learned", "pos-none"}
+    assert {name.split("_")[1] for name in undecided(folder)} == {"learned", "none"}
     report(folder)
     said = (folder / "report.md").read_text()
     assert "**rope** vs. **learned**: lowers perplexity: -18" in said

@@ -14,6 +14,7 @@ from train.config.keys import IDENTITY, SHARED, origin_of, select
 from train.config.old_spellings import modernise
 from train.config.schema import Config
 from train.measure.device import select_device
+from train.record.terminal import say
 from train.setup.match import compose_matched
 from train.setup.run_setup import check, check_start
 from train.sweep.expand import cell_names, stages_of
@@ -47,6 +48,11 @@ def plan_cells(
     """
     each = (stage for cell in cells for stage in stages_of(cell, first))
     kernel = common_kernel(map(compose, each)) if here else None
+    if kernel:
+        say(
+            f"kernel={kernel}: the fastest that the runs can all train with; kernel=fastest: each its own"
+        )
+    checked: dict[str, Config] = {}  # but for the seed
     known = identities(known_runs(parent))
     taken = set(known.values())
     planned: list[Cell] = []
@@ -71,11 +77,13 @@ def plan_cells(
                     f"minutes={composed['minutes']} is for one run; those of a sweep have equal "
                     "steps: give steps=N"
                 )
-            if here:
-                config = check(composed).config
-            else:
-                there = {key: composed[key] for key in ANY_DEVICE}
-                config = check(composed | ANY_DEVICE).config | there
+            seed = composed["seed"]
+            other_seed = {"seed": 0} if type(seed) is int and seed >= 0 else {}
+            alike = json.dumps(composed | other_seed, sort_keys=True)
+            if alike not in checked:
+                there = {} if here else {key: composed[key] for key in ANY_DEVICE}
+                checked[alike] = check(composed if here else composed | ANY_DEVICE).config | there
+            config = checked[alike] | ({"seed": seed} if other_seed else {})
             if before:
                 check_start(before.config, config, f"stage {number}")
             elif compose(cell)["stages"] != first["stages"]:
@@ -108,14 +116,14 @@ def common_kernel(configs: Iterable[Config]) -> str | None:
     Of those that ask for none. Times of runs would otherwise compare kernels: flash takes no bias. Runs
     that no kernel of torch's can do are left out.
     """
-    asking = [
-        config
+    asking = {
+        json.dumps(config | {"seed": 0}, sort_keys=True): config
         for config in configs
         if config["kernel"] == "auto"
         and select_device(config["device"], config["dtype"]).name == "cuda"
-    ]
+    }
     able = {
-        kernel: [number for number, config in enumerate(asking) if trains_with(config, kernel)]
+        kernel: [number for number, config in asking.items() if trains_with(config, kernel)]
         for kernel in (("flash", "efficient", "math") if asking else ())
     }
     some = sorted(set().union(*able.values()))

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
+from train.config.keys import origin_of
 from train.sweep.plan import Cell, identity
 
 
@@ -25,4 +26,5 @@ def asked(planned: Sequence[Cell], seeds: int, going: Collection[str] | None) ->
 
 def group(cell: Cell) -> str:
     """What a run has in common with those of other seeds."""
-    return identity(cell.config | {"seed": 0}, None)
+    origin = "the stage before" if cell.parent else origin_of(cell.config)
+    return identity(cell.config | {"seed": 0}, origin)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -25,6 +25,7 @@ from train.sweep.processes import Place, Stop, launch_here, status_of
 from train.sweep.rounds import asked
 from train.sweep.slots import Slot, slots, visible_gpus
 
+T = TypeVar("T")
 QUIET = 30.0  # seconds of a sweep before its first report; each takes a few
 
 
@@ -68,18 +69,19 @@ def sweep(
             places = slots(settings.jobs, gpus, max(cell.config["gpus"] for cell in planned))
             seconds = ask(forecast, runs, len(places)) if runs and not there else {}
         try:
-            run_all(planned, todo, seconds, there, places, safely(report))
+            run_all(planned, todo, seconds, there, places, safely(report, ""))
             for seeds in ROUNDS[1:] if settings.seeds else ():
-                going = undecided(parent)
+                nothing: list[str] = []
+                going = safely(undecided, nothing)(parent)
                 if not going:
                     break
                 more = asked(every, seeds, going)
                 planned = [cell for cell in every if cell in planned or cell in more]
                 write_manifest(parent, planned, first, baseline, margin)
-                todo = [cell for cell in planned if to_do(cell, settings.retry)]
+                todo = [cell for cell in planned if to_do(cell, retry=False)]
                 say(f"{seeds} seeds for what is not decided: {len(todo)} runs more")
-                run_all(planned, todo, {}, there, places, safely(report))
-            verdict = safely(report)(parent)
+                run_all(planned, todo, {}, there, places, safely(report, ""))
+            verdict = safely(report, "")(parent)
         except Stop as stop:
             place = f"name={first['name']}" if first["name"] else f"out={parent}"
             say(f"interrupted; the same command with {place} goes on")
@@ -203,14 +205,14 @@ def run_all(
                 launch_here(ready, places, ended)
 
 
-def safely(report: Callable[[Path], str]) -> Callable[[Path], str]:
+def safely(report: Callable[[Path], T], otherwise: T) -> Callable[[Path], T]:
     """A report whose own failure is said and ends nothing."""
 
-    def tried(parent: Path) -> str:
+    def tried(parent: Path) -> T:
         try:
             return report(parent)
         except Exception as error:  # noqa: BLE001  the runs are worth more than their report
             say(f"warning: no report: {type(error).__name__}: {error}")
-            return ""
+            return otherwise
 
     return tried

@@ -178,7 +178,13 @@ def decode_table(study: Study) -> Rows:
     known = not rows.empty and rows.launch_share.notna().any()
     columns = {name: column for name, column in DECODE.items() if known or name != "launching"}
     cells = [
-        [row.variant.label, *(f"{row[key]:{digits}}" for key, digits in columns.values())]
+        [
+            row.variant.label,
+            *(
+                "-" if pd.isna(row[key]) else f"{row[key]:{digits}}"
+                for key, digits in columns.values()
+            ),
+        ]
         for _, row in rows.iterrows()
     ]
     return [["variant", *columns], *cells]
