@@ -64,13 +64,13 @@ def main(arguments: list[str]) -> int:
         print(
             f"{name:<8} significant in {share:6.1%} of {splits} splits ({sign} {bound:.0%}){'' if well else '  FAILED'}"
         )
-    alarms = rounds(whole, splits, shift=0.0, margin=2.0)
+    alarms = rounds(whole, splits, shift=0.0, margin=0.05)  # too little to be called equal
     shifted = rounds(whole, splits, shift=2.0, margin=0.5)
     edge = rounds(whole, splits, shift=1.5, margin=1.5)
     wrong, found = alarms.share("better", "worse"), shifted.share("worse")
     checks_of_rounds = {
-        f"alarms   called different in {wrong:6.1%} (at most {WRONG:.0%}), equal in "
-        f"{alarms.share('equal'):.1%}, after {alarms.seeds:.1f} seeds": wrong <= WRONG,
+        f"alarms   called different in {wrong:6.1%} (at most {WRONG:.0%}), after "
+        f"{alarms.seeds:.1f} seeds": wrong <= WRONG,
         f"shifted  called worse in {found:6.1%} (at least {FOUND:.0%}), after {shifted.seeds:.1f} seeds "
         f"(at most {SEEDS_TO_FIND:g})": found >= FOUND and shifted.seeds <= SEEDS_TO_FIND,
         f"edge     called equal in {edge.share('equal'):6.1%} (at most {WRONG:.0%})": (
