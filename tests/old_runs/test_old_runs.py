@@ -141,8 +141,9 @@ def test_a_sweep_of_then_has_nothing_left_to_train(
     monkeypatch.setattr("train.sweep.run.launch_here", lambda *_: pytest.fail("a run is trained"))
     same = [o for o in command_of("gqa") if not o.startswith(("out=", "attn", "init_from="))]
     cells = [[*same, f"out={folder}", "stages=['attn=mha','attn=gqa attn.n_kv_heads=2']"]]
+    options = SweepOptions(jobs=1, retry=False, seeds=None, margin=0.01)
     for _ in range(2):  # the second time by the sweep.json of now
-        assert sweep(cells, SweepOptions(jobs=1, retry=False), [], pytest.fail, str) == 0
+        assert sweep(cells, options, [], pytest.fail, str, pytest.fail) == 0
         assert {path.name for path in folder.iterdir() if path.is_dir()} == {"mha", "gqa"}
 
 

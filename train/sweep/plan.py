@@ -126,8 +126,8 @@ def common_kernel(configs: Iterable[Config]) -> str | None:
         kernel: [number for number, config in asking.items() if trains_with(config, kernel)]
         for kernel in (("flash", "efficient", "math") if asking else ())
     }
-    some = sorted(set().union(*able.values()))
-    return next((kernel for kernel, runs in able.items() if runs and runs == some), None)
+    some = set().union(*able.values())
+    return next((kernel for kernel, runs in able.items() if runs and set(runs) == some), None)
 
 
 def trains_with(config: Config, kernel: str) -> bool:
