@@ -13,9 +13,9 @@ every loss and gradient norm.
   python -m cli.reproduce run=DIR [to=DIR]   to: folder of the new run; outputs/reproduced/ by default
 
 With the code and the machine of then, every bit has to agree, on CUDA if it ran with
-deterministic=true. Elsewhere the losses of the first ten
-steps have to agree within 1 %, and the last validation within 0.02 nats. The run's text has to be
-there, and the run that it started from. Exit code 1 if it is not reproduced.
+deterministic=true. Elsewhere the losses of the first ten steps have to agree within 1 %, and the
+last validation within 0.02 nats. The run's text has to be there, and the run that it started from.
+Exit code 1 if it is not reproduced.
 """
 
 

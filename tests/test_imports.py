@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -30,6 +32,7 @@ ONLY_IN = {
 #: The only files whose functions import, and why.
 LAZY = {
     "data/source.py": "datasets takes a second, and a cached corpus never needs it",
+    "model/ops/window_attention.py": "it loads torch's compiler, and windows on CUDA alone want it",
     "train/measure/memory.py": "Windows has no resource",
     "train/record/wandb_process.py": "wandb is for the process that logs",
     "train/setup/match.py": "torch takes two seconds, and most runs match nothing",
@@ -191,6 +194,15 @@ def test_functions_import_only_where_it_is_stated(path: Path) -> None:
 def test_help_is_not_kept_waiting_by_torch(command: str) -> None:
     assert "torch" not in {name.split(".")[0] for name in loaded(command)}
     assert "hydra" in {name.split(".")[0] for name in loaded(command)}
+
+
+def test_a_run_starts_without_the_compiler() -> None:
+    """Which takes as long to load as all the rest of torch."""
+    look = (
+        "import train.run, sys; print(*(m for m in sys.modules if m.startswith('torch._dynamo')))"
+    )
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, cwd=ROOT, check=True)  # fmt: skip
+    assert done.stdout.split() == []
 
 
 def test_what_is_stated_of_files_is_of_files_that_exist() -> None:

@@ -209,6 +209,9 @@ def fit(trainer: Trainer) -> None:
         raise
 
 
+#: Facts of environment.json without which a run does not repeat bit for bit.
+SAME_BITS = ("device", "cpu", "cpu_capability", "gpu", "threads", "torch", "numpy", "compiled")
+
 #: What helps where memory runs out.
 MEMORY_HELPS = {
     "training": "reduce batch_size, raise accumulate or set memory=lean",
@@ -237,7 +240,7 @@ def resume(trainer: Trainer, environment: dict[str, object]) -> None:
         raise ValueError(
             f"cannot resume: dtype changed from {before.get('dtype')} to {environment['dtype']}"
         )
-    for key in ("device", "cpu", "cpu_capability", "gpu", "threads", "torch", "numpy", "compiled"):
+    for key in SAME_BITS:
         was, now = before.get(key, environment[key]), environment[key]
         if was != now:
             say(f"resume: {key} changed from {was} to {now}: not bit-for-bit reproducible")

@@ -52,7 +52,7 @@ class Trainer:
         self.timer = StepTimer()
         graphs = job.device.uses_graphs(job.model, job.settings.accumulate)
         self.peaks = PeakMemory(graphs=graphs)
-        self.started = self.saved = perf_counter()
+        self.started = perf_counter()  # or when it last saved
         self.received_signal: signal.Signals | None = None
 
     def fit(self) -> None:
@@ -227,7 +227,7 @@ class Trainer:
         """Whether it is time for a checkpoint; steps of a GPU are too fast to count them for that."""
         every = self.job.settings.save_every
         if every == "auto" and self.job.device.name != "cpu":
-            return last or perf_counter() - self.saved >= SAVE_SECONDS
+            return last or perf_counter() - self.started >= SAVE_SECONDS
         return due(self.step, SAVE_STEPS if isinstance(every, str) else every, last)
 
     def save(self) -> None:
@@ -236,7 +236,6 @@ class Trainer:
             return
         self.record.sync()
         self.timer.wall_seconds, self.started = self.wall_seconds, perf_counter()
-        self.saved = self.started
         try:
             checkpoint.save(
                 self.record.folder,

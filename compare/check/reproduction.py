@@ -10,13 +10,10 @@ from data.atomic import read_json
 from train.config.schema import Config
 from train.record.run_folder import load_summary, open_config
 from train.record.run_log import git_commit, records
-from train.run import run_training
+from train.run import SAME_BITS, run_training
 
-#: Facts of environment.json from which every bit follows, with the code.
-SAME_BITS = (
-    "device", "cpu", "cpu_capability", "gpu", "torch", "numpy", "threads", "dtype", "compiled",
-    "deterministic", "processes",
-)  # fmt: skip
+#: With the code, all that the bits follow from; a run that is resumed keeps its dtype.
+FACTS = (*SAME_BITS, "dtype", "deterministic", "processes")
 TEXT = ("data_fingerprint", "tokenizer_sha256")  # of the summary
 EARLY_STEPS = 10  # in which rounding that differs has not grown yet
 EARLY = 0.01  # largest relative difference of their losses, elsewhere
@@ -54,7 +51,7 @@ def reproduce(folder: Path, to: Path) -> Verdict:
     now = read_json(to / "environment.json")
     differences = [
         f"{key} {before[key]} then, {now[key]} now"
-        for key in SAME_BITS
+        for key in FACTS
         if key in before and before[key] != now[key]
     ]
     if not now["deterministic"]:

@@ -294,15 +294,15 @@ def questions_of(
         for level in dict.fromkeys(v.level(factor) for v in variants):
             at_base = base.level(factor)
             matched = pairs(variants, factor, level, at_base) if level != at_base else []
-            questions[factor, level] = with_seeds(matched, least)
+            questions[factor, level] = sharing_seeds(matched, least)
     covered = {v for matched in questions.values() for pair in matched for v in pair}
     for v in variants:
         if v is not base and v not in covered:
-            questions["", v.label] = with_seeds([(v, base)], least)
+            questions["", v.label] = sharing_seeds([(v, base)], least)
     return {key: matched for key, matched in questions.items() if matched}
 
 
-def with_seeds(matched: Pairs, least: int | None) -> Pairs:
+def sharing_seeds(matched: Pairs, least: int | None) -> Pairs:
     """The pairs that share at least so many seeds; None: those that share the most."""
     shared = [one.seeds.keys() & two.seeds.keys() for one, two in matched]
     if least is not None:

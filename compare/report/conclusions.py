@@ -58,10 +58,10 @@ def conclusion(c: Comparison, study: Study) -> str:
         head += f" (mean over {', '.join(c.partners)})"
     parts = []
     if study.metric and c.quality:
-        quality = in_words(c.quality, study.metric.name, "lowers", "raises")
         if c.decision and study.margin is not None:
-            quality = decided(c.decision, study.metric.name, study.margin)
-        parts.append(quality)
+            parts.append(decided(c.decision, study.metric.name, study.margin))
+        else:
+            parts.append(in_words(c.quality, study.metric.name, "lowers", "raises"))
     if c.time:
         parts.append(in_words(c.time, "step time", "shortens", "lengthens"))
     for key, (less, what) in COSTS.items():

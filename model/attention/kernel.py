@@ -124,10 +124,13 @@ def check_kernel(
         raise ValueError(f"kernel={asked} {why}; {', '.join(others)} work")
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def capability() -> tuple[int, int]:
     """The compute capability of the GPU."""
     return torch.cuda.get_device_capability()
+
+
+# As torch.compiler.assume_constant_result marks it, which would load the compiler at every start.
+capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def capability_name() -> str:

@@ -24,9 +24,9 @@ class SlidingWindow(GQA):
 
     Mistral's W (https://arxiv.org/abs/2310.06825); Longformer's w (Beltagy et al. 2020,
     https://arxiv.org/abs/2004.05150) counts both sides: W = floor(w / 2) + 1. Where the kernel takes
-    no window, queries are processed in blocks, each against the keys within its reach, so time and
-    memory are O(N W), and the cache keeps W tokens. `window` None is half the context, max_len // 2 + 1; `n_kv_heads` None is n_heads.
-    Raises ValueError for a window below 1.
+    no window, queries are processed in blocks, each against the keys within its reach. So time and
+    memory are O(N W), and the cache keeps W tokens. `window` None is half the context, max_len // 2 + 1;
+    `n_kv_heads` None is n_heads. Raises ValueError for a window below 1.
     """
 
     def __init__(

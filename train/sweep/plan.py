@@ -123,11 +123,11 @@ def common_kernel(configs: Iterable[Config]) -> str | None:
         and select_device(config["device"], config["dtype"]).name == "cuda"
     }
     able = {
-        kernel: [number for number, config in asking.items() if trains_with(config, kernel)]
+        kernel: {name for name, config in asking.items() if trains_with(config, kernel)}
         for kernel in (("flash", "efficient", "math") if asking else ())
     }
-    some = set().union(*able.values())
-    return next((kernel for kernel, runs in able.items() if runs and set(runs) == some), None)
+    some = set[str]().union(*able.values())
+    return next((kernel for kernel, runs in able.items() if runs and runs == some), None)
 
 
 def trains_with(config: Config, kernel: str) -> bool:

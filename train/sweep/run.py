@@ -71,8 +71,7 @@ def sweep(
         try:
             run_all(planned, todo, seconds, there, places, safely(report, ""))
             for seeds in ROUNDS[1:] if settings.seeds else ():
-                nothing: list[str] = []
-                going = safely(undecided, nothing)(parent)
+                going = safely(undecided, list[str]())(parent)
                 if not going:
                     break
                 more = asked(every, seeds, going)

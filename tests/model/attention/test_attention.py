@@ -14,7 +14,7 @@ from model.attention import attend as attend_module
 from model.attention.attend import attend
 from model.attention.cache import KVCache
 from model.attention.grouped import GQA, MHA, MQA
-from model.attention.kernel import check_kernel, choose_kernel
+from model.attention.kernel import capability, check_kernel, choose_kernel
 from model.attention.mla import MLA
 from model.attention.sliding_window import SlidingWindow
 from model.cost import training_kernels
@@ -439,3 +439,14 @@ def test_a_pattern_gives_each_layer_its_own_attention() -> None:
 def test_patterns_that_make_no_sense_are_refused(override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build("pattern", "rope", override)
+
+
+def test_the_capability_of_a_gpu_is_a_constant_to_the_compiler() -> None:
+    """Marked by hand as torch's own decorator would, which loads the compiler."""
+
+    def marked() -> int:
+        return 0
+
+    torch.compiler.assume_constant_result(marked)
+    assert vars(marked)
+    assert vars(marked).items() <= vars(capability).items()
