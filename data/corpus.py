@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 from zipfile import BadZipFile
 
 import numpy as np
@@ -31,11 +31,23 @@ class Source(Protocol):
     def load(self) -> dict[str, list[str]]: ...
 
 
+@runtime_checkable
+class KnownSource(Source, Protocol):
+    """A source that knows how likely its text is.
+
+    `floor` gives the nats of a perfect model for each character of its documents, and the nats that
+    the rest of the document costs more if the model begins to read there: (N, 2).
+    """
+
+    def floor(self, documents: list[str]) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class Corpus:
     """The tokens of a training and a validation split, and what is needed to read them.
 
     `train` and `val` (None without a validation split) are memory-mapped 1-D integer tensors.
+    `floor` is that of a `KnownSource` for each token of `val`, if a token is a character; else None.
     """
 
     train: Tensor
@@ -44,6 +56,7 @@ class Corpus:
     tokenizer_json: str
     fingerprint: str  # SHA-256 of the text and its split, whatever the tokenizer
     documents: dict[str, np.ndarray]  # per split, rows of (first token, tokens, bytes)
+    floor: np.ndarray | None = None
 
     def split(self, name: str) -> tuple[Tensor, int]:
         """The tokens of `train` or `val`, and the UTF-8 bytes of all that can be scored.
@@ -110,6 +123,8 @@ def prepare(
 
             def write(into: Path) -> None:
                 tokenise(splits, learned_from or splits["train"], tokenizer, vocab_size, into)
+                if isinstance(source, KnownSource):
+                    write_floor(source.floor(splits["val"]), into)
 
             publish(folder, write, 2 * size)
     return load(folder)
@@ -167,6 +182,12 @@ def tokenise(
     meta = {"dtype": np.dtype(dtype).name, "fingerprint": fingerprint(splits)}
     ends = {name: int(rows[-1, :2].sum()) if len(rows) else 0 for name, rows in tables.items()}
     (into / "meta.json").write_text(json.dumps(meta | ends))
+
+
+def write_floor(floor: np.ndarray, into: Path) -> None:
+    """Write floor.npy, that of each character, if each is one token of the validation split."""
+    if len(floor) == json.loads((into / "meta.json").read_text())["val"]:
+        np.save(into / "floor.npy", floor, allow_pickle=False)
 
 
 def fingerprint(splits: dict[str, list[str]]) -> str:
@@ -264,6 +285,7 @@ def mapped(folder: Path) -> Corpus:
     tokenizer_json = (folder / "tokenizer.json").read_text(encoding="utf-8")
     with np.load(folder / "documents.npz", allow_pickle=False) as tables:
         documents = dict(tables)
+    floor = folder / "floor.npy"
     return Corpus(
         train=tokens[: meta["train"]],
         val=tokens[meta["train"] :] if meta["val"] else None,
@@ -271,4 +293,5 @@ def mapped(folder: Path) -> Corpus:
         tokenizer_json=tokenizer_json,
         fingerprint=meta["fingerprint"],
         documents=documents,
+        floor=np.load(floor, allow_pickle=False) if floor.exists() else None,
     )

@@ -73,6 +73,7 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
         "val_perplexity": val.get("perplexity"),
         "val_bits_per_byte": val.get("bits_per_byte"),
         "val_tokens": val.get("val_tokens"),
+        "entropy_floor": entropy_floor(job),
         "start_val_loss": trainer.start_loss,
         "train_seconds": timer.train_seconds if trained else None,
         "wall_seconds": trainer.wall_seconds if trained else None,
@@ -97,6 +98,14 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
         **job.corpus.identity,
         "parent": job.parent,
     }
+
+
+def entropy_floor(job: Job) -> float | None:
+    """Validation loss of a perfect model with the run's context, in nats per token; None if unknown.
+
+    With latents, validation reads windows that overlap.
+    """
+    return None if job.model.shape.latents else job.objective.validation_floor
 
 
 def count(job: Job) -> dict[str, Any]:

@@ -65,6 +65,12 @@ def columns_of(study: Study) -> list[Column]:
             return "-"
         return f"{seconds / of_base:.2f}"
 
+    def above_entropy(v: Variant) -> str:
+        """Nats per token above the floor, where the text has a known one."""
+        losses = [(run.get("val_loss"), run.get("entropy_floor")) for run in v.done]
+        above = [loss - floor for loss, floor in losses if None not in (loss, floor)]
+        return with_interval(*mean_interval(above), lambda x: f"{x:.4f}") if above else "-"
+
     def failed(v: Variant) -> str:
         return str(sum(run.over and not run.done for run in v.runs) or "")
 
@@ -79,6 +85,7 @@ def columns_of(study: Study) -> list[Column]:
         Column("seeds", lambda v: str(len(v.seeds)), short=True),
         *([] if metric in (None, BITS) else [quality(metric, 2)]),
         quality(BITS, 4),
+        Column("above the entropy", above_entropy),
         against_base("vs. baseline", change),
         Column("significant?", significance, short=True),
         median("training s", "train_seconds", ",.1f", short=True),

@@ -68,6 +68,21 @@ class Objective(ABC):
         return self.corpus.split("val")[1]
 
     @property
+    def validation_floor(self) -> float | None:
+        """Nats per token of a perfect model that validates in the same windows of T tokens.
+
+        None where it is not known: of other sources and tokenizers, and for documents that do not fit
+        into a window.
+        """
+        floor = self.corpus.floor
+        if floor is None or self.validation_rows is not None:
+            return None
+        if self.corpus.documents["val"][:, 1].max() > self.length + 1:
+            return None
+        cuts = floor[:: self.length, 1]
+        return float((floor[1:, 0].sum() + cuts.sum()) / (len(floor) - 1))
+
+    @property
     def prompt(self) -> list[int]:
         """What a sample of the trained model continues: a line break, if the vocabulary has one."""
         try:

@@ -24,6 +24,7 @@ from compare.report.evaluations.kinds import KNOWN
 from compare.report.figures import FIGURES, pareto, smooth
 from compare.report.runs import read
 from compare.report.style import canvas, legend_below, styles_of
+from compare.report.tables import main_table
 from compare.report.variants import variants_of
 from compare.report.write import report
 from compare.statistics.paired import Difference, correct, mean_interval, paired, seeds_needed
@@ -338,6 +339,20 @@ def test_learning_rates_are_compared_at_a_shared_one_and_at_each_ones_best(write
     report(folder.parent)
     page = (folder.parent / "report.md").read_text()
     assert f"| mqa | {math.exp(2.9):.2f} | 0.001 | {math.exp(2.8):.2f} |" in page
+
+
+def test_losses_are_set_against_the_entropy_where_it_is_known(write: Write) -> None:
+    """In nats, over the seeds of runs that have a floor; without any there is no such column."""
+    losses = [1.1, 1.25, 1.3]
+    for seed, loss in enumerate(losses):
+        folder = write(f"mha{seed}", loss, f"seed={seed}", entropy_floor=1.0)
+    write("mqa", 1.5, "attn=mqa", entropy_floor=None)
+    header, *rows = main_table(analyse_folders([folder.parent]))
+    low, high = stats.t.interval(0.95, 2, 0.21666667, stats.sem(losses))
+    column = header.index("above the entropy")
+    assert [row[column] for row in rows] == [f"0.2167 ({low:.4f} to {high:.4f})", "-"]
+    header, *_ = main_table(analyse_folders([folder.parent / "mqa"]))
+    assert "above the entropy" not in header
 
 
 def test_a_key_of_numbers_has_a_curve(write: Write) -> None:

@@ -93,6 +93,7 @@ def table(summary: Mapping[str, Any]) -> str:
     rows = [
         ("perplexity", number(summary["val_perplexity"], ".3f")),
         ("bits per byte", number(summary["val_bits_per_byte"], ".4f")),
+        *above_entropy(summary["val_loss"], summary["entropy_floor"]),
         ("training time", number(summary["train_seconds"], ".1f", " s")),
         ("tokens per second", number(summary["tokens_per_second"], ",.0f")),
         ("step", number(summary["step_ms"], ".1f", " ms")),
@@ -103,6 +104,13 @@ def table(summary: Mapping[str, Any]) -> str:
     ]
     width = max(len(label) for label, _ in rows)
     return "\n".join(f"  {label:<{width}}  {value}" for label, value in rows)
+
+
+def above_entropy(loss: float | None, floor: float | None) -> list[tuple[str, str]]:
+    """A row that compares a loss with that of a perfect model, where it is known."""
+    if loss is None or floor is None:
+        return []
+    return [("above the entropy", f"{loss - floor:.4f} nats per token")]
 
 
 def columns(rows: list[list[str]]) -> str:
