@@ -8,14 +8,17 @@ from compare.check.calibration import (
     FOUND,
     LEAST,
     LIMIT,
+    SEEDS,
     SEEDS_TO_FIND,
     equal,
     faint,
     largest_share,
     planted,
     rounds,
+    worth,
 )
 from compare.report.runs import Run, read
+from compare.statistics.paired import FEW
 
 USAGE = """\
 Calibrate the report's statistics on the runs of experiment=honesty (24 seeds, and 12 with half the
@@ -27,6 +30,8 @@ and of seeds=auto, with differences of equal runs drawn in pairs, in up to 12 ro
   alarms   called better or worse although they are equal: at most 5 % and three standard errors
   shifted  worse by two standard deviations: called so in at least 95 %, after 6.5 seeds on average at most
   edge     worse by as much as the margin, a standard deviation and a half: called equal in at most as many
+and of the worth in compute, simulated:
+  worth    1.25 times the steps: within the interval in at least 95 %, less three standard errors
 
   python train.py experiment=honesty
   python -m cli.calibrate [DIR] [splits=1000]
@@ -68,6 +73,7 @@ def main(arguments: list[str]) -> int:
     shifted = rounds(whole, splits, shift=2.0, margin=0.5)
     edge = rounds(whole, splits, shift=1.5, margin=1.5)
     most_wrong = largest_share(splits)
+    covered = {seeds: worth(splits, seeds) for seeds in (FEW, SEEDS)}
     wrong, found = alarms.share("better", "worse"), shifted.share("worse")
     checks_of_rounds = {
         f"alarms   called different in {wrong:6.1%} (at most {most_wrong:.1%}), after "
@@ -77,6 +83,11 @@ def main(arguments: list[str]) -> int:
         f"edge     called equal in {edge.share('equal'):6.1%} (at most {most_wrong:.1%})": (
             edge.share("equal") <= most_wrong
         ),
+        **{
+            f"worth    within the interval in {share:6.1%} (at least {1 - most_wrong:.1%}), "
+            f"{seeds} seeds": share >= 1 - most_wrong
+            for seeds, share in covered.items()
+        },
     }
     for line, well in checks_of_rounds.items():
         failed |= not well

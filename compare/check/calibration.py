@@ -1,14 +1,19 @@
 """Calibration of the report's statistics: false-positive rate, known effect, power."""
 
+import math
 import random
 import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from compare.report.analysis import analyse
 from compare.report.runs import Run
+from compare.statistics.paired import mean_interval
 from compare.statistics.sequential import decide
+from compare.statistics.worth import fit, log_more
 from train.sweep.expand import ROUNDS
 
 LIMIT = 0.07  # of false positives: 5 %, and the noise of the draws
@@ -16,6 +21,9 @@ LEAST = 0.80  # of power
 FOUND = 0.95  # of planted effects, by rounds
 SEEDS = 5
 SEEDS_TO_FIND = 6.5  # of rounds, on average, for two standard deviations
+CURVE = {200: 3.2, 400: 2.9, 800: 2.65}  # losses of a simulated baseline, by steps
+TIMES = 1.25  # the steps of a simulated variant, charged as those of the baseline
+SD = 0.01  # of a simulated run; half of its variance is shared by the runs of a seed
 
 
 def equal(runs: Sequence[Run], splits: int, seed: int = 0) -> float:
@@ -92,6 +100,20 @@ def rounds(
         pairs = zip(drawn[:last], drawn[last:], strict=True)
         found.append(decide([b - a + shift * sd for a, b in pairs], margin * sd))
     return Rounds(Counter(d.word for d in found), statistics.fmean(d.difference.n for d in found))
+
+
+def worth(splits: int, seeds: int = SEEDS, seed: int = 0) -> float:
+    """Coverage of a worth in compute: share of simulated sweeps whose interval holds TIMES."""
+    draw, steps = np.random.default_rng(seed), np.array([*CURVE], float)
+    curve = fit(steps, np.array([*CURVE.values()]))
+    covered = 0
+    for _ in range(splits):
+        noise = draw.normal(0, SD / 2**0.5, (2, seeds, len(steps)))
+        noise += draw.normal(0, SD / 2**0.5, (seeds, 1))
+        base, variant = curve.loss(steps) + noise[0], curve.loss(TIMES * steps) + noise[1]
+        _, low, high = mean_interval(log_more(steps, base, variant).mean(axis=1).tolist())
+        covered += low is not None and high is not None and low <= math.log(TIMES) <= high
+    return covered / splits
 
 
 def differ(one: Sequence[Run], two: Sequence[Run]) -> bool:

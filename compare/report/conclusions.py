@@ -7,6 +7,7 @@ from compare.cost.counts import decoding_costs
 from compare.report.analysis import Comparison, Study
 from compare.report.runs import Run
 from compare.report.variants import BARE, Variant, plain, settings_of
+from compare.report.worth import worth_conclusions
 from compare.statistics.paired import LEVEL, LIMITS, MANY, Difference, percent
 from compare.statistics.sequential import Decision
 from train.config.keys import HELD
@@ -15,7 +16,7 @@ from train.sweep.expand import ROUNDS
 
 def conclusions(study: Study) -> list[str]:
     """One sentence for each question that the runs can answer, and their scope."""
-    sentences = [conclusion(c, study) for c in study.comparisons]
+    sentences = [conclusion(c, study) for c in study.comparisons] + worth_conclusions(study)
     trained = [run for v in study.variants for run in v.done if run.get("steps")]
     if trained and study.metric is None and len(study.variants) > 1:
         sentences.insert(0, "Quality is not compared: see the warnings.")
@@ -42,10 +43,11 @@ def scope(study: Study, run: Run) -> str:
     """Sizes, budgets and settings that the conclusions do not cover."""
     settings = settings_of(run)
     rate = f"learning rates other than {plain(settings.get('optim.lr'))} (see experiment=lr)"
+    most = max(run.tokens for v in study.variants for run in v.done)
     return (
         f"Not covered: model sizes other than {settings.get('model')} "
         f"({(run.get('params_non_embedding') or 0) / 1e6:,.1f}M non-embedding parameters), more than "
-        f"{run.tokens / 1e6:,.1f}M training tokens, other corpora, "
+        f"{most / 1e6:,.1f}M training tokens, other corpora, "
         f"{rate if study.rate is None else 'other learning rates'}."
     )
 

@@ -17,6 +17,7 @@ from compare.report.analysis import Study
 from compare.report.evaluations.kinds import evaluation, kinds
 from compare.report.style import Draw, Drawing, Figure, Styles
 from compare.report.variants import Variant
+from compare.report.worth import worth_figure
 from compare.statistics.paired import LEVEL
 from train.config.options import Reporting
 
@@ -361,5 +362,6 @@ FIGURES: dict[str, Draw] = {
     "heads": heads_figure,
     "rates": rates_figure,
     "numbers": numbers_figure,
+    "worth": worth_figure,
     "decoding": decoding_figure,
 }

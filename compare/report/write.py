@@ -23,6 +23,7 @@ from compare.report.tables import (
     stage_table,
     start_table,
 )
+from compare.report.worth import HEADING, worth_note, worth_table, worths
 from compare.statistics.paired import Difference
 from data.atomic import read_json, replace, write_json
 from train.config.old_spellings import report_keys
@@ -99,6 +100,7 @@ def sections(study: Study, decoding: bool) -> list[tuple[str, str, Rows]]:
     loss = "Training loss is the mean of the last 50 iterations."
     every = [
         ("Table", "", main_table(study)),
+        (HEADING, worth_note(study), worth_table(study)),
         ("By stage", loss, stage_table(study)),
         ("Initialised from another run", "", start_table(study)),
         ("By learning rate", "", rate_table(study)),
@@ -176,6 +178,7 @@ def results_json(study: Study, content: dict[str, Any]) -> dict[str, Any]:
             asdict(c) | {"quality": difference_json(c.quality), "time": difference_json(c.time)}
             for c in study.comparisons
         ],
+        **({"worth": judged} if (judged := [asdict(worth) for worth in worths(study)]) else {}),
         "methods": content["methods"],
         "failures": failures(study)[1:],
     }

@@ -107,8 +107,8 @@ class Reporting:
 
 
 FIGURES = (
-    "training validation quality differences grid heads rates numbers decoding length decode attention "
-    "attention_distance attention_maps answers "
+    "training validation quality differences grid heads rates numbers worth decoding length decode "
+    "attention attention_distance attention_maps answers "
     "answers_differences finetuning"
 ).split()
 TABLES = ["decoding"]
