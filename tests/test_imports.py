@@ -17,7 +17,7 @@ PACKAGES = ("model", "data", "train", "compare", "cli", "bench")
 #: The rooms of a package, from the ground up: none imports one above it.
 FLOORS = {
     "model": "shape ops position attention feedforward transformer perceiver tuning init cost loss generate",
-    "data": "atomic tokenizer people characters grammar source corpus objective",
+    "data": "atomic tokenizer people characters grammar probes source corpus objective",
     "train": "config parallel record measure optim setup step step_estimate trainer summary run sweep",
     "compare": "cost statistics report check lab evaluate",
 }

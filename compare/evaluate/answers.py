@@ -1,4 +1,4 @@
-"""Answers to questions: exact match, how sure the model is, and what guessing would give.
+"""Answers, to questions or within a text: exact match, how sure the model is, what guessing would give.
 
 Shapes: B questions, T tokens, V vocab_size.
 """
@@ -22,6 +22,7 @@ from compare.statistics.paired import wilson
 from data import tokenizer as tokenizers
 from data.objective.answers import Answers, Question
 from data.objective.base import IGNORED
+from data.objective.probe import Probe
 from model.transformer import Transformer
 from train.config.schema import Config, at_least
 from train.record.terminal import tracked
@@ -45,7 +46,7 @@ def evaluate(selector: RunSelector, options: Options) -> int:
     reference = None
     if options.reference is not None:
         other = selector.load(Path(options.reference))
-        reference = items_of(other, questions_of(other), options)
+        reference = items_of(other, answered_by(other), options)
     answers = (
         (folder, measure(selector.load(folder), options, reference)) for folder in selector.runs
     )
@@ -53,10 +54,10 @@ def evaluate(selector: RunSelector, options: Options) -> int:
 
 
 def measure(run: LoadedRun, options: Options, reference: list[Config] | None) -> Config:
-    """The answers of a run to the questions of its validation split."""
-    objective = questions_of(run)
+    """The answers of a run to what its validation split asks."""
+    objective = answered_by(run)
     items = items_of(run, objective, options)
-    commonest, _ = Counter(text_of(run, q.answer) for q in objective.train).most_common(1)[0]
+    commonest, _ = Counter(text_of(run, a) for a in objective.train_answers()).most_common(1)[0]
     groups = list(dict.fromkeys(item["group"] for item in items))
     return {
         "step": run.step,
@@ -72,20 +73,52 @@ def measure(run: LoadedRun, options: Options, reference: list[Config] | None) ->
     }
 
 
-def questions_of(run: LoadedRun) -> Answers:
-    """The questions that a run was trained on and is asked. Raises ValueError for another objective."""
+def answered_by(run: LoadedRun) -> Answers | Probe:
+    """The objective of a run, which has answers. Raises ValueError for another one."""
     text = open_text(run, "val", None, None)
     objective = build_objective(run.config, text.corpus)
-    if not isinstance(objective, Answers):
+    if not isinstance(objective, Answers | Probe):
         raise ValueError(
             f"eval=answers: {run.folder} was trained with objective="
-            f"{run.config['choices']['objective']}; it needs objective=answers"
+            f"{run.config['choices']['objective']}; it needs objective=answers or probe"
         )
     return objective
 
 
-def items_of(run: LoadedRun, objective: Answers, options: Options) -> list[Config]:
+def items_of(run: LoadedRun, objective: Answers | Probe, options: Options) -> list[Config]:
     """Each question with the true answer, the model's own, and the log-probability of both."""
+    if isinstance(objective, Probe):
+        return list(items_within(run, objective, run.batch_size(options.batch_size)))
+    return items_after(run, objective, options)
+
+
+@torch.no_grad()
+def items_within(run: LoadedRun, objective: Probe, batch_size: int) -> Iterator[Config]:
+    """The answers in rows of text. The model's own has the most likely token at each place, after the
+    true ones: it is right where a greedy generation is."""
+    starts = range(0, len(objective.val), batch_size)
+    for first in tracked(starts, f"{run.folder.name}: {len(objective.val)} rows"):
+        rows = objective.val[first : first + batch_size]
+        inputs, _ = objective.batch(rows)
+        with run.device.autocast():
+            log_p = run.model(inputs.to(run.device.name)).float().cpu().log_softmax(-1)  # (B, T, V)
+        for row, before in zip(rows, log_p, strict=True):
+            for answer in row.answers:
+                at, true = before[answer.start - 1 : answer.end - 1], row.tokens[answer.place]
+                best = at.max(-1)
+                yield {
+                    "question": text_of(run, row.tokens[: answer.start]),
+                    "answer": text_of(run, true),
+                    "said": text_of(run, best.indices.tolist()),
+                    "correct": best.indices.tolist() == true,
+                    "group": text_of(run, answer.group) or "all",
+                    "log_p_said": best.values.double().sum().item(),
+                    "log_p_true": at.gather(1, torch.tensor(true)[:, None]).double().sum().item(),
+                }
+
+
+def items_after(run: LoadedRun, objective: Answers, options: Options) -> list[Config]:
+    """The answers that a model generates greedily after each question."""
     order = sorted(range(len(objective.val)), key=lambda n: len(objective.val[n].prompt))
     batches = list(
         same_length([objective.val[n] for n in order], run.batch_size(options.batch_size))

@@ -40,7 +40,7 @@ class Answers(Objective):
     Raises ValueError for a document without a tab, and for one that does not fit into the context.
     """
 
-    marks = True
+    marks = partial = True
 
     def __init__(self, corpus: Corpus, **order: Any) -> None:
         super().__init__(corpus, **order)
@@ -51,6 +51,10 @@ class Answers(Objective):
 
     def __call__(self, step: int) -> Batch:
         return self.batch([self.train[int(number)] for number in self.draws(step)])
+
+    def train_answers(self) -> list[list[int]]:
+        """The answers of training."""
+        return [question.answer for question in self.train]
 
     def batch(self, questions: list[Question]) -> Batch:
         """Inputs and targets (B, T) of questions."""

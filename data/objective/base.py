@@ -31,6 +31,8 @@ class Objective(ABC):
 
     #: True if its rows have parts, with a mark between them: a token that no text has.
     marks = False
+    #: True if a part of a row is not learned, or is padding.
+    partial = False
 
     def __init__(self, corpus: Corpus, *, rows: int, length: int, seed: int, sampling: str) -> None:
         self.corpus, self.rows, self.length, self.seed = corpus, rows, length, seed

@@ -37,7 +37,7 @@ class Infill(Objective):
     that are all too short, and a context without room.
     """
 
-    marks = True
+    marks = partial = True
 
     def __init__(self, corpus: Corpus, *, rate: float, text: str, spans: str, **order: Any) -> None:
         super().__init__(corpus, **order)

@@ -10,11 +10,22 @@ import torch
 from tiny import RUN
 
 from cli.evaluate import evaluate
-from compare.evaluate.answers import described, greedy, questions_of, sign_test, true_log_p
+from cli.train import train
+from compare.evaluate.answers import (
+    answered_by,
+    described,
+    greedy,
+    items_within,
+    sign_test,
+    text_of,
+    true_log_p,
+)
 from compare.evaluate.load import LoadedRun, RunSelector
+from compare.report.evaluations.exact_match import levels_of
 from compare.report.write import write
 from compare.statistics.paired import wilson
-from data.objective.answers import Question
+from data.objective.answers import Answers, Question
+from data.objective.probe import Probe
 from model.cost import count_parameters
 from model.generate import Sampler, generate
 from train.config.compose import compose
@@ -56,7 +67,8 @@ def opened(folder: Path) -> LoadedRun:
 
 def test_the_answer_is_what_greedy_generation_says(runs: Path) -> None:
     run = opened(runs / "after")
-    objective = questions_of(run)
+    objective = answered_by(run)
+    assert isinstance(objective, Answers)
     for question in objective.val[:4]:
         said, _ = greedy(run.model, torch.tensor([question.prompt]), objective.mark, 6)
         sampler = Sampler(temperature=0)
@@ -71,7 +83,8 @@ def test_the_log_probability_of_an_answer_is_that_of_its_tokens_and_the_closing_
 ) -> None:
     """Whether it is generated or given."""
     run = opened(runs / "after")
-    objective = questions_of(run)
+    objective = answered_by(run)
+    assert isinstance(objective, Answers)
     question = objective.val[0]
     said, own = greedy(run.model, torch.tensor([question.prompt]), objective.mark, 30)
     again = Question(question.question, said[0], [], objective.mark)
@@ -136,7 +149,7 @@ def test_answers_are_written_shown_and_reported(
     answer = json.loads((runs / "after/eval/answers.json").read_text())
     assert [answer["groups"][g]["questions"] for g in ("known", "stranger")] == [6, 6]
     assert len(answer["items"]) == 12
-    asked = questions_of(opened(runs / "after")).val
+    asked = answered_by(opened(runs / "after")).val
     assert len({i["question"] for i in answer["items"]}) == len(asked)
     assert answer["reference"]["run"] == f"{runs}/alone"
     write([runs / "after", runs / "alone"])
@@ -152,3 +165,66 @@ def test_other_objectives_have_no_answers(runs: Path) -> None:
         ValueError, match="trained with objective=infill; it needs objective=answers"
     ):
         evaluate([f"run={runs}/told", "eval=answers", "threads=1"])
+
+
+#: A tiny run, of recall at two levels of difficulty.
+RECALL = [
+    *TINY,
+    "data=recall",
+    "data.rows=40",
+    "data.val_rows=6",
+    "data.length=16",
+    "data.levels=[2]",
+    "data.val_levels=[1,3]",
+    "model.max_len=16",
+]
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("probe")
+    where = [f"data.cache={folder}/cache", f"out={folder}/run"]
+    assert run_training(compose([*RECALL, *where])) == 0
+    return folder / "run"
+
+
+def test_a_sweep_evaluates_its_runs_and_reports_on_that(tmp_path: Path) -> None:
+    lines = "report.evaluate=['eval=answers','eval=rank']"
+    where = [f"data.cache={tmp_path}/cache", f"out={tmp_path}/sweep"]
+    assert train(["-m", *RECALL, *where, "attn=mha,mqa", "seed=0,1", lines]) == 1
+    for run in (tmp_path / "sweep").glob("attn-*"):
+        answer = json.loads((run / "eval/answers.json").read_text())
+        assert [*answer["groups"]] == ["1 pair", "3 pairs"]
+    page = (tmp_path / "sweep/report.md").read_text()
+    assert "figures/answers.svg" in page
+    assert "| 3 pairs" in page
+    assert not [*(tmp_path / "sweep").glob("*/eval/rank.json")]  # it needs tune=dylora, hence the 1
+
+
+def test_an_answer_within_a_text_is_what_greedy_generation_says(probed: Path) -> None:
+    run = opened(probed)
+    objective = answered_by(run)
+    assert isinstance(objective, Probe)
+    items = list(items_within(run, objective, 5))
+    places = [(row.tokens, answer) for row in objective.val for answer in row.answers]
+    assert len(items) == len(places) == 6 + 18
+    assert [item["group"] for item in items] == ["1 pair"] * 6 + ["3 pairs"] * 18
+    for item, (tokens, answer) in zip(items, places, strict=True):
+        sampler = Sampler(temperature=0)
+        ((token,),) = generate(run.model, tokens[: answer.start], 1, sampler=sampler, seed=0)
+        assert item["said"] == text_of(run, [token])
+        assert item["correct"] == (item["said"] == item["answer"])
+    nats = [-item["log_p_true"] for item in items]
+    summary = json.loads((probed / "summary.json").read_text())
+    assert sum(nats) / len(nats) == pytest.approx(summary["val_loss"], abs=1e-4)
+
+
+def test_levels_of_difficulty_are_an_axis() -> None:
+    assert levels_of(["1 pair", "4 pairs"]) == (["1", "4"], "pairs")
+    assert levels_of(["0-7 characters back", "8-15 characters back"]) == (
+        ["0-7", "8-15"],
+        "characters back",
+    )
+    assert levels_of(["known", "stranger"]) is None
+    assert levels_of(["4 pairs"]) is None
+    assert levels_of(["4 pairs", "4 hops"]) is None

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from train.config.schema import Config, suggest
 
+PROBES = "data.probes."  # modules of data whose rows objective=probe reads
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
@@ -35,7 +36,12 @@ def compose(overrides: list[str], *, door: str = "train") -> Config:
     chosen = [override for override in asked if is_group(override.key_or_group)]
     values = [override for override in asked if not is_group(override.key_or_group)]
     try:
-        composed, choices = composed_by_hydra(CONFIGS, door, *(str(o.input_line) for o in chosen))
+        lines = [str(override.input_line) for override in chosen]
+        composed, choices = composed_by_hydra(CONFIGS, door, *lines)
+        if "objective" not in keys and str(composed.get("data", {}).get("_target_")).startswith(
+            PROBES
+        ):
+            composed, choices = composed_by_hydra(CONFIGS, door, *lines, "objective=probe")
         composed = composed.copy()
         base = OmegaConf.to_container(composed)
         for override in values:

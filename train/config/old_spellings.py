@@ -63,6 +63,7 @@ def report_keys(saved: Config) -> Config:
         "figure_file": f"question-{question[1]}" if question else None,
         "tables": ["decoding"] if saved.get("figure") == "decoding" else [],
         "notes": [],
+        "evaluate": [],
     }
     return {key: saved.get(key, value) for key, value in before.items()}
 

@@ -1,9 +1,11 @@
 """The scalars of train.yaml and its small groups, each checked by its own class."""
 
 import re
+import shlex
 from dataclasses import dataclass, fields
 
 from model.attention import KERNELS
+from train.config.compose import compose
 from train.config.keys import KEYS
 from train.config.schema import at_least, choose
 
@@ -90,13 +92,14 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Reporting:
-    """Title, leading figure, additional tables and notes of a report: the keys under report."""
+    """Evaluations, title, leading figure, additional tables and notes: the keys under report."""
 
     title: str | None
     figure: str | None
     figure_file: str | None
     tables: list[str]
     notes: list[str]
+    evaluate: list[str]
 
     def __post_init__(self) -> None:
         if self.figure is not None:
@@ -104,6 +107,8 @@ class Reporting:
         for table in self.tables:
             choose("report.tables", table, dict.fromkeys(TABLES))
         check_file_name("report.figure_file", self.figure_file)
+        for line in self.evaluate:
+            compose([*shlex.split(line), "run=."], door="eval")
 
 
 FIGURES = (

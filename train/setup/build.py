@@ -213,10 +213,10 @@ def objective_of(config: Config) -> tuple[type[Objective], dict[str, Any]]:
     (own,) = arguments("objective", node, kind)
     kind.check(own, config["data"]["tokenizer"])
     latents = config["model"]["latents"]
-    if kind.marks and latents is not None:
+    if kind.partial and latents is not None:
         raise ValueError(
-            f"model.latents={latents} predicts the end of a row, which is padding with "
-            f"objective={config['choices']['objective']}; objective=next works"
+            f"model.latents={latents} predicts the end of a row, which objective="
+            f"{config['choices']['objective']} does not learn; objective=next works"
         )
     return kind, own
 

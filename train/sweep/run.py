@@ -18,6 +18,7 @@ from train.record.terminal import say
 from train.setup.match import baseline_of
 from train.sweep.apart import apart
 from train.sweep.display import Board, Watched
+from train.sweep.evaluations import evaluate
 from train.sweep.expand import ROUNDS
 from train.sweep.hydra_launcher import elsewhere
 from train.sweep.plan import Cell, known_runs, plan_cells
@@ -37,7 +38,8 @@ def sweep(
     report: Callable[[Path], str],
     undecided: Callable[[Path], list[str]],
 ) -> int:
-    """Train every cell in a process of its own and report on all; 1 if one of them failed.
+    """Train every cell in a process of its own, evaluate as `report.evaluate` asks, and report on all;
+    1 if one of them failed.
 
     All are checked before any starts. Started again in the same folder, it skips what is done, resumes
     what was interrupted, and retries what failed if `retry`. `launcher` are the overrides that name
@@ -80,6 +82,7 @@ def sweep(
                 todo = [cell for cell in planned if to_do(cell, retry=False)]
                 say(f"{seeds} seeds for what is not decided: {len(todo)} runs more")
                 run_all(planned, todo, {}, there, places, safely(report, ""))
+            evaluated = evaluate(parent, first["report"]["evaluate"])
             verdict = safely(report, "")(parent)
         except Stop as stop:
             place = f"name={first['name']}" if first["name"] else f"out={parent}"
@@ -93,7 +96,7 @@ def sweep(
             say(f"{cell.name}: {found['state']}: {found['reason']}")
     print(verdict)
     print(f"\nsweep: {parent}  ({len(planned)} runs, {failed} failed)")
-    return 1 if failed else 0
+    return 1 if failed or evaluated else 0
 
 
 def locked(parent: Path) -> FileLock:

@@ -82,12 +82,59 @@ def sign_tests(v: Variant) -> str:
     return "; ".join(f"{a['only_this']} : {a['only_the_other']}, p {a['p']:.2g}" for a in found)
 
 
+def levels_of(groups: list[str]) -> tuple[list[str], str] | None:
+    """The numbers and the common words of groups such as '4 pairs'; None if they are no such levels."""
+    cells = [group.partition(" ") for group in groups]
+    units = {words.removesuffix("s") for _, _, words in cells}
+    if len(groups) < 2 or len(units) > 1 or not all(cell[0][0].isdigit() for cell in cells):
+        return None
+    return [number for number, _, _ in cells], cells[-1][2]
+
+
 def figure(study: Study, styles: Styles) -> Drawing | None:
-    """Exact match of each variant as a bar with its interval, a panel per group of questions."""
+    """Exact match of each variant: against the level of difficulty, or in a panel per group."""
     groups = groups_of(study)
     if not groups:
         return None
     shown = [v for v in study.variants if answers_of(v)]
+    if levels_of(groups):
+        return curves(shown, groups, styles)
+    return bars(shown, groups, styles)
+
+
+def curves(shown: list[Variant], groups: list[str], styles: Styles) -> Drawing:
+    """Exact match against the level of difficulty, a curve per variant."""
+    drawing, axes = style.canvas(1, height=4.2)
+    for v in shown:
+        found = {g: accuracy_interval(v, g) for g in groups if numbers(v, g, "accuracy")}
+        mean, low, high = 100 * np.array(list(found.values())).T
+        places = [groups.index(group) for group in found]
+        axes.plot(places, mean, label=v.label, linewidth=1.4, **styles[v].plot)
+        axes.fill_between(places, low, high, color=styles[v].colour, alpha=0.12, linewidth=0)
+    guess = [
+        statistics.fmean(x for v in shown for x in numbers(v, group, "baseline"))
+        for group in groups
+    ]
+    axes.plot(np.multiply(100, guess), color=style.INK, linewidth=0.8, linestyle=":")
+    label_levels(axes, groups)
+    axes.set(ylabel="exact match, %", ylim=(-2, 102))
+    style.legend(axes, len(shown))
+    return drawing, (
+        "Share of answers that are exactly right, by difficulty. Bands: 95 % intervals over runs, or over answers "
+        "where those are wider. Dotted: the commonest answer of training, given to all."
+    )
+
+
+def label_levels(axes: Any, groups: list[str]) -> None:
+    """Label the x axis with levels of difficulty, evenly spaced."""
+    found = levels_of(groups)
+    assert found is not None
+    axes.set_xticks(range(len(groups)), found[0])
+    axes.set_xlabel(found[1])
+
+
+def bars(shown: list[Variant], groups: list[str], styles: Styles) -> Drawing:
+    """Exact match of each variant as a bar with its interval, a panel per group of questions."""
     drawing, panels = style.canvas(len(groups), height=1.4 + 0.42 * len(shown))
     for axes, group in zip(np.atleast_1d(panels), groups, strict=True):
         for place, v in enumerate(reversed(shown)):
@@ -156,6 +203,8 @@ def differences_figure(study: Study, styles: Styles) -> Drawing | None:
     found = {group: tests for group, tests in differences(study).items() if tests}
     if not found:
         return None
+    if levels_of([*found]):
+        return difference_curves(found)
     rows = max(map(len, found.values()))
     drawing, panels = style.canvas(len(found), height=1.4 + 0.42 * rows)
     for axes, (group, tests) in zip(np.atleast_1d(panels), found.items(), strict=True):
@@ -180,4 +229,37 @@ def differences_figure(study: Study, styles: Styles) -> Drawing | None:
     return drawing, (
         "Difference in exact match from the baseline, in percentage points, paired by seed, with 95 % intervals. "
         "Filled points are significant after Holm's correction."
+    )
+
+
+def difference_curves(found: dict[str, dict[tuple[str, str], Difference]]) -> Drawing:
+    """What each choice changes in exact match, against the level of difficulty."""
+    drawing, axes = style.canvas(1, height=4.2)
+    choices = list(dict.fromkeys(choice for tests in found.values() for choice in tests))
+    for number, (factor, level) in enumerate(choices):
+        colour = style.COLOURS[number % len(style.COLOURS)]
+        shift = 0.4 * ((number + 0.5) / len(choices) - 0.5)  # so that whiskers do not hide others
+        for place, tests in enumerate(found.values()):
+            if (d := tests.get((factor, level))) is None:
+                continue
+            spread = (
+                None if d.low is None or d.high is None else [[d.mean - d.low], [d.high - d.mean]]
+            )
+            axes.errorbar(
+                place + shift,
+                100 * d.mean,
+                yerr=None if spread is None else 100 * np.array(spread),
+                fmt=style.MARKERS[number % len(style.MARKERS)],
+                color=colour,
+                markerfacecolor=colour if d.significant else "none",
+                capsize=3,
+                label=None if place else (f"{factor}: {level}" if factor else level),
+            )
+    axes.axhline(0, color=style.INK, linewidth=0.8, linestyle=":")
+    label_levels(axes, [*found])
+    axes.set_ylabel("points of exact match")
+    style.legend(axes, len(choices))
+    return drawing, (
+        "Difference in exact match from the baseline by difficulty, in percentage points, paired by seed, with 95 % "
+        "intervals. Filled points are significant after Holm's correction within a level."
     )
