@@ -198,6 +198,10 @@ def test_a_sweep_evaluates_its_runs_and_reports_on_that(tmp_path: Path) -> None:
     page = (tmp_path / "sweep/report.md").read_text()
     assert "figures/answers.svg" in page
     assert "| 3 pairs" in page
+    for figure in ("answers", "answers_differences"):
+        drawn = (tmp_path / f"sweep/figures/{figure}.svg").read_text()
+        assert ">pairs</text>" in drawn
+        assert "mqa" in drawn
     assert not [*(tmp_path / "sweep").glob("*/eval/rank.json")]  # it needs tune=dylora, hence the 1
 
 
