@@ -257,7 +257,8 @@ def difference_curves(found: dict[str, dict[tuple[str, str], Difference]]) -> Dr
             )
     axes.axhline(0, color=style.INK, linewidth=0.8, linestyle=":")
     label_levels(axes, [*found])
-    axes.set_ylabel("points of exact match")
+    only = f", {' '.join(choices[0]).strip()}" if len(choices) == 1 else ""
+    axes.set_ylabel(f"points of exact match{only}")
     style.legend(axes, len(choices))
     return drawing, (
         "Difference in exact match from the baseline by difficulty, in percentage points, paired by seed, with 95 % "
