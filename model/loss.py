@@ -60,7 +60,8 @@ def token_nll(
     text has them. Batch size and padding do not affect the result. `on_batch` is called before each.
     Of a model that predicts the last `predicted` tokens of its input alone, windows begin no farther
     apart, and the first tokens are read in shorter ones. `share` (i, n) scores every n-th batch alone,
-    from the i-th, and leaves 0 elsewhere.
+    from the i-th, and leaves 0 elsewhere; all n shares compute equally many batches, some in vain, so
+    that a model whose parts are in n processes can gather them.
     Raises ValueError for fewer than 2 tokens, or a stride that would leave tokens out.
     """
     scored = len(tokens) - 1
@@ -78,14 +79,16 @@ def token_nll(
     if len(full) < len(starts):
         batches.append((starts[-1:], scored - int(starts[-1])))
     nats = torch.zeros(scored)
-    for rows, length in batches[share[0] :: share[1]]:
+    for i in range(share[0], -(-len(batches) // share[1]) * share[1], share[1]):
+        rows, length = batches[min(i, len(batches) - 1)]
         on_batch()
         window = tokens[rows[:, None] + torch.arange(length + 1)].long().to(device)  # (B, T + 1)
         losses = row_losses(model, window[:, :-1], window[:, 1:])
         ends = torch.arange(length)[-losses.size(1) :]
         place = rows[:, None] + ends  # (B, T)
         new = (rows[:, None] == 0) | (ends >= context - stride)
-        nats[place[new]] = losses.cpu()[new]
+        if i < len(batches):
+            nats[place[new]] = losses.cpu()[new]
     return nats
 
 

@@ -34,6 +34,7 @@ LAZY = {
     "data/source.py": "datasets takes a second, and a cached corpus never needs it",
     "model/ops/window_attention.py": "it loads torch's compiler, and windows on CUDA alone want it",
     "train/measure/memory.py": "Windows has no resource",
+    "train/parallel/shard.py": "torch's sharding takes a second, and loads its compiler",
     "train/record/wandb_process.py": "wandb is for the process that logs",
     "train/setup/match.py": "torch takes two seconds, and most runs match nothing",
     "compare/cost/counts.py": "the memory tracker takes a second",
@@ -197,10 +198,9 @@ def test_help_is_not_kept_waiting_by_torch(command: str) -> None:
 
 
 def test_a_run_starts_without_the_compiler() -> None:
-    """Which takes as long to load as all the rest of torch."""
-    look = (
-        "import train.run, sys; print(*(m for m in sys.modules if m.startswith('torch._dynamo')))"
-    )
+    """Which takes as long to load as all the rest of torch, nor with what shards a model."""
+    slow = ("torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor")
+    look = f"import train.run, sys; print(*(m for m in sys.modules if m.startswith({slow})))"
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, cwd=ROOT, check=True)  # fmt: skip
     assert done.stdout.split() == []
 

@@ -152,7 +152,12 @@ def fixed(config: Config) -> Config:
 def train_job(job: Job, record: Record, *, resumed: bool) -> int:
     """Train a job, write all files of its run and print its results; returns the exit code."""
     trainer = Trainer(job, record)
-    environment = dict(describe(job.device), git_commit=git_commit(), processes=job.ranks.size)
+    environment = dict(
+        describe(job.device),
+        git_commit=git_commit(),
+        processes=job.ranks.size,
+        shard=job.settings.shard,
+    )
     if resumed:
         resume(trainer, environment)
     write_start(record, job, environment)
@@ -210,7 +215,10 @@ def fit(trainer: Trainer) -> None:
 
 
 #: Facts of environment.json without which a run does not repeat bit for bit.
-SAME_BITS = ("device", "cpu", "cpu_capability", "gpu", "threads", "torch", "numpy", "compiled")
+SAME_BITS = (
+    *("device", "cpu", "cpu_capability", "gpu", "threads"),
+    *("torch", "numpy", "compiled", "shard"),
+)
 
 #: What helps where memory runs out.
 MEMORY_HELPS = {

@@ -16,6 +16,7 @@ from train.measure.device import Device
 from train.optim.loss_scale import LossScale
 from train.optim.optimizer import Optimizer
 from train.parallel.ranks import Ranks
+from train.parallel.shard import is_sharded, whole
 from train.setup.run_setup import Job
 
 
@@ -102,13 +103,14 @@ class TrainStep:
             (part if self.scale is None else part * self.scale.scale).backward()
             loss += part.detach()
         parameters, factor = list(self.model.parameters()), loss.new_ones(())
-        self.ranks.sum([*(p.grad for p in parameters if p.grad is not None), loss])
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        self.ranks.sum([*(g for g in gradients if not is_sharded(g)), loss])
         if self.scale is not None:
             factor = self.scale.scale.clone()
             found = self.scale.unscale(parameters)
             self.scale.update(found)
         at_once = self.device.name != "mps" or None  # torch refuses to promise it there
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip, foreach=at_once)
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.clip, foreach=at_once))
         numbers = torch.stack((loss, norm.to(loss.dtype), factor))
         lr = self.schedule(step)
         self.optimizer.step(lr, unless=~numbers.isfinite().all())

@@ -13,6 +13,7 @@ from model.generate import Sampler, generate
 from train.measure.attention_time import attention_seconds
 from train.measure.memory import allocation_peak
 from train.measure.timer import matmul_flops_per_second
+from train.parallel.shard import bytes_here
 from train.record.terminal import say
 from train.setup.run_setup import Job
 from train.trainer import Trainer, TrainingStopped
@@ -23,14 +24,15 @@ PROFILED_STEPS = 5
 def write_results(trainer: Trainer) -> dict[str, Any]:
     """Write the summary and the sample of a run that is done, measure it, write the summary again.
 
-    What fails is a warning and, in the summary, null. Raises TrainingStopped on a signal.
+    What fails is a warning and, in the summary, null; so is what takes a pass through a sharded
+    model, of which one process has a part. Raises TrainingStopped on a signal.
     """
     folder = trainer.record.folder
     summary = summarise(trainer)
     with trainer.signals():
         with warned("no summary"):
             trainer.record.write("summary.json", summary)
-        if trainer.step:
+        if trainer.step and not trainer.job.settings.sharded:
             with warned("no sample"):
                 (folder / "sample.txt").write_text(sample(trainer), encoding="utf-8")
         summary |= measure(trainer, summary)
@@ -59,6 +61,7 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
     job, timer = trainer.job, trainer.timer
     val = trainer.validation
     trained = trainer.step > 0
+    peaks_known = trained and not (job.settings.sharded and job.device.name == "cpu")
     step_ms, step_ms_iqr = timer.step_ms()
     return {
         "attn": job.spec.config["choices"]["attn"],
@@ -89,7 +92,7 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
         "peak_eval_bytes": trainer.peaks.eval,
         "peak_process_bytes": trainer.peaks.process,
         "peak_reserved_bytes": trainer.peaks.reserved,
-        "peak_method": trainer.peaks.method(job.device) if trained else None,
+        "peak_method": trainer.peaks.method(job.device) if peaks_known else None,
         "optimizer_bytes": trainer.optimizer.nbytes if trained else None,
         "device": job.device.name,
         "dtype": job.device.dtype_name,
@@ -109,7 +112,7 @@ def entropy_floor(job: Job) -> float | None:
 
 
 def count(job: Job) -> dict[str, Any]:
-    """Exact counts, from the model alone."""
+    """Exact counts, from the model alone; bytes are those that this process holds."""
     model, device = job.model, job.device
     params, inner = count_parameters(model)
     kernels = training_kernels(model, device.name, device.dtype, model.shape.max_len)
@@ -120,8 +123,8 @@ def count(job: Job) -> dict[str, Any]:
         "params_non_embedding": inner,
         "params_trained": sum(p.numel() for p in trained),
         "flops_per_token": flops_per_token(model, model.shape.max_len),
-        "parameter_bytes": sum(p.nbytes for p in model.parameters()),
-        "gradient_bytes": sum(p.nbytes for p in trained),  # float32, as the parameters
+        "parameter_bytes": sum(map(bytes_here, model.parameters())),
+        "gradient_bytes": sum(map(bytes_here, trained)),  # float32, as the parameters
         "kv_cache_bytes_per_token": None,
         "kernel": one_or_all(kernels),
     }
@@ -187,9 +190,12 @@ def measuring_passes(trainer: Trainer, summary: dict[str, Any]) -> dict[str, Cal
     """The measuring passes of the run's device, by key of the summary."""
     job = trainer.job
     passes: dict[str, Callable[[], float]] = {}
-    if not job.model.has_latents:
+    if not job.model.has_latents and not job.settings.sharded:
         passes["kv_cache_bytes_per_token"] = partial(cache_bytes_per_token, job)
     if not trainer.step:
+        return passes
+    passes["matmul_flops"] = lambda: matmul_flops_per_second(job.device)
+    if job.settings.sharded:
         return passes
     alive = summary["parameter_bytes"] + summary["optimizer_bytes"]
 
@@ -208,7 +214,6 @@ def measuring_passes(trainer: Trainer, summary: dict[str, Any]) -> dict[str, Cal
     # With hooks a compiled program would be another, and latents ask past them.
     if not job.device.compiled and not job.model.has_latents:
         passes["attention_ms"] = attention_ms
-    passes["matmul_flops"] = lambda: matmul_flops_per_second(job.device)
     return passes
 
 

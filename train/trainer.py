@@ -15,6 +15,7 @@ from model.loss import bits_per_byte, nll_of_rows, perplexity, token_nll
 from train.measure.memory import PeakMemory
 from train.measure.timer import StepTimer
 from train.parallel.ranks import Ranks
+from train.parallel.shard import free, gathered
 from train.record import checkpoint
 from train.record.run_log import Record
 from train.record.terminal import Bar, duration, say
@@ -180,6 +181,7 @@ class Trainer:
                 ranks.sum([nats])
                 return nats.sum(dtype=torch.float64).item(), len(nats)
         finally:
+            free(self.model)
             self.model.train()
 
     @property
@@ -227,23 +229,21 @@ class Trainer:
         """Whether it is time for a checkpoint; steps of a GPU are too fast to count them for that."""
         every = self.job.settings.save_every
         if every == "auto" and self.job.device.name != "cpu":
-            return last or perf_counter() - self.started >= SAVE_SECONDS
+            late = perf_counter() - self.started >= SAVE_SECONDS
+            return last or self.job.ranks.most(int(late)) > 0  # a sharded model takes all to save
         return due(self.step, SAVE_STEPS if isinstance(every, str) else every, last)
 
     def save(self) -> None:
         """Write a checkpoint. Raises TrainingStopped, with earlier ones intact, if the disk is full."""
-        if not self.job.ranks.leader:
+        leader = self.job.ranks.leader
+        model = gathered(dict(self.model.named_parameters()), keep=leader)
+        optimizer = gathered(self.optimizer.state(), keep=leader)
+        self.timer.wall_seconds, self.started = self.wall_seconds, perf_counter()
+        if not leader:
             return
         self.record.sync()
-        self.timer.wall_seconds, self.started = self.wall_seconds, perf_counter()
         try:
-            checkpoint.save(
-                self.record.folder,
-                self.step,
-                dict(self.model.named_parameters()),
-                self.optimizer.state(),
-                self.state(),
-            )
+            checkpoint.save(self.record.folder, self.step, model, optimizer, self.state())
         except OSError as error:
             raise TrainingStopped("failed", str(error), 3) from error
         checkpoint.prune(self.record.folder, self.job.settings.keep)

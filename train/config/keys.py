@@ -81,6 +81,7 @@ KEYS = {
     # Threads and TF32 are set for a whole process: runs timed in turn cannot differ in them.
     "threads": Key(role="variant", resumable=True),
     "gpus": Key(role="variant", resumable=True, step_time=True, before=1),
+    "shard": Key(role="variant", resumable=True, step_time=True, before="none"),
     "tf32": Key(role="variant", before=False),
     "deterministic": Key(role="variant", step_time=True, before=False),
     "compile": Key(role="variant", step_time=True),

@@ -24,6 +24,7 @@ class Settings:
     batch_size: int
     accumulate: int
     gpus: int
+    shard: str
     eval_every: int | None
     eval_batch_size: int
     save_every: int | str | None
@@ -61,10 +62,23 @@ class Settings:
                 f"accumulate={self.accumulate}, the micro-batches of a step on all GPUs together, must "
                 f"be a multiple of gpus={self.gpus}"
             )
+        choose("shard", self.shard, dict.fromkeys(("none", "full")))
+        if self.sharded and self.gpus == 1:
+            raise ValueError(
+                "shard=full spreads a model over the processes of a run, and gpus=1 is one; "
+                "gpus=2 or more, or shard=none"
+            )
+        if self.sharded and self.compile is True:
+            raise ValueError("compile=true does not work with shard=full; compile=false does")
         choose("convert", self.convert, dict.fromkeys(HOW))
         choose("memory", self.memory, dict.fromkeys(("full", "lean")))
         choose("kernel", self.kernel, dict.fromkeys(KERNELS))
         check_file_name("name", self.name)
+
+    @property
+    def sharded(self) -> bool:
+        """True for a model that is spread over the processes of the run."""
+        return self.shard == "full"
 
     @property
     def rows(self) -> int:

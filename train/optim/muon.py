@@ -17,13 +17,15 @@ from train.optim.optimizer import (
     rates_of,
     trained,
 )
+from train.parallel.shard import is_sharded, part_of, whole
 
 
 class StackedMuon:
     """torch.optim.Muon(adjust_lr_fn="match_rms_adamw"), batched over matrices of equal shape.
 
     A small matrix does not fill a processor; a batched product of all matrices of its shape does.
-    Orthogonalises in bfloat16 where the hardware multiplies it, elsewhere in float32.
+    Of a sharded model, every process gathers one matrix after the other. Orthogonalises in bfloat16
+    where the hardware multiplies it, elsewhere in float32.
     """
 
     #: Of the quintic Newton-Schulz iteration (Jordan et al. 2024).
@@ -43,21 +45,23 @@ class StackedMuon:
         if unless is not None and unless:
             return
         (group,) = self.param_groups
-        by_shape = defaultdict(list)
+        stacks = defaultdict(list)
         for p in group["params"]:
             if p.grad is not None:
-                by_shape[tuple(sorted(p.shape))].append(p)
-        for (_, longer), params in by_shape.items():
+                stacks[p if is_sharded(p) else tuple(sorted(p.shape))].append(p)
+        for params in stacks.values():
             grads = [p.grad for p in params]
             averages = [self.average_of(p) for p in params]
             torch._foreach_lerp_(averages, grads, 1 - self.momentum)
-            nesterov = torch._foreach_lerp(grads, averages, self.momentum)
+            nesterov = [whole(x) for x in torch._foreach_lerp(grads, averages, self.momentum)]
             wide = [x if x.size(0) <= x.size(1) else x.mT for x in nesterov]
             updates = self.orthogonalise(torch.stack(wide))
             torch._foreach_mul_(params, 1 - group["lr"] * self.weight_decay)
+            longer = max(params[0].shape)
             rate = group["lr"] * 0.2 * math.sqrt(longer)  # matches the RMS of AdamW's updates
             for p, update in zip(params, updates, strict=True):
-                p.add_(update if p.shape == update.shape else update.mT, alpha=-rate)
+                update = update if p.shape == update.shape else update.mT
+                p.add_(part_of(update, p), alpha=-rate)
 
     def average_of(self, parameter: nn.Parameter) -> Tensor:
         """Running mean of the gradient, zero before the first step."""

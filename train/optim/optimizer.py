@@ -5,6 +5,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from train.parallel.shard import bytes_here, part_of
+
 Groups = list[dict[str, Any]]  # torch's parameter groups
 
 
@@ -58,11 +60,13 @@ class Optimizer:
         for key, value in state.items():
             name, kind = key.rsplit("/", 1)
             parameter = self.parameters[name]
-            owner[parameter].state[parameter][kind] = value.to(parameter.device)
+            like = parameter if value.shape == parameter.shape else value.to(parameter.device)
+            owner[parameter].state[parameter][kind] = part_of(value, like)
 
     @property
     def nbytes(self) -> int:
-        return sum(value.nbytes for value in self.state().values())
+        """Bytes of the state that this process holds."""
+        return sum(bytes_here(value) for value in self.state().values())
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:

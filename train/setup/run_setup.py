@@ -21,6 +21,7 @@ from train.measure.device import Device
 from train.optim.optimizer import Optimizer
 from train.optim.schedule import Schedule
 from train.parallel.ranks import Ranks
+from train.parallel.shard import shard
 from train.record.run_folder import is_hf_folder, open_checkpoint, open_config, open_tokenizer
 from train.record.terminal import say
 from train.setup.build import (
@@ -88,9 +89,10 @@ def check(config: Config, *, resuming: bool = False) -> RunSpec:
     sampling = Sampling(**arguments("sample", config["sample"], Sampling)[0])
     tracking = Tracking(**arguments("wandb", config["wandb"], Tracking)[0])
     Reporting(**arguments("report", config["report"], Reporting)[0])
-    device = devices.select_device(
-        settings.device, settings.dtype, settings.compile, settings.steps
-    )
+    compiled = False if settings.sharded else settings.compile
+    device = devices.select_device(settings.device, settings.dtype, compiled, settings.steps)
+    if settings.sharded and device.name == "mps":
+        raise ValueError("shard=full works on cpu and cuda, not on mps")
     with torch.device("meta"):
         model = build_model(config, vocab_size=1)
         build_optimizer(config, model, settings.steps)
@@ -137,11 +139,11 @@ def least_bytes(model: Transformer, settings: Settings) -> int:
     """A lower bound on the bytes that training needs, whatever the attention.
 
     Float32 parameters, their gradients and one state of the optimizer, the residual stream into each
-    block in two bytes, and the tokens of a batch.
+    block in two bytes, and the tokens of a batch. Of a sharded model, this process's part.
     """
     length, dim, layers = model.shape.max_len, model.shape.dim, model.shape.n_layers
     stream = max(settings.rows * length * dim * layers, settings.eval_batch_size * length * dim)
-    parameters, _ = count_parameters(model)
+    parameters = count_parameters(model)[0] // (settings.gpus if settings.sharded else 1)
     trained = 12 * parameters + 2 * stream + 16 * settings.batch_size * length
     return trained if settings.steps else 4 * parameters
 
@@ -198,6 +200,8 @@ def assemble(spec: RunSpec, *, resuming: bool = False, ranks: Ranks | None = Non
     parent = None
     if settings.init_from and not resuming:
         parent = start_from(settings.init_from, settings.convert, config, model, corpus)
+    if settings.sharded:
+        shard(model, spec.device.name)
     model = model.to(spec.device.name)
     spec.device.compile(model, settings.accumulate)
     optimizer, schedule = build_optimizer(config, model, settings.steps)

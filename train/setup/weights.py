@@ -8,6 +8,7 @@ from torch import Tensor
 
 from model.transformer import Transformer
 from train.config.schema import Config
+from train.parallel.shard import part_of
 from train.setup.build import build_model
 from train.setup.convert import fit_to_shape
 
@@ -38,7 +39,7 @@ def load(model: Transformer, weights: dict[str, Any], where: str) -> None:
     """Copy weights into a model by name. Raises ValueError unless names and shapes are the same."""
     check_fit(model, weights, where)
     for name, parameter in model.named_parameters():
-        parameter.data.copy_(weights[name])
+        parameter.data.copy_(part_of(weights[name], parameter))
 
 
 def check_fit(model: Transformer, weights: dict[str, Any], where: str) -> None:
