@@ -14,7 +14,7 @@ from train.config.compose import compose, quoted
 from train.config.options import SweepOptions
 from train.config.schema import Config
 from train.record.run_folder import load_summary
-from train.record.terminal import say
+from train.record.terminal import duration, say
 from train.setup.match import baseline_of
 from train.sweep.apart import apart
 from train.sweep.display import Board, Watched
@@ -28,6 +28,7 @@ from train.sweep.slots import Slot, slots, visible_gpus
 
 T = TypeVar("T")
 QUIET = 30.0  # seconds of a sweep before its first report; each takes a few
+REPORTING = 0.02  # of a sweep's time at most, before its last report
 
 
 def sweep(
@@ -46,7 +47,7 @@ def sweep(
     another one than processes here. With `seeds`, the cells have more seeds than may be needed; rounds
     of more of them go on with the runs that are `undecided`.
     """
-    first = compose(cells[0])
+    started, first = time.monotonic(), compose(cells[0])
     name = first["name"] or time.strftime("%Y%m%d-%H%M%S")
     parent = Path(str(first["out"] or Path("outputs/sweeps") / str(name)))
     gpus = [] if launcher else visible_gpus(first["device"])
@@ -65,6 +66,7 @@ def sweep(
             margin = settings.margin if settings.seeds else None
             write_manifest(parent, planned, first, baseline, margin)
             todo = [cell for cell in planned if to_do(cell, settings.retry)]
+            fresh = not any(status_of(cell.folder) for cell in planned)
             if len(todo) < len(planned):
                 say(f"{len(planned) - len(todo)} of {len(planned)} runs need nothing more")
             runs = [(cell.name, cell.config) for cell in todo]
@@ -95,6 +97,10 @@ def sweep(
             failed += 1
             say(f"{cell.name}: {found['state']}: {found['reason']}")
     print(verdict)
+    if fresh and not there:
+        wall = time.monotonic() - started
+        share = training_seconds(planned) / len(places) / wall
+        say(f"training steps took {share:.0%} of {duration(wall)}")
     print(f"\nsweep: {parent}  ({len(planned)} runs, {failed} failed)")
     return 1 if failed or evaluated else 0
 
@@ -142,6 +148,12 @@ def to_do(cell: Cell, retry: bool) -> bool:
     return retry or found != "failed"
 
 
+def training_seconds(cells: list[Cell]) -> float:
+    """Seconds that the training steps of runs took, of those that have a summary."""
+    summaries = [load_summary(cell.folder) or {} for cell in cells]
+    return sum(summary.get("train_seconds") or 0.0 for summary in summaries)
+
+
 def state(folder: Path) -> dict[str, Any]:
     """How a run stands: state, reason and last step, from its status.json."""
 
@@ -178,9 +190,9 @@ def run_all(
             nonlocal due
             board.ended(folder)
             start = time.monotonic()
-            if start >= due:  # reports take a tenth of the time at most
+            if start >= due:
                 report(parent)  # before the next run is on the clock
-                due = time.monotonic() + 10 * (time.monotonic() - start)
+                due = time.monotonic() + (time.monotonic() - start) / REPORTING
 
         for stage in sorted({cell.stage for cell in todo}):
             ready = []
