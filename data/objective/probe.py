@@ -33,13 +33,19 @@ class Row:
     tokens: list[int]
     answers: list[Answer]
 
+    @property
+    def groups(self) -> set[tuple[int, ...]]:
+        """The groups of its answers."""
+        return {tuple(answer.group) for answer in self.answers}
+
 
 class Probe(Objective):
     """Rows of text with answers in them, padded to the context; loss on the answers alone.
 
     A document is text, an answer that follows it and the answer's group, with a tab after each,
     as often as wanted; then the rest of the text. A model sees text and answers, without tabs.
-    Validation gives the nats of each answer's tokens in the validation rows.
+    Validation gives the nats of each answer's tokens in the validation rows with a group that training
+    has too, if there are any: elsewhere a loss says most about how sure a wrong answer is.
     Raises ValueError for a document of another form, and for one that does not fit into the context.
     """
 
@@ -51,14 +57,19 @@ class Probe(Objective):
         self.documents = {name: Documents(corpus, name) for name in corpus.documents}
         self.draws = Draws(self, len(self.documents["train"]))
         self.val = [self.row("val", number) for number in range(len(self.documents["val"]))]
+        known = {group for row in self.train_rows() for group in row.groups}
+        self.scored = [row for row in self.val if row.groups & known] or self.val
 
     def __call__(self, step: int) -> Batch:
         return self.batch([self.row("train", int(number)) for number in self.draws(step)])
 
+    def train_rows(self) -> list[Row]:
+        """Up to a thousand rows of training."""
+        return [self.row("train", number) for number in range(min(1000, self.draws.items))]
+
     def train_answers(self) -> list[list[int]]:
-        """The answers of up to a thousand rows of training."""
-        rows = (self.row("train", number) for number in range(min(1000, self.draws.items)))
-        return [row.tokens[answer.place] for row in rows for answer in row.answers]
+        """The answers of those."""
+        return [row.tokens[answer.place] for row in self.train_rows() for answer in row.answers]
 
     def batch(self, rows: list[Row]) -> Batch:
         """Inputs and targets (B, T) of rows."""
@@ -73,11 +84,11 @@ class Probe(Objective):
 
     @property
     def validation_rows(self) -> Batch | None:
-        return self.batch(self.val) if self.val else None
+        return self.batch(self.scored) if self.scored else None
 
     @property
     def validation_tokens(self) -> int:
-        return len(self.val) * self.length
+        return len(self.scored) * self.length
 
     @property
     def validation_bytes(self) -> None:

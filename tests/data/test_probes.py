@@ -186,6 +186,16 @@ def test_a_batch_depends_on_seed_and_step_alone(tmp_path: Path) -> None:
     assert sorted(one(0)[0][:, 0].tolist()) == sorted(set(one(1)[0][:, 0].tolist()))
 
 
+def test_validation_scores_what_training_asks_for_if_it_asks_for_any(tmp_path: Path) -> None:
+    rows = ["a\tb\tone\t", "c\td\ttwo\t"]
+    for trained, scored in ((rows[:1], [0]), (rows, [0, 1]), (["e\tf\tsix\t"], [0, 1])):
+        made = corpus(Documents(*trained, val=rows), tmp_path)
+        probe = Probe(made, rows=1, length=4, seed=0, sampling="epochs")
+        assert probe.scored == [probe.val[number] for number in scored]
+        assert probe.validation_tokens == 4 * len(scored)
+        assert len(probe.val) == 2  # accuracy is of all
+
+
 def test_validation_is_of_all_its_rows(tmp_path: Path) -> None:
     probe = objective(tmp_path, "ab\tc\tone\t", "de\tf\tone\t")
     rows = probe.validation_rows

@@ -106,11 +106,13 @@ def curves(shown: list[Variant], groups: list[str], styles: Styles) -> Drawing:
     """Exact match against the level of difficulty, a curve per variant."""
     drawing, axes = style.canvas(1, height=4.2)
     for v in shown:
-        found = {g: accuracy_interval(v, g) for g in groups if numbers(v, g, "accuracy")}
-        mean, low, high = 100 * np.array(list(found.values())).T
-        places = [groups.index(group) for group in found]
-        axes.plot(places, mean, label=v.label, linewidth=1.4, **styles[v].plot)
-        axes.fill_between(places, low, high, color=styles[v].colour, alpha=0.12, linewidth=0)
+        found = {place: numbers(v, group, "accuracy") for place, group in enumerate(groups)}
+        for place, runs in found.items():
+            axes.plot(
+                [place] * len(runs), np.multiply(100, runs), ".", color=styles[v].colour, alpha=0.5
+            )
+        means = {place: 100 * statistics.fmean(runs) for place, runs in found.items() if runs}
+        axes.plot(*zip(*means.items(), strict=True), label=v.label, linewidth=1.4, **styles[v].plot)
     guess = [
         statistics.fmean(x for v in shown for x in numbers(v, group, "baseline"))
         for group in groups
@@ -118,10 +120,10 @@ def curves(shown: list[Variant], groups: list[str], styles: Styles) -> Drawing:
     axes.plot(np.multiply(100, guess), color=style.INK, linewidth=0.8, linestyle=":")
     label_levels(axes, groups)
     axes.set(ylabel="exact match, %", ylim=(-2, 102))
-    style.legend(axes, len(shown))
+    style.legend_below(drawing, axes)
     return drawing, (
-        "Share of answers that are exactly right, by difficulty. Bands: 95 % intervals over runs, or over answers "
-        "where those are wider. Dotted: the commonest answer of training, given to all."
+        "Share of answers that are exactly right, by difficulty: the mean over runs, and each run as a point. "
+        "Dotted: the commonest answer of training, given to all."
     )
 
 
