@@ -3,7 +3,8 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ from compare.evaluate.answers import (
     true_log_p,
 )
 from compare.evaluate.load import LoadedRun, RunSelector
-from compare.report.evaluations.exact_match import levels_of
+from compare.report.analysis import Study
+from compare.report.evaluations.exact_match import groups_of, levels_of
 from compare.report.write import write
 from compare.statistics.paired import wilson
 from data.objective.answers import Answers, Question
@@ -231,5 +233,16 @@ def test_levels_of_difficulty_are_an_axis() -> None:
         "characters back",
     )
     assert levels_of(["known", "stranger"]) is None
+    assert levels_of(["1st pair", "2nd pair"]) is None
     assert levels_of(["4 pairs"]) is None
     assert levels_of(["4 pairs", "4 hops"]) is None
+
+
+def test_levels_are_in_the_order_of_their_numbers_and_other_groups_in_their_own() -> None:
+    def study(*groups: str) -> Study:
+        run = SimpleNamespace(answer=lambda _: {"groups": dict.fromkeys(groups)})
+        return cast(Study, SimpleNamespace(variants=[SimpleNamespace(done=[run])]))
+
+    shown = groups_of(study("16-23 characters back", "8-15 characters back"))
+    assert shown == ["8-15 characters back", "16-23 characters back"]
+    assert groups_of(study("stranger", "known")) == ["stranger", "known"]

@@ -1,5 +1,6 @@
 """Answers to questions in a report: exact match by group, what guessing gives, what choices change."""
 
+import re
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -22,10 +23,11 @@ def answers_of(v: Variant) -> list[Config]:
 
 
 def groups_of(study: Study) -> list[str]:
-    """The groups of questions, in order."""
-    return list(
-        dict.fromkeys(g for v in study.variants for a in answers_of(v) for g in a["groups"])
-    )
+    """The groups of questions, in order; levels of difficulty by their numbers."""
+    found = dict.fromkeys(g for v in study.variants for a in answers_of(v) for g in a["groups"])
+    if levels_of([*found]) is None:
+        return [*found]
+    return sorted(found, key=lambda group: int(re.split(r"\D", group)[0]))
 
 
 def numbers(v: Variant, group: str, key: str) -> list[float]:
@@ -86,7 +88,8 @@ def levels_of(groups: list[str]) -> tuple[list[str], str] | None:
     """The numbers and the common words of groups such as '4 pairs'; None if they are no such levels."""
     cells = [group.partition(" ") for group in groups]
     units = {words.removesuffix("s") for _, _, words in cells}
-    if len(groups) < 2 or len(units) > 1 or not all(cell[0][0].isdigit() for cell in cells):
+    numbered = all(re.fullmatch(r"\d+(-\d+)?", number) for number, _, _ in cells)
+    if len(groups) < 2 or len(units) > 1 or not numbered:
         return None
     return [number for number, _, _ in cells], cells[-1][2]
 
