@@ -5,13 +5,16 @@ from pathlib import Path
 
 from cli.entry import run_command
 from compare.check.calibration import (
+    FADING,
     FOUND,
     LEAST,
     LIMIT,
+    PREDICTED,
     SEEDS,
     SEEDS_TO_FIND,
     equal,
     faint,
+    ladder,
     largest_share,
     planted,
     rounds,
@@ -32,6 +35,10 @@ and of seeds=auto, with differences of equal runs drawn in pairs, in up to 12 ro
   edge     worse by as much as the margin, a standard deviation and a half: called equal in at most as many
 and of the worth in compute, simulated:
   worth    1.25 times the steps: within the interval in at least 95 %, less three standard errors
+and of a ladder of four sizes with 3 seeds, simulated:
+  steady   no difference, and 5 % at each size: called growing or fading in at most 5 % and three standard errors
+  fading   5 % of perplexity at the smallest, none at the largest: called fading in at least 80 %
+  largest  the difference at the largest size: within what the smaller ones predict in at least 90 %
 
   python train.py experiment=honesty
   python -m cli.calibrate [DIR] [splits=1000]
@@ -74,8 +81,10 @@ def main(arguments: list[str]) -> int:
     edge = rounds(whole, splits, shift=1.5, margin=1.5)
     most_wrong = largest_share(splits)
     covered = {seeds: worth(splits, seeds) for seeds in (FEW, SEEDS)}
+    steady = {effect: ladder(splits, effect, effect) for effect in (0.0, FADING)}
+    fading = ladder(splits, FADING, 0.0)
     wrong, found = alarms.share("better", "worse"), shifted.share("worse")
-    checks_of_rounds = {
+    more_checks = {
         f"alarms   called different in {wrong:6.1%} (at most {most_wrong:.1%}), after "
         f"{alarms.seeds:.1f} seeds": wrong <= most_wrong,
         f"shifted  called worse in {found:6.1%} (at least {FOUND:.0%}), after {shifted.seeds:.1f} seeds "
@@ -88,8 +97,20 @@ def main(arguments: list[str]) -> int:
             f"{seeds} seeds": share >= 1 - most_wrong
             for seeds, share in covered.items()
         },
+        **{
+            f"steady   called growing or fading in {share:6.1%} (at most {most_wrong:.1%}), a difference of "
+            f"{effect:.3f} nats": share <= most_wrong
+            for effect, sizes in steady.items()
+            for share in [sizes.share("grows", "fades")]
+        },
+        f"fading   called fading in {fading.share('fades'):6.1%} (at least {LEAST:.0%})": (
+            fading.share("fades") >= LEAST
+        ),
+        f"largest  within what is predicted in {fading.predicted:6.1%} (at least {PREDICTED:.0%})": (
+            fading.predicted >= PREDICTED
+        ),
     }
-    for line, well in checks_of_rounds.items():
+    for line, well in more_checks.items():
         failed |= not well
         print(f"{line}{'' if well else '  FAILED'}")
     return 1 if failed else 0

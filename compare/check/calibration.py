@@ -11,7 +11,8 @@ import numpy as np
 
 from compare.report.analysis import analyse
 from compare.report.runs import Run
-from compare.statistics.paired import mean_interval
+from compare.statistics.ladder import trends
+from compare.statistics.paired import FEW, mean_interval
 from compare.statistics.sequential import decide
 from compare.statistics.worth import fit, log_more
 from train.sweep.expand import ROUNDS
@@ -23,6 +24,9 @@ SEEDS = 5
 SEEDS_TO_FIND = 6.5  # of rounds, on average, for two standard deviations
 CURVE = {200: 3.2, 400: 2.9, 800: 2.65}  # losses of a simulated baseline, by steps
 TIMES = 1.25  # the steps of a simulated variant, charged as those of the baseline
+COMPUTE = np.array([2.0, 3.0, 4.0, 5.0]) ** 6  # of the rungs of experiment=ladder, in some unit
+FADING = math.log(1.05)  # of a simulated difference at the smallest rung; none at the largest
+PREDICTED = 0.90  # of largest rungs, from the smaller ones
 SD = 0.01  # of a simulated run; half of its variance is shared by the runs of a seed
 
 
@@ -66,14 +70,27 @@ def faint(runs: Sequence[Run], splits: int, seed: int = 0) -> float:
 
 
 @dataclass(frozen=True)
-class Rounds:
-    """How rounds of seeds ended, over many draws: the share of each word, and the mean of their seeds."""
+class Words:
+    """What many draws were called."""
 
     words: Counter[str]
-    seeds: float
 
     def share(self, *words: str) -> float:
         return sum(self.words[word] for word in words) / self.words.total()
+
+
+@dataclass(frozen=True)
+class Rounds(Words):
+    """How rounds of seeds ended, over many draws, and the mean of their seeds."""
+
+    seeds: float
+
+
+@dataclass(frozen=True)
+class Sizes(Words):
+    """How differences changed along ladders, and the share whose largest rung was predicted."""
+
+    predicted: float
 
 
 def largest_share(draws: int) -> float:
@@ -114,6 +131,24 @@ def worth(splits: int, seeds: int = SEEDS, seed: int = 0) -> float:
         _, low, high = mean_interval(log_more(steps, base, variant).mean(axis=1).tolist())
         covered += low is not None and high is not None and low <= math.log(TIMES) <= high
     return covered / splits
+
+
+def ladder(splits: int, smallest: float, largest: float, seeds: int = FEW, seed: int = 0) -> Sizes:
+    """Simulated ladders of a difference at the smallest and the largest rung, in nats.
+
+    It is a line in the logarithm of the compute; a run's noise has SD, as for `worth`, and so has a difference.
+    """
+    draw, position = np.random.default_rng(seed), np.log(COMPUTE / COMPUTE[0])
+    effect = smallest + (largest - smallest) * position / position[-1]
+    words: Counter[str] = Counter()
+    predicted = 0
+    for _ in range(splits):
+        noise = draw.normal(0, SD / 2**0.5, (2, seeds, len(COMPUTE)))
+        (found,) = trends([(COMPUTE, effect + noise[1] - noise[0])])
+        words[found.word] += 1
+        last, measured = found.last, found.differences[-1].mean
+        predicted += last is not None and last.low <= measured <= last.high
+    return Sizes(words, predicted / splits)
 
 
 def differ(one: Sequence[Run], two: Sequence[Run]) -> bool:

@@ -13,7 +13,15 @@ import pandas as pd
 
 from compare.report.caveats import caveats, runs_at_once, same
 from compare.report.runs import Run, read
-from compare.report.variants import Variant, is_baseline, pairs, plain, variants_of
+from compare.report.variants import (
+    Variant,
+    baselines_of,
+    is_baseline,
+    pairs,
+    plain,
+    rungs_of,
+    variants_of,
+)
 from compare.statistics.paired import Difference, correct, paired
 from compare.statistics.sequential import Decision, decide
 from data.atomic import read_json
@@ -75,11 +83,13 @@ class Study:
 
     variants: list[Variant]
     baseline: Variant
+    rungs: list[str]  # factors that follow from the model's size, see `rungs_of`
+    baselines: dict[Variant, Variant]  # that each variant is compared with
     metric: Metric | None  # None: quality is not comparable
     rate: float | None  # the learning rate of the comparisons, where several were tried
     scores: pd.DataFrame  # of finished runs: a row per seed, a column per variant; NaN without one
-    differences: dict[Variant, Difference]  # in scores, from the baseline
-    times: dict[Variant, Difference]  # in the logarithm of the step time, from the baseline
+    differences: dict[Variant, Difference]  # in scores, from its baseline
+    times: dict[Variant, Difference]  # in the logarithm of the step time, from its baseline
     comparisons: list[Comparison]
     times_compare: bool
     margin: float | None  # of quality, relative, where seeds came in rounds
@@ -89,6 +99,13 @@ class Study:
     def compared(self) -> list[Variant]:
         """The variants at the shared learning rate; all, if one was tried."""
         return at_rate(self.variants, self.rate)
+
+    @property
+    def base_label(self) -> str:
+        """What variants are compared with, in words."""
+        if not self.rungs:
+            return self.baseline.label
+        return f"{self.baseline.without(*self.rungs).label} of the same size"
 
     @property
     def quality(self) -> pd.Series:
@@ -137,7 +154,9 @@ def analyse(
     if base not in compared:
         at_shared = pairs(variants, "optim.lr", base.level("optim.lr"), plain(rate))
         base = next((two for one, two in at_shared if one is base), compared[0])
-    with_base = {v: [(v, base)] for v in compared if v is not base}
+    rungs = rungs_of(compared, base)
+    baselines = baselines_of(variants, base, rungs)
+    with_base = {v: [(v, own)] for v in compared if (own := baselines.get(v, v)) is not v}
     looks = margin is not None
     questions = questions_of(compared, base, looks=looks)
     quality = family_tests(questions, scores, looks=looks)
@@ -146,6 +165,8 @@ def analyse(
     return Study(
         variants=variants,
         baseline=base,
+        rungs=rungs,
+        baselines=baselines,
         metric=metric,
         rate=rate,
         scores=scores,
@@ -155,7 +176,7 @@ def analyse(
             Comparison(
                 factor=factor,
                 level=level,
-                base=base.level(factor) if factor else base.label,
+                base=base.level(factor) if factor else matched[0][1].label,
                 partners=[
                     one.without(factor).label
                     for one, _ in matched
@@ -170,7 +191,7 @@ def analyse(
         ],
         times_compare=times_compare,
         margin=margin,
-        warnings=list(caveats(runs, variants, confounded)),
+        warnings=list(caveats(runs, variants, confounded, rungs)),
     )
 
 
@@ -286,9 +307,15 @@ def questions_of(
     `looks` all: where seeds come in rounds, a question that was answered with some pairs keeps them,
     and so its answer, while some of them go on.
     A variant that differs from all others in more than one factor is compared with the baseline
-    itself, under ("", its label).
+    itself, under ("", its label). So is, on a ladder, each variant with the baseline of its size.
     """
     least = ROUNDS[0] if looks else None
+    if rungs := rungs_of(variants, base):
+        own = baselines_of(variants, base, rungs)
+        at_rungs = {
+            ("", v.label): sharing_seeds([(v, b)], least) for v, b in own.items() if v is not b
+        }
+        return {key: matched for key, matched in at_rungs.items() if matched}
     questions: dict[tuple[str, str], Pairs] = {}
     for factor in base.factors:
         for level in dict.fromkeys(v.level(factor) for v in variants):

@@ -6,15 +6,18 @@ import math
 from collections.abc import Iterator, Sequence
 
 from compare.report.runs import Run
-from compare.report.variants import Variant, plain, settings_of
+from compare.report.variants import SIZE, Variant, adds, plain, settings_of
 from compare.statistics.paired import FEW
 from train.config.keys import LOSSLESS
 
 
 def caveats(
-    runs: Sequence[Run], variants: Sequence[Variant], confounded: Sequence[str]
+    runs: Sequence[Run],
+    variants: Sequence[Variant],
+    confounded: Sequence[str],
+    rungs: Sequence[str] = (),
 ) -> Iterator[str]:
-    """A sentence for each reason to doubt the comparison."""
+    """A sentence for each reason to doubt the comparison; the `rungs` of a ladder are no reason."""
     done = [run for run in runs if run.done]
     trained = [run for run in done if run.get("steps")]
     if missing := [run for run in runs if run.over and not run.done]:
@@ -44,8 +47,14 @@ def caveats(
     for found in (found for found in kernels.values() if len(found) > 1):
         each = "; ".join(f"{kernel}: {', '.join(names)}" for kernel, names in found.items())
         yield f"Different attention kernels, so times also compare kernels ({each})."
-    if len({run.tokens for run in done}) > 1:
+    budgets: dict[tuple[str, ...], set[int]] = {}
+    for v in variants:
+        budgets.setdefault(v.only(rungs).levels, set()).update(r.tokens for r in v.runs if r.done)
+    if any(len(tokens) > 1 for tokens in budgets.values()):
         yield "The runs have unequal budgets: different numbers of training tokens."
+    if rungs:
+        settings = [settings_of(run) for run in runs if run.config]
+        confounded = [key for key in confounded if adds(key, SIZE, settings)]
     if confounded:
         yield f"{', '.join(confounded)} vary together with the variants: their effects are confounded."
     if max(at_once := runs_at_once(done), default=1) > 1:

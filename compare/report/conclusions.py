@@ -5,9 +5,10 @@ import shlex
 
 from compare.cost.counts import decoding_costs
 from compare.report.analysis import Comparison, Study
+from compare.report.curves.ladder import ladder_conclusions
+from compare.report.curves.worth import worth_conclusions
 from compare.report.runs import Run
 from compare.report.variants import BARE, Variant, plain, settings_of
-from compare.report.worth import worth_conclusions
 from compare.statistics.paired import LEVEL, LIMITS, MANY, Difference, percent
 from compare.statistics.sequential import Decision
 from train.config.keys import HELD
@@ -16,7 +17,8 @@ from train.sweep.expand import ROUNDS
 
 def conclusions(study: Study) -> list[str]:
     """One sentence for each question that the runs can answer, and their scope."""
-    sentences = [conclusion(c, study) for c in study.comparisons] + worth_conclusions(study)
+    sentences = [conclusion(c, study) for c in study.comparisons]
+    sentences += worth_conclusions(study) + ladder_conclusions(study)
     trained = [run for v in study.variants for run in v.done if run.get("steps")]
     if trained and study.metric is None and len(study.variants) > 1:
         sentences.insert(0, "Quality is not compared: see the warnings.")
@@ -45,10 +47,21 @@ def scope(study: Study, run: Run) -> str:
     rate = f"learning rates other than {plain(settings.get('optim.lr'))} (see experiment=lr)"
     most = max(run.tokens for v in study.variants for run in v.done)
     return (
-        f"Not covered: model sizes other than {settings.get('model')} "
-        f"({(run.get('params_non_embedding') or 0) / 1e6:,.1f}M non-embedding parameters), more than "
+        f"Not covered: model sizes other than {sizes(study, run)}, more than "
         f"{most / 1e6:,.1f}M training tokens, other corpora, "
         f"{rate if study.rate is None else 'other learning rates'}."
+    )
+
+
+def sizes(study: Study, run: Run) -> str:
+    """The size of all models, that of a run, or the smallest and the largest."""
+    if not study.rungs:
+        size = (run.get("params_non_embedding") or 0) / 1e6
+        return f"{settings_of(run).get('model')} ({size:,.1f}M non-embedding parameters)"
+    found = [run.get("params_non_embedding") or 0 for v in study.variants for run in v.done]
+    return (
+        f"{min(found) / 1e6:.3g}M to {max(found) / 1e6:.3g}M non-embedding parameters, but for what is said of "
+        "ten times the compute"
     )
 
 

@@ -14,10 +14,11 @@ from matplotlib.figure import Figure as Canvas
 from compare.cost.counts import DecodingCost, decoding_costs
 from compare.report import style
 from compare.report.analysis import Study
+from compare.report.curves.ladder import ladder_figure
+from compare.report.curves.worth import worth_figure
 from compare.report.evaluations.kinds import evaluation, kinds
 from compare.report.style import Draw, Drawing, Figure, Styles
 from compare.report.variants import Variant
-from compare.report.worth import worth_figure
 from compare.statistics.paired import LEVEL
 from train.config.options import Reporting
 
@@ -174,9 +175,9 @@ def differences_figure(study: Study, styles: Styles) -> Drawing | None:
         axes.plot([100 * math.expm1(d.mean)], [row], "o", color=colour, markerfacecolor=fill)
     axes.axvline(0, color=style.INK, linewidth=0.8)
     axes.set_yticks(range(len(shown)), [v.label for v in reversed(shown)])
-    axes.set(xlabel=f"{study.metric.name} vs. {study.baseline.label}, %")
+    axes.set(xlabel=f"{study.metric.name} vs. {study.base_label}, %")
     return figure, (
-        f"Difference from {study.baseline.label}, paired by seed, with {LEVEL:.0%} intervals; left of zero is "
+        f"Difference from {study.base_label}, paired by seed, with {LEVEL:.0%} intervals; left of zero is "
         "better. Filled points are significant after Holm's correction."
     )
 
@@ -363,5 +364,6 @@ FIGURES: dict[str, Draw] = {
     "rates": rates_figure,
     "numbers": numbers_figure,
     "worth": worth_figure,
+    "ladder": ladder_figure,
     "decoding": decoding_figure,
 }

@@ -32,7 +32,7 @@ def main_table(study: Study, *, short: bool = False) -> Rows:
 
 def columns_of(study: Study) -> list[Column]:
     """The columns of the main table; intervals are in parentheses."""
-    metric, base = study.metric, study.baseline
+    metric = study.metric
 
     def quality(measure: Metric, digits: int) -> Column:
         def cell(v: Variant) -> str:
@@ -47,7 +47,10 @@ def columns_of(study: Study) -> list[Column]:
         return Column(header, lambda v: number(v.median(key), style, scale), short)
 
     def against_base(header: str, cell: Callable[[Variant], str], short: bool = True) -> Column:
-        return Column(header, lambda v: "baseline" if v is base else cell(v), short)
+        def compared(v: Variant) -> str:
+            return "baseline" if study.baselines.get(v) is v else cell(v)
+
+        return Column(header, compared, short)
 
     def change(v: Variant) -> str:
         d = study.differences.get(v)
@@ -60,7 +63,8 @@ def columns_of(study: Study) -> list[Column]:
         return f"{math.exp(study.times[v].mean):.2f}" if v in study.times else "-"
 
     def training_time(v: Variant) -> str:
-        seconds, of_base = v.median("train_seconds"), base.median("train_seconds")
+        base = study.baselines.get(v)
+        seconds, of_base = v.median("train_seconds"), base and base.median("train_seconds")
         if seconds is None or not of_base or not study.times_compare:
             return "-"
         return f"{seconds / of_base:.2f}"

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compare.report.runs import Run
+from compare.statistics.ladder import RUNGS
 from train.config.compose import is_group
 from train.config.keys import FACTORS, KEYS, select
 from train.config.schema import Config
 
 #: Groups whose choices need no "key=" to be understood.
 BARE = [key for key in FACTORS if is_group(key)]
+SIZE = ["model.dim", "model.n_layers"]
 
 
 @dataclass(eq=False)
@@ -61,6 +63,10 @@ class Variant:
     def without(self, *factors: str) -> "Variant":
         """The same without some factors, and without runs: for its label and its other levels."""
         return Variant({key: level for key, level in self.factors.items() if key not in factors})
+
+    def only(self, factors: Sequence[str]) -> "Variant":
+        """The same with these factors alone, and without runs."""
+        return self.without(*(key for key in self.factors if key not in factors))
 
     def level(self, factor: str) -> str:
         """The level of a factor, as text."""
@@ -142,6 +148,32 @@ def adds(key: str, factors: list[str], settings: list[dict[str, Any]]) -> bool:
         if seen.setdefault(cell, plain(s.get(key))) != plain(s.get(key)):
             return True
     return False
+
+
+def rungs_of(variants: Sequence[Variant], base: Variant) -> list[str]:
+    """The factors that follow from a model's size, as its name and steps, in a ladder; else none.
+
+    A ladder has runs of the baseline and of another variant at three sizes that they share.
+    """
+    done = [v for v in variants if v.done and v.runs[0].config]
+    settings = [settings_of(v.runs[0]) for v in done]
+    rungs = [key for key in base.factors if not adds(key, SIZE, settings)]
+    sizes: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+    for v, s in zip(done, settings, strict=True):
+        sizes.setdefault(v.without(*rungs).levels, set()).add(tuple(plain(s[key]) for key in SIZE))
+    own = sizes.pop(base.without(*rungs).levels, set())
+    return rungs if any(len(own & other) >= RUNGS for other in sizes.values()) else []
+
+
+def baselines_of(
+    variants: Sequence[Variant], base: Variant, rungs: Sequence[str]
+) -> dict[Variant, Variant]:
+    """The variant that each is compared with: the baseline, on a ladder the one of the same size."""
+    others = base.without(*rungs).levels
+    by_rung = {v.only(rungs).levels: v for v in variants if v.without(*rungs).levels == others}
+    by_rung[base.only(rungs).levels] = base
+    found = {v: by_rung.get(v.only(rungs).levels) for v in variants}
+    return {v: own for v, own in found.items() if own is not None}
 
 
 def matched_width(key: str, runs: Sequence[Run]) -> bool:

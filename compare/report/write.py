@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 
 from compare.report.analysis import Study, analyse_folders
 from compare.report.conclusions import cache_savings, conclusions, methods
+from compare.report.curves import ladder, worth
 from compare.report.evaluations.kinds import evaluation, kinds
 from compare.report.figures import figures
 from compare.report.tables import (
@@ -23,7 +24,6 @@ from compare.report.tables import (
     stage_table,
     start_table,
 )
-from compare.report.worth import HEADING, worth_note, worth_table, worths
 from compare.statistics.paired import Difference
 from data.atomic import read_json, replace, write_json
 from train.config.old_spellings import report_keys
@@ -100,7 +100,8 @@ def sections(study: Study, decoding: bool) -> list[tuple[str, str, Rows]]:
     loss = "Training loss is the mean of the last 50 iterations."
     every = [
         ("Table", "", main_table(study)),
-        (HEADING, worth_note(study), worth_table(study)),
+        (worth.HEADING, worth.worth_note(study), worth.worth_table(study)),
+        (ladder.HEADING, ladder.ladder_note(study), ladder.ladder_table(study)),
         ("By stage", loss, stage_table(study)),
         ("Initialised from another run", "", start_table(study)),
         ("By learning rate", "", rate_table(study)),
@@ -178,7 +179,8 @@ def results_json(study: Study, content: dict[str, Any]) -> dict[str, Any]:
             asdict(c) | {"quality": difference_json(c.quality), "time": difference_json(c.time)}
             for c in study.comparisons
         ],
-        **({"worth": judged} if (judged := [asdict(worth) for worth in worths(study)]) else {}),
+        **({"worth": judged} if (judged := list(map(asdict, worth.worths(study)))) else {}),
+        **({"ladder": climbed} if (climbed := list(map(asdict, ladder.ladders(study)))) else {}),
         "methods": content["methods"],
         "failures": failures(study)[1:],
     }

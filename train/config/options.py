@@ -126,7 +126,7 @@ class Reporting:
 
 
 FIGURES = (
-    "training validation quality differences grid heads rates numbers worth decoding length decode "
+    "training validation quality differences grid heads rates numbers worth ladder decoding length decode "
     "attention attention_distance attention_maps answers "
     "answers_differences finetuning"
 ).split()

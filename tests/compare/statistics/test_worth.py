@@ -10,7 +10,7 @@ import pytest
 
 from compare.check.calibration import worth as coverage
 from compare.report.analysis import Study, analyse_folders
-from compare.report.worth import Worth, worth_conclusions, worth_figure, worth_table, worths
+from compare.report.curves.worth import Worth, worth_conclusions, worth_figure, worth_table, worths
 from compare.report.write import report
 from compare.statistics.worth import Curve, fit, log_more, no_curve, not_covered
 from train.config.compose import compose

@@ -21,7 +21,7 @@ Look = dict[str, str]  # options of `axes.plot`
 
 
 @dataclass(frozen=True)
-class Ladder:
+class Budgets:
     """The finished runs of variants that differ in their steps alone, by number of steps."""
 
     label: str
@@ -53,19 +53,21 @@ def loss_of(metric: Metric) -> Score:
     return lambda run: None if compute_of(run) is None else loss(run)
 
 
-def ladders(study: Study) -> list[Ladder]:
-    """Those of a study, the baseline's first; empty where it has no seed with several numbers of steps."""
-    if study.metric is None or "steps" not in study.baseline.factors:
+def budgets(study: Study) -> list[Budgets]:
+    """Those of a study, the baseline's first; empty where it has no seed with several numbers of steps,
+    or where sizes differ, too.
+    """
+    if study.metric is None or "steps" not in study.baseline.factors or study.rungs:
         return []
     groups: dict[tuple[str, ...], list[Variant]] = {}
     for v in (study.baseline, *study.compared):
         if "steps" in v.factors:
             groups.setdefault(v.without("steps").levels, []).append(v)
-    found = [ladder(variants, study) for variants in groups.values()]
+    found = [budgets_of(variants, study) for variants in groups.values()]
     return found if found[0].losses.size > len(found[0].losses) else []
 
 
-def ladder(variants: list[Variant], study: Study) -> Ladder:
+def budgets_of(variants: list[Variant], study: Study) -> Budgets:
     """The runs of variants that differ in their steps alone."""
     assert study.metric is not None
     variants = sorted(variants, key=lambda v: v.factors["steps"])
@@ -73,7 +75,7 @@ def ladder(variants: list[Variant], study: Study) -> Ladder:
     log_ms = by_steps(variants, STEP_TIME if study.times_compare else lambda _: None)
     compute = by_steps(variants, compute_of).mean()
     label = variants[0].without("steps").label
-    return Ladder(label, losses, compute[losses.columns], log_ms.reindex_like(losses))
+    return Budgets(label, losses, compute[losses.columns], log_ms.reindex_like(losses))
 
 
 def by_steps(variants: list[Variant], score: Score) -> pd.DataFrame:
@@ -87,13 +89,13 @@ def by_steps(variants: list[Variant], score: Score) -> pd.DataFrame:
 def worths(study: Study) -> list[Worth]:
     """The worth of each variant at each number of steps, and over all of them.
 
-    Empty in a study without ladders. What is refused at one number of steps is left out of the last.
+    Empty in a study without several numbers of steps. What is refused at one number of steps is left out of the last.
     """
-    found = ladders(study)
+    found = budgets(study)
     return [worth for other in found[1:] for worth in judged(found[0], other)]
 
 
-def judged(base: Ladder, other: Ladder) -> list[Worth]:
+def judged(base: Budgets, other: Budgets) -> list[Worth]:
     """The worth of a variant by the baseline's curve; one refusal if there is nothing to judge by."""
     steps = [n for n in base.losses if n in other.losses]
     seeds = base.losses.index.intersection(other.losses.index)
@@ -138,7 +140,7 @@ def steps_in_words(worth: Worth) -> str:
 
 
 def worth_table(study: Study) -> Rows:
-    """A row per variant and number of steps, and one over all; empty in a study without ladders."""
+    """A row per variant and number of steps, and one over all; empty in a study without several numbers of steps."""
     return table_of(
         {
             "variant": worth.label,
@@ -191,7 +193,7 @@ def sentence(worth: Worth, base: str) -> str:
 
 def worth_figure(study: Study, _: Styles) -> Drawing | None:
     """Loss against training compute with the baseline's curve, and what each variant is worth."""
-    found, drawn = worths(study), ladders(study)
+    found, drawn = worths(study), budgets(study)
     if not any(worth.compute for worth in found):
         return None
     figure, (left, right) = style.canvas(2, height=3.8)
@@ -216,14 +218,14 @@ def worth_figure(study: Study, _: Styles) -> Drawing | None:
     )
 
 
-def draw_losses(axes: Any, each: Ladder, look: Look) -> None:
+def draw_losses(axes: Any, each: Budgets, look: Look) -> None:
     """The mean losses of a variant by its compute, with their range over seeds."""
     losses = each.losses
     axes.plot(each.compute, losses.mean(), linestyle="", label=each.label, **look)
     axes.vlines(each.compute, losses.min(), losses.max(), color=look["color"], alpha=0.5)
 
 
-def draw_curve(axes: Any, base: Ladder, look: Look) -> None:
+def draw_curve(axes: Any, base: Budgets, look: Look) -> None:
     """The curve through the baseline's mean losses, and its compute as ticks."""
     compute = base.compute.to_numpy()
     wide = np.geomspace(compute.min() / BEYOND, compute.max() * BEYOND, 100)
