@@ -49,7 +49,7 @@ def scope(study: Study, run: Run) -> str:
     return (
         f"Not covered: model sizes other than {sizes(study, run)}, more than "
         f"{most / 1e6:,.1f}M training tokens, other corpora, "
-        f"{rate if study.rate is None else 'other learning rates'}."
+        f"{rate if study.rate is None and not study.rungs else 'other learning rates'}."
     )
 
 

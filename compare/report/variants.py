@@ -160,7 +160,9 @@ def rungs_of(variants: Sequence[Variant], base: Variant) -> list[str]:
     rungs = [key for key in base.factors if not adds(key, SIZE, settings)]
     sizes: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
     for v, s in zip(done, settings, strict=True):
-        sizes.setdefault(v.without(*rungs).levels, set()).add(tuple(plain(s[key]) for key in SIZE))
+        sizes.setdefault(v.without(*rungs).levels, set()).add(
+            tuple(plain(s.get(key)) for key in SIZE)
+        )
     own = sizes.pop(base.without(*rungs).levels, set())
     return rungs if any(len(own & other) >= RUNGS for other in sizes.values()) else []
 

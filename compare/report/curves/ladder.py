@@ -175,15 +175,16 @@ def ladder_figure(study: Study, _: Styles) -> Drawing | None:
     for i, (each, trend) in enumerate(found):
         draw(axes, each, trend, 1.04 ** (i - (len(found) - 1) / 2), i)
     compute = found[0][0].compute
+    ticks = [*compute, DECADE * compute[-1]]
     axes.axhline(0, color=style.INK, linewidth=0.8)
     axes.set_xscale("log")
-    axes.set_xticks(compute, [f"{x:.1e}" for x in compute])
+    axes.set_xticks(ticks, [f"{x:.1e}" for x in ticks])
     axes.minorticks_off()
     axes.set(
         xlabel=f"training compute of {study.baseline.without(*study.rungs).label}, FLOPs",
         ylabel=f"{measure.name} vs. {study.base_label}, %",
     )
-    axes.legend(frameon=False)
+    style.legend_below(figure, axes)
     return figure, (
         f"{measure.name.capitalize()} of each variant relative to {study.base_label}, by training compute: means with "
         f"{LEVEL:.0%} intervals over seeds, and the mean of the seeds' lines; below zero is better. Dashed: what the "
