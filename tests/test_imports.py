@@ -19,7 +19,7 @@ FLOORS = {
     "model": "shape ops position attention feedforward transformer perceiver tuning init cost loss generate",
     "data": "atomic tokenizer people characters grammar probes source corpus objective",
     "train": "config parallel record measure optim setup step step_estimate trainer summary run sweep",
-    "compare": "cost statistics report check lab evaluate",
+    "compare": "cost statistics report check lab evaluate judge",
 }
 FILES = {p: p.read_text() for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))}
 TREES = {path: ast.parse(text) for path, text in FILES.items()}
