@@ -1,23 +1,31 @@
 """A judge answers in one line, from what is there, and says no more than it knows."""
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import RUN
+from tiny import HANG, RUN, eventually
 
+from cli.entry import run_command
 from cli.judge import main
+from cli.train import train
 from compare.judge import rounds
 from compare.judge.ledger import Ledger
+from compare.judge.limit import limited
 from compare.statistics.online import level_of
 from data.atomic import write_json
 from train.config.compose import compose
-from train.sweep.processes import Ended, folder_of
+from train.record.run_log import records
+from train.sweep.processes import Ended, folder_of, settle, signals, stamp_of
 from train.sweep.run import locked
 from train.sweep.slots import Slot
 
+ROOT = Path(__file__).resolve().parents[2]
 Losses = dict[tuple[str, int], float | str]  # of a variant and a seed; a text is why it failed
 
 
@@ -57,7 +65,7 @@ def finish(folder: Path, config: dict[str, Any], loss: float | str) -> None:
         write_json(folder / "status.json", {"state": "failed", "reason": loss, "last_step": 1})
         return
     steps = config["steps"]
-    summary = {"seed": config["seed"], "val_loss": loss - 0.1 * steps / 400, "steps": steps, "tokens": 100 * steps,
+    summary = {"seed": config["seed"], "val_loss": loss + steps**-0.5 + 1e-4 * (config["seed"] * steps % 7), "steps": steps, "tokens": 100 * steps,
                "flops_per_token": 10, "step_ms": 20.0 if config["choices"]["attn"] == "gqa" else 10.0,
                "data_fingerprint": "a", "tokenizer_sha256": "b", "wall_seconds": 50.0, "device": "cpu"}  # fmt: skip
     write_json(folder / "summary.json", summary)
@@ -198,12 +206,72 @@ def test_a_ledger_outlives_a_line_that_was_cut_off(tmp_path: Path) -> None:
 def test_worth_needs_three_numbers_of_steps_of_the_base(
     made: list[str], losses: Losses, judge: Callable[..., Any]
 ) -> None:
-    plant(losses, "gqa", -0.1, -0.1001, -0.0999)
-    assert judge("steps=400")["worth"] is None
+    """They are there once other numbers of steps were candidates, with two seeds at least."""
+    plant(losses, "gqa", -0.01, -0.0101, -0.0099)
     assert judge("attn=gqa")["worth"] is None
-    judge("steps=200")
-    retried = judge("attn=gqa", "margin=0.02")
-    assert retried["worth"] is None  # as it was said
+    for steps in (24, 48):
+        judge(f"steps={steps}")
+    plant(losses, "mqa", -0.01, -0.0101, -0.0099)
+    found = judge("attn=mqa")["worth"]
+    assert found["refused"] is None
+    low, high = found["compute"]["interval"]
+    assert 1 < low < found["compute"]["factor"] < high
+
+
+def test_a_limit_stops_what_can_be_stopped_and_nothing_else() -> None:
+    with limited(0.05) as limit:
+        assert eventually(limit.stopped.is_set)
+        with signals() as caught:
+            assert eventually(lambda: caught)
+        assert caught == [signal.SIGTERM]
+        assert limit.left == 0.0
+    with pytest.raises(SystemExit, match="143"), limited(HANG):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_real_change_is_judged(
+    tiny: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Without learning every seed is worse; the runs are trained in this process."""
+
+    def launch(runs: list[list[str]], slots: list[Slot], ended: Ended) -> None:
+        for run in runs:
+            folder = folder_of(run)
+            before = stamp_of(folder)
+            settle(folder, run_command(train, run), before)
+            ended(folder)
+
+    monkeypatch.setattr("train.sweep.run.launch_here", launch)
+    monkeypatch.setattr("compare.cost.plan.probed", lambda models: [0.01] * len(models))
+    asked = ["base=attn=mha", "new=optim.lr=1e-9", "minutes=60", f"to={tmp_path}/judge", *tiny]
+    assert main([*asked, "steps=40", "optim.schedule=constant"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    found = json.loads(line)
+    assert (found["verdict"], found["reason"], found["seeds"]) == ("discard", "worse", 3)
+    assert found["difference"] > 0
+    assert found["step_time"] > 0
+
+
+def test_an_interrupted_judge_says_nothing_and_keeps_its_runs(
+    tiny: list[str], tmp_path: Path
+) -> None:
+    asked = ["base=attn=mha", "new=attn=gqa", "minutes=1e5", f"to={tmp_path}/judge", *tiny]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli.judge", *asked, "steps=1e6"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    run = tmp_path / "judge/runs/attn-mha"
+    try:
+        assert eventually(lambda: list(records(run / "metrics.jsonl")))
+        process.terminate()
+        out, _ = process.communicate(timeout=HANG)
+    finally:
+        process.kill()
+    assert (process.returncode, out) == (143, "")
+    assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
+    (entry,) = Ledger(tmp_path / "judge").entries.values()
+    assert entry.verdict == "undecided"
 
 
 @pytest.mark.parametrize(

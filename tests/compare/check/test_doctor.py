@@ -14,7 +14,7 @@ from compare.check import doctor
 from compare.check.doctor import failures_of, matrix
 from compare.check.properties import TinyVariant, require
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def holds_for_rope(variant: TinyVariant) -> None:
