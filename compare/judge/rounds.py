@@ -71,7 +71,7 @@ def pursue(question: Question, ledger: Ledger, entry: Entry, limit: Limit) -> di
         found = evidence(question)
         if reason := found.failed.get("base"):
             raise ValueError(f"the base failed, and retry=true tries it again: {reason}")
-        word = judge(found.differences, margin, entry.level, noise)
+        word = judge(found.differences, margin, entry.level, noise, len(entry.differences))
         if needs is not None or found.failure or (word and word.verdict != "open"):
             break
     verdict, reason = OPEN, "out of time"

@@ -79,13 +79,18 @@ def pooled(candidates: Sequence[Sequence[float]]) -> Noise | None:
 
 
 def judge(
-    differences: Sequence[float], margin: float, level: float, noise: Noise | None
+    differences: Sequence[float],
+    margin: float,
+    level: float,
+    noise: Noise | None,
+    passed: int = 0,
 ) -> Word | None:
     """Look at paired differences in scores, in the order of their seeds, as often as their number allows.
 
     `margin` is the difference that does not matter, in the same scores; `level` bounds the chance that a
     candidate that is no better is kept, over all looks (Bonferroni), whatever it shares with others;
-    `noise` is that of other candidates. None without a seed.
+    `noise` is that of other candidates; looks at fewer seeds than have `passed` do not give up again.
+    None without a seed.
     """
     found = None
     for n in LOOKS:
@@ -93,7 +98,7 @@ def judge(
             break
         d = paired(differences[:n])
         found = ended(d, margin, level) or Word("open", "not settled", d)
-        if found.verdict == "open" and unlikely(d, margin, noise):
+        if found.verdict == "open" and n >= passed and unlikely(d, margin, noise):
             found = Word("discard", "hopeless", d)
         if found.verdict != "open":
             return found

@@ -296,7 +296,7 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert not (tmp_path / "judge").exists()
 
 
-def test_two_judges_do_not_share_a_folder(tiny: list[str], tmp_path: Path) -> None:
+def test_two_judges_do_not_share_a_folder(made: list[str], tiny: list[str], tmp_path: Path) -> None:
     lock = locked(tmp_path)
     with pytest.raises(ValueError, match="is in use by another"):
         main(["base=attn=mha", "new=attn=gqa", "minutes=1", *tiny, f"to={tmp_path}"])

@@ -102,6 +102,14 @@ def test_before_the_noise_is_known_nothing_is_given_up() -> None:
     assert judge([], TINY, 0.01, None) is None
 
 
+def test_a_look_that_was_passed_is_not_repeated() -> None:
+    """What was not given up after one seed, and has two by now, is looked at with two."""
+    for passed, verdict in ((0, "discard"), (2, "open")):
+        word = judge([3.0, -5.0], TINY, 0.01, TELLING, passed)
+        assert word is not None
+        assert word.verdict == verdict
+
+
 def test_a_wide_margin_asks_for_more() -> None:
     """Level with the base: a winner by two deviations may look so once, one by five deviations may not."""
     for margin, verdict in ((TINY, "open"), (5.0, "discard")):
