@@ -13,7 +13,7 @@ from compare.report.analysis import (
     metric_of,
 )
 from compare.report.runs import Run, open_run
-from compare.report.worth import worths
+from compare.report.curves.worth import worths
 from compare.statistics.paired import Difference, mean_interval, paired
 from compare.statistics.worth import BUDGETS
 from train.sweep.plan import known_runs
