@@ -10,7 +10,7 @@ from train.config.compose import CONFIGS, choices_of, compose, keys_of
 from train.config.schema import Config
 
 EXIT_CODES = """
-Exit codes: 0 done; 1 a sweep with failed runs; 2 bad input; 3 training stopped (non-finite loss, disk
+Exit codes: 0 done; 1 a sweep with failed runs or evaluations; 2 bad input; 3 training stopped (non-finite loss, disk
 full); 130 or 143 interrupted, state saved. HEAD_TO_HEAD_TRACEBACK=1 prints tracebacks."""
 
 

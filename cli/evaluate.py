@@ -1,6 +1,7 @@
 """`python eval.py`: evaluate finished runs."""
 
 import importlib
+from typing import Any
 
 from cli.entry import compose_command
 from train.config.compose import quoted
@@ -28,15 +29,21 @@ Examples
 
 def evaluate(overrides: list[str]) -> int:
     """`python eval.py`: the exit code. Raises ValueError for invalid input."""
+    found = opened(overrides)
+    return 0 if found is None else int(found[0].evaluate(*found[1:]))
+
+
+def opened(overrides: list[str]) -> tuple[Any, ...] | None:
+    """The module of an evaluation, the runs and its options; None after printing a help page."""
     overrides = [with_commas(text) for text in current_overrides("eval", overrides)]
     composed = compose_command(overrides, "eval", USAGE)
     if composed is None:
-        return 0
+        return None
     from compare.evaluate.load import parse_options
 
     name = composed["choices"]["eval"].replace("/", ".")
     kind = importlib.import_module(f"compare.evaluate.{name}")
-    return int(kind.evaluate(*parse_options(overrides, composed, kind.Options)))
+    return kind, *parse_options(overrides, composed, kind.Options)
 
 
 def with_commas(override: str) -> str:

@@ -53,6 +53,17 @@ class Options:
         return Sampler(**{field.name: getattr(self, field.name) for field in fields(Sampler)})
 
 
+def opening(run: LoadedRun) -> str:
+    """A line break, to begin with. Raises ValueError if the vocabulary has none."""
+    try:
+        encode(run.tokenizer, "\n")
+    except ValueError as error:
+        raise ValueError(
+            f"{run.folder} was trained on text without a line break: give prompt=..."
+        ) from error
+    return "\n"
+
+
 def sample(overrides: list[str]) -> int:
     """`python sample.py`."""
     overrides = current_overrides("sample", overrides)
@@ -62,7 +73,7 @@ def sample(overrides: list[str]) -> int:
     selector, options = parse_options(overrides, composed, Options)
     sampler = options.sampler
     run = selector.load(selector.only)
-    prompt = encode(run.tokenizer, "\n" if options.prompt is None else options.prompt)
+    prompt = encode(run.tokenizer, opening(run) if options.prompt is None else options.prompt)
     context = run.context(options.context)
     if options.context_overflow == "refuse" and len(prompt) + options.max_new_tokens > context:
         raise ValueError(

@@ -1,5 +1,6 @@
 """`python train.py`: train one model or a sweep of models, or estimate their cost."""
 
+import shlex
 from pathlib import Path
 
 from cli.entry import help_page
@@ -43,6 +44,7 @@ def train(arguments: list[str]) -> int:
     settings = settings_of(first)
     if settings.seeds:
         cells = with_seeds(cells)
+    check_evaluations(first["report"]["evaluate"], str(first["out"] or ""))
     if first["plan"]:
         from compare.cost.plan import plan
 
@@ -61,6 +63,19 @@ def train(arguments: list[str]) -> int:
 
     end_with_parent()
     return run_training(first)
+
+
+def check_evaluations(lines: list[str], folder: str) -> None:
+    """Raise ValueError for a line of `report.evaluate` that `eval.py` would refuse, whatever the runs."""
+    if lines and "," in folder:
+        raise ValueError(f"report.evaluate: eval.py takes {folder} for several folders; no commas")
+    for line in lines if fits(lines, list[str]) else []:  # a run's check names any other value
+        from cli.evaluate import opened
+
+        try:
+            opened([*shlex.split(line), "run=."])
+        except ValueError as error:
+            raise ValueError(f"report.evaluate, {line!r}: {error}") from error
 
 
 def report(folder: Path) -> str:

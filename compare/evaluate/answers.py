@@ -101,10 +101,11 @@ def items_within(run: LoadedRun, objective: Probe, batch_size: int) -> Iterator[
         rows = objective.val[first : first + batch_size]
         inputs, _ = objective.batch(rows)
         with run.device.autocast():
-            log_p = run.model(inputs.to(run.device.name)).float().cpu().log_softmax(-1)  # (B, T, V)
-        for row, before in zip(rows, log_p, strict=True):
+            logits = run.model(inputs.to(run.device.name))  # (B, T, V)
+        for row, before in zip(rows, logits, strict=True):
             for answer in row.answers:
-                at, true = before[answer.start - 1 : answer.end - 1], row.tokens[answer.place]
+                at = before[answer.start - 1 : answer.end - 1].float().cpu().log_softmax(-1)
+                true = row.tokens[answer.place]
                 best = at.max(-1)
                 yield {
                     "question": text_of(run, row.tokens[: answer.start]),

@@ -110,15 +110,19 @@ def not_covered(compute: Numbers, at: float, more: Sequence[float]) -> str | Non
     is asked for no more than twice the compute of its largest budget, and no less than half that of its
     smallest.
     """
-    needed = at * math.exp(float(np.mean(more)))
+    needed = math.log(at) + float(np.mean(more))
     if math.isnan(needed):
         return "the baseline's curve does not come down to its loss"
-    if needed > BEYOND * max(compute):
-        return (
-            f"its loss would take the baseline {needed / max(compute):.2g} times its largest budget"
-        )
-    if needed < min(compute) / BEYOND:
-        return (
-            f"its loss would take the baseline {needed / min(compute):.2g} of its smallest budget"
-        )
+    above, below = needed - math.log(max(compute)), needed - math.log(min(compute))
+    if above > math.log(BEYOND):
+        return f"its loss would take the baseline {times(above)} times its largest budget"
+    if below < -math.log(BEYOND):
+        return f"its loss would take the baseline {times(below)} of its smallest budget"
     return None
+
+
+def times(log: float) -> str:
+    """A ratio, from its logarithm, as far as it says anything."""
+    if abs(log) > math.log(1000):
+        return "over 1,000" if log > 0 else "less than 0.001"
+    return f"{math.exp(log):.2g}"

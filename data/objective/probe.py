@@ -54,22 +54,18 @@ class Probe(Objective):
     def __init__(self, corpus: Corpus, **order: Any) -> None:
         super().__init__(corpus, **order)
         self.tab = tab_of(corpus)
-        self.documents = {name: Documents(corpus, name) for name in corpus.documents}
-        self.draws = Draws(self, len(self.documents["train"]))
-        self.val = [self.row("val", number) for number in range(len(self.documents["val"]))]
-        known = {group for row in self.train_rows() for group in row.groups}
+        self.train = self.read("train")
+        self.val = [] if corpus.val is None else self.read("val")
+        self.draws = Draws(self, len(self.train))
+        known = {group for row in self.train for group in row.groups}
         self.scored = [row for row in self.val if row.groups & known] or self.val
 
     def __call__(self, step: int) -> Batch:
-        return self.batch([self.row("train", int(number)) for number in self.draws(step)])
-
-    def train_rows(self) -> list[Row]:
-        """Up to a thousand rows of training."""
-        return [self.row("train", number) for number in range(min(1000, self.draws.items))]
+        return self.batch([self.train[int(number)] for number in self.draws(step)])
 
     def train_answers(self) -> list[list[int]]:
-        """The answers of those."""
-        return [row.tokens[answer.place] for row in self.train_rows() for answer in row.answers]
+        """The answers of training."""
+        return [row.tokens[answer.place] for row in self.train for answer in row.answers]
 
     def batch(self, rows: list[Row]) -> Batch:
         """Inputs and targets (B, T) of rows."""
@@ -97,12 +93,16 @@ class Probe(Objective):
     @property
     def prompt(self) -> list[int]:
         """A row up to its first answer."""
-        row = self.val[0] if self.val else self.row("train", 0)
+        row = (self.val or self.train)[0]
         return row.tokens[: row.answers[0].start]
 
-    def row(self, split: str, number: int) -> Row:
+    def read(self, split: str) -> list[Row]:
+        """The rows of a split."""
+        documents = Documents(self.corpus, split)
+        return [self.read_one(documents[n], n, split) for n in range(len(documents))]
+
+    def read_one(self, document: list[int], number: int, split: str) -> Row:
         """A document as a row. Raises ValueError if it is none, or does not fit."""
-        document = self.documents[split][number]
         parts: list[list[int]] = [[]]
         for token in document:
             if [token] == self.tab:

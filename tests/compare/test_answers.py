@@ -2,13 +2,16 @@
 
 import json
 import math
+import os
+import signal
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
-from tiny import RUN
+from tiny import RUN, eventually
 
 from cli.evaluate import evaluate
 from cli.train import train
@@ -33,6 +36,8 @@ from model.generate import Sampler, generate
 from train.config.compose import compose
 from train.run import run_training
 from train.setup.build import build_model
+from train.sweep import evaluations
+from train.sweep.processes import Stop
 
 #: A tiny run, on made-up people instead of a text.
 TINY = [override for override in RUN if not override.startswith("data")]
@@ -224,6 +229,44 @@ def test_an_answer_within_a_text_is_what_greedy_generation_says(probed: Path) ->
     nats = [-item["log_p_true"] for item in items if item["group"] == "1 pair"]  # 3 is not trained
     summary = json.loads((probed / "summary.json").read_text())
     assert sum(nats) / len(nats) == pytest.approx(summary["val_loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("['eval=answer']", "eval=answer: no such choice"),
+        ("['eval=length contxt=1']", "contxt: no such key"),
+        ("['eval=length contexts=oh']", "contexts=oh is not a list"),
+        ('["eval=\'answers"]', "No closing quotation"),
+        ("eval", "report.evaluate=eval is not a list"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_stops_a_sweep_before_it_starts(
+    lines: str, message: str, tmp_path: Path
+) -> None:
+    ask = ["-m", *RECALL, f"data.cache={tmp_path}/cache", f"out={tmp_path}/sweep", "seed=0,1"]
+    with pytest.raises(ValueError, match=message):
+        train([*ask, f"report.evaluate={lines}"])
+    assert not [*(tmp_path / "sweep").glob("seed*")]
+
+
+def test_a_signal_ends_the_evaluation_of_a_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "eval.py").write_text(
+        f"import pathlib, os, time\npathlib.Path('{tmp_path}/pid').write_text(str(os.getpid()))\ntime.sleep(999)"
+    )
+    monkeypatch.setattr("train.sweep.evaluations.EVAL", tmp_path / "eval.py")
+
+    def stop() -> None:
+        assert eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    with pytest.raises(Stop):
+        evaluations.evaluate(tmp_path, ["eval=answers"])
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def test_levels_of_difficulty_are_an_axis() -> None:

@@ -497,8 +497,6 @@ def test_a_report_without_options_has_no_table_of_decoding(write: Write) -> None
         ({"tables": ["x"]}, "report.tables=x: no such choice"),
         ({"figure": "x"}, "report.figure=x: no such choice"),
         ({"notes": "x"}, "report.notes=x is not a list"),
-        ({"evaluate": ["eval=answer"]}, "eval=answer: no such choice"),
-        ({"evaluate": ["eval=length contxt=1"]}, "contxt: no such key"),
     ],
 )
 def test_a_sweep_cannot_ask_for_what_no_config_may(

@@ -166,7 +166,7 @@ def objective(tmp_path: Path, *documents: str, length: int = 12) -> Probe:
 
 def test_a_model_sees_texts_and_answers_and_learns_the_answers_alone(tmp_path: Path) -> None:
     probe = objective(tmp_path, "aXb\tYZ\tone\tc\tX\ttwo\t..", "kk\tL\tone\t")
-    inputs, targets = probe.batch([probe.row("train", 0), probe.row("train", 1)])
+    inputs, targets = probe.batch(probe.train)
     decode, (first, second) = tokenizers.decode, inputs.tolist()
     codec = probe.corpus.tokenizer
     assert decode(codec, first[:9]) == "aXbYZcX.."
@@ -216,8 +216,21 @@ def test_a_document_of_another_form_is_named(tmp_path: Path, document: str) -> N
         objective(tmp_path, document)
 
 
+def test_a_bad_row_far_behind_is_found_before_training(tmp_path: Path) -> None:
+    rows = [f"{number}\tb\tone\t" for number in range(1500)]
+    with pytest.raises(ValueError, match="row 1501 of train, 'text alone', is not TEXT"):
+        objective(tmp_path, *rows, "text alone")
+
+
+def test_a_corpus_may_have_no_validation_rows(tmp_path: Path) -> None:
+    made = corpus(Documents("a\tb\tone\t"), tmp_path, val_fraction=0)
+    probe = Probe(made, rows=1, length=4, seed=0, sampling="epochs")
+    assert probe.validation_rows is None
+    assert tokenizers.decode(made.tokenizer, probe.prompt) == "a"
+
+
 def test_a_row_that_does_not_fit_says_what_would(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"row 1 of val needs model\.max_len=4, and there are 3"):
+    with pytest.raises(ValueError, match=r"row 1 of train needs model\.max_len=4, and there are 3"):
         objective(tmp_path, "abcd\te\tone\t", length=3)
     assert objective(tmp_path, "abcd\te\tone\t", length=4).val
 

@@ -1,11 +1,9 @@
 """The scalars of train.yaml and its small groups, each checked by its own class."""
 
 import re
-import shlex
 from dataclasses import dataclass, fields
 
 from model.attention import KERNELS
-from train.config.compose import compose
 from train.config.keys import KEYS
 from train.config.schema import at_least, choose
 
@@ -121,8 +119,6 @@ class Reporting:
         for table in self.tables:
             choose("report.tables", table, dict.fromkeys(TABLES))
         check_file_name("report.figure_file", self.figure_file)
-        for line in self.evaluate:
-            compose([*shlex.split(line), "run=."], door="eval")
 
 
 FIGURES = (

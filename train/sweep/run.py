@@ -99,9 +99,10 @@ def sweep(
     print(verdict)
     if fresh and not there:
         wall = time.monotonic() - started
-        share = training_seconds(planned) / len(places) / wall
+        share = training_seconds(planned) / min(len(places), len(planned)) / wall
         say(f"training steps took {share:.0%} of {duration(wall)}")
-    print(f"\nsweep: {parent}  ({len(planned)} runs, {failed} failed)")
+    also = f", {evaluated} evaluations failed" if evaluated else ""
+    print(f"\nsweep: {parent}  ({len(planned)} runs, {failed} failed{also})")
     return 1 if failed or evaluated else 0
 
 

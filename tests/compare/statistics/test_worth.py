@@ -117,12 +117,15 @@ def flat(reason: str | None) -> bool:
         (200, 0.55, None),
         (200, 0.4, "0.4 of its smallest budget"),
         (400, math.nan, "does not come down to its loss"),
+        (400, math.exp(700), "over 1,000 times its largest budget"),
+        (400, math.exp(-700), "less than 0.001 of its smallest budget"),
     ],
 )
 def test_a_curve_is_used_within_a_doubling_of_its_budgets(
     at: float, times: float, reason: str | None
 ) -> None:
     found = not_covered(STEPS, at, [math.log(times)] * 3)
+    assert not_covered(STEPS, at, [1e4])  # beyond what exp can hold
     assert found is None if reason is None else reason in str(found)
 
 
