@@ -12,8 +12,8 @@ from compare.report.analysis import (
     comparable_times,
     metric_of,
 )
-from compare.report.runs import Run, open_run
 from compare.report.curves.worth import worths
+from compare.report.runs import Run, open_run
 from compare.statistics.paired import Difference, mean_interval, paired
 from compare.statistics.worth import BUDGETS
 from train.sweep.plan import known_runs

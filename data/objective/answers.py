@@ -4,11 +4,9 @@ Shapes: B rows, T tokens of context, N questions of the validation split.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-from data import tokenizer as tokenizers
-from data.corpus import Corpus
-from data.objective.base import IGNORED, Batch, Documents, Draws, Objective, as_batch
+from data.objective.asked import Asked
+from data.objective.base import IGNORED, Batch, as_batch
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Question:
         return [*self.prompt, *self.answer, self.mark]
 
 
-class Answers(Objective):
+class Answers(Asked[Question]):
     """Rows `question MARK answer MARK`, padded to the context; loss on all after the question.
 
     A document is a question and an answer with a tab between them, and if wanted a second tab and a
@@ -40,68 +38,32 @@ class Answers(Objective):
     Raises ValueError for a document without a tab, and for one that does not fit into the context.
     """
 
-    marks = partial = True
-
-    def __init__(self, corpus: Corpus, **order: Any) -> None:
-        super().__init__(corpus, **order)
-        self.tab = tokenizers.encode(corpus.tokenizer, "\t")
-        self.train = self.read("train")
-        self.val = [] if corpus.val is None else self.read("val")
-        self.draws = Draws(self, len(self.train))
-
-    def __call__(self, step: int) -> Batch:
-        return self.batch([self.train[int(number)] for number in self.draws(step)])
+    marks = True
 
     def train_answers(self) -> list[list[int]]:
-        """The answers of training."""
         return [question.answer for question in self.train]
 
-    def batch(self, questions: list[Question]) -> Batch:
-        """Inputs and targets (B, T) of questions."""
-        inputs, targets = as_batch([q.row for q in questions], self.length, self.mark)
-        for row, question in zip(targets, questions, strict=True):
-            row[: len(question.question) - 1] = IGNORED
+    def batch(self, rows: list[Question]) -> Batch:
+        inputs, targets = as_batch([question.row for question in rows], self.length, self.mark)
+        for learned, question in zip(targets, rows, strict=True):
+            learned[: len(question.question) - 1] = IGNORED
         return inputs, targets
-
-    @property
-    def validation_rows(self) -> Batch | None:
-        return self.batch(self.val) if self.val else None
-
-    @property
-    def validation_tokens(self) -> int:
-        return len(self.val) * self.length
-
-    @property
-    def validation_bytes(self) -> None:
-        return None
 
     @property
     def prompt(self) -> list[int]:
         """A question of the validation split."""
         return (self.val or self.train)[0].prompt
 
-    def read(self, split: str) -> list[Question]:
-        """The questions of a split."""
-        documents = Documents(self.corpus, split)
-        return [self.read_one(documents[n], n, split) for n in range(len(documents))]
-
-    def read_one(self, document: list[int], number: int, split: str) -> Question:
-        """A document as a question. Raises ValueError if it is none, or does not fit."""
-        parts: list[list[int]] = [[]]
-        for token in document:
-            if [token] == self.tab:
-                parts.append([])
-            else:
-                parts[-1].append(token)
-        text = tokenizers.decode(self.corpus.tokenizer, document)
-        where = f"objective=answers: question {number + 1} of {split}, {text!r}"
-        if not 2 <= len(parts) <= 3 or not parts[0] or not parts[1]:
+    def read_one(self, cells: list[list[int]], where: str) -> Question:
+        if not 2 <= len(cells) <= 3 or not cells[0] or not cells[1]:
             raise ValueError(
-                f"{where}, is not QUESTION<tab>ANSWER or QUESTION<tab>ANSWER<tab>GROUP"
+                f"objective=answers: question {where}, {self.text_of(cells)!r}, is not "
+                "QUESTION<tab>ANSWER or QUESTION<tab>ANSWER<tab>GROUP"
             )
-        question = Question(parts[0], parts[1], parts[2] if len(parts) == 3 else [], self.mark)
+        question = Question(cells[0], cells[1], cells[2] if len(cells) == 3 else [], self.mark)
         if len(question.row) > self.length + 1:
             raise ValueError(
-                f"{where}, needs model.max_len={len(question.row) - 1}, and there are {self.length}"
+                f"objective=answers: question {where}, {self.text_of(cells)!r}, needs "
+                f"model.max_len={len(question.row) - 1}, and there are {self.length}"
             )
         return question

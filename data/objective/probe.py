@@ -6,9 +6,9 @@ Shapes: B rows, T tokens of context, N rows of the validation split.
 from dataclasses import dataclass
 from typing import Any
 
-from data import tokenizer as tokenizers
 from data.corpus import Corpus
-from data.objective.base import IGNORED, Batch, Documents, Draws, Objective, as_batch
+from data.objective.asked import Asked
+from data.objective.base import IGNORED, Batch, as_batch
 
 PADDING = 0  # any token: nothing before it sees it
 
@@ -39,7 +39,7 @@ class Row:
         return {tuple(answer.group) for answer in self.answers}
 
 
-class Probe(Objective):
+class Probe(Asked[Row]):
     """Rows of text with answers in them, padded to the context; loss on the answers alone.
 
     A document is text, an answer that follows it and the answer's group, with a tab after each,
@@ -49,26 +49,15 @@ class Probe(Objective):
     Raises ValueError for a document of another form, and for one that does not fit into the context.
     """
 
-    partial = True
-
     def __init__(self, corpus: Corpus, **order: Any) -> None:
         super().__init__(corpus, **order)
-        self.tab = tab_of(corpus)
-        self.train = self.read("train")
-        self.val = [] if corpus.val is None else self.read("val")
-        self.draws = Draws(self, len(self.train))
         known = {group for row in self.train for group in row.groups}
-        self.scored = [row for row in self.val if row.groups & known] or self.val
-
-    def __call__(self, step: int) -> Batch:
-        return self.batch([self.train[int(number)] for number in self.draws(step)])
+        self.known = [row for row in self.val if row.groups & known]
 
     def train_answers(self) -> list[list[int]]:
-        """The answers of training."""
         return [row.tokens[answer.place] for row in self.train for answer in row.answers]
 
     def batch(self, rows: list[Row]) -> Batch:
-        """Inputs and targets (B, T) of rows."""
         inputs, targets = as_batch([row.tokens for row in rows], self.length, PADDING)
         for learned, row in zip(targets, rows, strict=True):
             before = 1  # the first token is never a target
@@ -79,16 +68,8 @@ class Probe(Objective):
         return inputs, targets
 
     @property
-    def validation_rows(self) -> Batch | None:
-        return self.batch(self.scored) if self.scored else None
-
-    @property
-    def validation_tokens(self) -> int:
-        return len(self.scored) * self.length
-
-    @property
-    def validation_bytes(self) -> None:
-        return None
+    def scored(self) -> list[Row]:
+        return self.known or self.val
 
     @property
     def prompt(self) -> list[int]:
@@ -96,32 +77,19 @@ class Probe(Objective):
         row = (self.val or self.train)[0]
         return row.tokens[: row.answers[0].start]
 
-    def read(self, split: str) -> list[Row]:
-        """The rows of a split."""
-        documents = Documents(self.corpus, split)
-        return [self.read_one(documents[n], n, split) for n in range(len(documents))]
-
-    def read_one(self, document: list[int], number: int, split: str) -> Row:
-        """A document as a row. Raises ValueError if it is none, or does not fit."""
-        parts: list[list[int]] = [[]]
-        for token in document:
-            if [token] == self.tab:
-                parts.append([])
-            else:
-                parts[-1].append(token)
+    def read_one(self, cells: list[list[int]], where: str) -> Row:
         tokens: list[int] = []
         answers = []
-        for text, answer, group in zip(parts[:-1:3], parts[1::3], parts[2::3], strict=False):
+        for text, answer, group in zip(cells[:-1:3], cells[1::3], cells[2::3], strict=False):
             tokens += text
             start = len(tokens)
             tokens += answer
             answers.append(Answer(start, len(tokens), group))
-        tokens += parts[-1]
-        where = f"objective=probe: row {number + 1} of {split}"
-        if len(parts) % 3 != 1 or not answers or any(a.start in (0, a.end) for a in answers):
-            shown = tokenizers.decode(self.corpus.tokenizer, document)
+        tokens += cells[-1]
+        where = f"objective=probe: row {where}"
+        if len(cells) % 3 != 1 or not answers or any(a.start in (0, a.end) for a in answers):
             raise ValueError(
-                f"{where}, {shown!r}, is not TEXT<tab>ANSWER<tab>GROUP<tab>, as often as wanted, and "
+                f"{where}, {self.text_of(cells)!r}, is not TEXT<tab>ANSWER<tab>GROUP<tab>, as often as wanted, and "
                 "the rest of the text"
             )
         if len(tokens) > self.length + 1:
@@ -129,11 +97,3 @@ class Probe(Objective):
                 f"{where} needs model.max_len={len(tokens) - 1}, and there are {self.length}"
             )
         return Row(tokens, answers)
-
-
-def tab_of(corpus: Corpus) -> list[int]:
-    """The tab as token ids; none if the text of a corpus, and so its vocabulary, has no tab."""
-    try:
-        return tokenizers.encode(corpus.tokenizer, "\t")
-    except ValueError:
-        return []
