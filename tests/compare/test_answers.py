@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import threading
 from pathlib import Path
@@ -196,10 +197,17 @@ def probed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_a_sweep_evaluates_its_runs_and_reports_on_that(tmp_path: Path) -> None:
+def test_a_sweep_evaluates_its_runs_and_reports_on_that(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     lines = "report.evaluate=['eval=answers','eval=rank']"
     where = [f"data.cache={tmp_path}/cache", f"out={tmp_path}/sweep"]
     assert train(["-m", *RECALL, *where, "attn=mha,mqa", "seed=0,1", lines]) == 1
+    said = capfd.readouterr()
+    assert "(4 runs, 0 failed, 1 of 2 evaluations failed)" in said.out
+    share = re.search(r"training steps took (\d+)% of", said.err)
+    assert share
+    assert 0 < int(share[1]) < 100
     for run in (tmp_path / "sweep").glob("attn-*"):
         answer = json.loads((run / "eval/answers.json").read_text())
         assert [*answer["groups"]] == ["1 pair", "3 pairs"]

@@ -101,7 +101,8 @@ def sweep(
         wall = time.monotonic() - started
         share = training_seconds(planned) / min(len(places), len(planned)) / wall
         say(f"training steps took {share:.0%} of {duration(wall)}")
-    also = f", {evaluated} evaluations failed" if evaluated else ""
+    lines = len(first["report"]["evaluate"])
+    also = f", {evaluated} of {lines} evaluations failed" if evaluated else ""
     print(f"\nsweep: {parent}  ({len(planned)} runs, {failed} failed{also})")
     return 1 if failed or evaluated else 0
 
