@@ -34,9 +34,11 @@ The line
   metric          perplexity, or bits per byte where tokenizers differ
   seeds           pairs of runs
   step_time       step time of new over that of base; null where runs shared a machine
-  worth           new in the compute and time of base; null unless the folder has base with 3 numbers of steps
+  worth           new in the compute and time of base; null unless the folder has base with 3 numbers of steps,
+                  and for another learning rate or number of steps
   minutes         of this call; minutes_needed: of the next round, if undecided
   number, level   place in the ledger, and the chance at which a candidate that is no better is kept
+  margin          the relative difference that did not matter when the verdict was given
   failed          whether a run of the candidate failed
   base, new       what was asked
 

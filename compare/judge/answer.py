@@ -6,6 +6,7 @@ from typing import Any
 
 from compare.judge.question import Question, variant
 from compare.report.analysis import (
+    LARGEST,
     STEP_TIME,
     Metric,
     analyse,
@@ -59,7 +60,12 @@ class Evidence:
 
     @property
     def failure(self) -> str | None:
-        """Why the candidate cannot be judged, if one of its runs failed."""
+        """Why the candidate cannot be judged, if one of its runs failed.
+
+        Raises ValueError if it is the base that has no score.
+        """
+        if self.pairs and None in [self.metric.score(base) for _, base in self.pairs]:
+            raise ValueError("a run of the base has no finite loss")
         if len(self.differences) < len(self.pairs):
             return "a run has no finite loss"
         return self.failed.get("new")
@@ -94,8 +100,13 @@ def relative(d: Difference | None) -> dict[str, Any]:
     """A difference in scores as a change of the measure: -0.012 is 1.2 % lower."""
     if d is None:
         return {"difference": None, "interval": None, "p": None}
-    ends = None if d.low is None or d.high is None else [math.expm1(d.low), math.expm1(d.high)]
-    return {"difference": math.expm1(d.mean), "interval": ends, "p": d.p}
+    ends = None if d.low is None or d.high is None else [change(d.low), change(d.high)]
+    return {"difference": change(d.mean), "interval": ends, "p": d.p}
+
+
+def change(difference: float) -> float | None:
+    """A difference of logarithms as a relative change; None beyond what a number holds."""
+    return math.expm1(difference) if difference < LARGEST else None
 
 
 def step_time(found: Evidence) -> float | None:
@@ -133,5 +144,7 @@ def factor(d: Difference | None) -> dict[str, Any] | None:
     """A ratio, from its logarithm, with its interval."""
     if d is None:
         return None
-    ends = None if d.low is None or d.high is None else [math.exp(d.low), math.exp(d.high)]
-    return {"factor": math.exp(d.mean), "interval": ends}
+    low, mean, high = (
+        None if x is None or x > LARGEST else math.exp(x) for x in (d.low, d.mean, d.high)
+    )
+    return {"factor": mean, "interval": None if d.low is None else [low, high]}

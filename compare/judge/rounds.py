@@ -4,9 +4,7 @@ import math
 import shlex
 import statistics
 import sys
-import time
 from contextlib import redirect_stdout
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +85,7 @@ def pursue(question: Question, ledger: Ledger, entry: Entry, limit: Limit) -> di
         "minutes_needed": None if needs is None else round(needs / 60, 2),
         "number": entry.number,
         "level": entry.level,
+        "margin": question.settings.margin,
         "failed": found.failure is not None,
         "base": shlex.join(question.base),
         "new": shlex.join(question.new),
@@ -100,25 +99,39 @@ def train(question: Question, seeds: int, limit: Limit) -> None:
 
     Raises TooLong, before it starts or with all saved, if the time does not suffice.
     """
-    gate = partial(expected, question.runs, time.time() + limit.left)
+    gate = Gate(question.runs, limit)
     with redirect_stdout(sys.stderr):
         code = sweep(question.cells(seeds), question.settings, [], gate, no_report, no_more)
     if limit.stopped.is_set() and code > 1:
-        raise TooLong(sum(seconds_left(question.runs, unfinished(question.runs)).values()))
+        raise TooLong(gate.needs(unfinished(question.runs)))
     if code > 1:
         raise Interrupted(code)
 
 
-def expected(folder: Path, deadline: float, runs: Runs, jobs: int) -> dict[str, float]:
-    """The seconds of runs, by name. Raises TooLong if they do not end before the deadline (Unix time).
+class Gate:
+    """The seconds that runs are expected to take; closed to those that would not end in time."""
 
-    From those that finished; without any, from the timing of a few steps.
-    """
-    seconds = seconds_left(folder, runs) or forecast(runs, jobs)
-    needs = sum(seconds.values()) / jobs
-    if needs > deadline - time.time():
-        raise TooLong(needs)
-    return seconds
+    def __init__(self, folder: Path, limit: Limit) -> None:
+        self.folder, self.limit = folder, limit
+        self.jobs = 1  # at a time
+        self.forecast: dict[str, float] = {}
+
+    def __call__(self, runs: Runs, jobs: int) -> dict[str, float]:
+        """By name. Raises TooLong if they do not end within the limit.
+
+        From those that finished; without any, from the timing of a few steps.
+        """
+        self.jobs = jobs
+        self.forecast = seconds_left(self.folder, runs) or forecast(runs, jobs)
+        needs = sum(self.forecast.values()) / jobs
+        if needs > self.limit.left:
+            raise TooLong(needs)
+        return self.forecast
+
+    def needs(self, runs: Runs) -> float:
+        """The seconds that runs will still take together, as far as can be told."""
+        left = seconds_left(self.folder, runs) or self.forecast
+        return (sum(left.values()) or OVERHEAD * len(runs)) / self.jobs
 
 
 def seconds_left(folder: Path, runs: Runs) -> dict[str, float]:
@@ -153,9 +166,9 @@ def cells(folder: Path) -> Runs:
 
 
 def unfinished(folder: Path) -> Runs:
-    return [
-        (name, config) for name, config in cells(folder) if state(folder / name)["state"] != "done"
-    ]
+    """The runs last asked for that go on when asked for again."""
+    over = ("done", "failed")
+    return [run for run in cells(folder) if state(folder / run[0])["state"] not in over]
 
 
 def watched(folder: Path, name: str, config: Config) -> tuple[Watched, dict[str, Any]]:

@@ -73,9 +73,12 @@ def with_interval(
     )
 
 
+MILLION = math.log(1e6)
+
+
 def percent(difference: float) -> str:
-    """A difference of logarithms as a relative change: '-4.1%'."""
-    return f"{math.expm1(difference):+.1%}"
+    """A difference of logarithms as a relative change: '-4.1%'; beyond a factor of a million no more."""
+    return "over +1e+08%" if difference > MILLION else f"{math.expm1(difference):+.1%}"
 
 
 def paired(differences: Sequence[float]) -> Difference:

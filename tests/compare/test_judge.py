@@ -1,6 +1,7 @@
 """A judge answers in one line, from what is there, and says no more than it knows."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -15,9 +16,11 @@ from cli.entry import run_command
 from cli.judge import main
 from cli.train import train
 from compare.judge import rounds
+from compare.judge.answer import factor, relative
 from compare.judge.ledger import Ledger
 from compare.judge.limit import limited
 from compare.statistics.online import level_of
+from compare.statistics.paired import paired
 from data.atomic import write_json
 from train.config.compose import compose
 from train.record.run_log import records
@@ -125,6 +128,22 @@ def test_what_is_no_better_is_discarded(
     plant(losses, "gqa", *effects)
     found = judge("attn=gqa")
     assert (found["verdict"], found["reason"]) == ("discard", reason)
+
+
+def test_a_difference_beyond_any_number_is_null() -> None:
+    """A rate far too high may leave finite losses whose interval no number holds."""
+    found = relative(paired([150.0, 20.0]))
+    assert found["difference"] == pytest.approx(math.expm1(85))
+    assert found["interval"] == [pytest.approx(-1.0), None]
+    assert json.loads(json.dumps(factor(paired([750.0, 710.0]))))["factor"] is None
+
+
+def test_a_base_without_a_finite_loss_is_not_charged_to_the_candidate(
+    made: list[str], losses: Losses, tiny: list[str], tmp_path: Path
+) -> None:
+    losses["mha", 0] = 1e4
+    with pytest.raises(ValueError, match="a run of the base has no finite loss"):
+        main(["base=attn=mha", "new=attn=gqa", "minutes=60", f"to={tmp_path}/judge", *tiny])
 
 
 def test_a_later_loser_costs_one_run(

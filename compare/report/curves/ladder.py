@@ -15,7 +15,7 @@ from compare.report.style import Drawing, Styles
 from compare.report.tables import Rows, table_of
 from compare.report.variants import Variant
 from compare.statistics.ladder import DECADE, Prediction, Trend, line_weights, too_little, trends
-from compare.statistics.paired import LEVEL, Difference, percent, with_interval
+from compare.statistics.paired import LEVEL, MILLION, Difference, percent, with_interval
 
 HEADING = "By size"
 Pair = tuple[Variant, Variant]  # a variant and the baseline of its size
@@ -43,9 +43,10 @@ ABOVE = Metric("val_loss", "loss above the entropy", log_above_entropy)
 
 
 def measure_of(study: Study) -> Metric | None:
-    """The loss above the entropy where every run has it, else the metric of the study."""
+    """The loss above the entropy where that is known, else the metric of the study."""
     done = [run for v in study.compared for run in v.done]
-    known = study.metric is not None and all(log_above_entropy(run) is not None for run in done)
+    floors = [run.get("entropy_floor") for run in done]
+    known = study.metric is not None and None not in floors
     return ABOVE if known else study.metric
 
 
@@ -79,7 +80,7 @@ def built(
     each = {own: scores[v] - scores[own] for v, own in pairs}
     differences = pd.DataFrame(each).dropna(axis=1, how="all").dropna()
     spent = [float(compute[own]) for own in differences]
-    sizes = [own.median("params_non_embedding") or math.nan for own in differences]
+    sizes = [own.median("params_non_embedding") or 0.0 for own in differences]
     label = pairs[0][0].without(*study.rungs).label
     return Ladder(label, sizes, spent, refused=too_little(spent, len(differences))), differences
 
@@ -216,5 +217,5 @@ def draw(axes: Any, each: Ladder, trend: Trend, aside: float, i: int) -> None:
 
 
 def percents(values: Any) -> Any:
-    """Differences of logarithms in percent."""
-    return 100 * np.expm1(np.array(values, float))
+    """Differences of logarithms in percent, as far as a figure can hold them."""
+    return 100 * np.expm1(np.minimum(np.array(values, float), MILLION))

@@ -189,11 +189,14 @@ def differences(study: Study) -> dict[str, dict[tuple[str, str], Difference]]:
 
 def differences_table(study: Study) -> Rows:
     """What each choice changes in exact match, in percentage points."""
+    questions = questions_of(study.compared, study.baseline)
     return table_of(
         {
             "questions": group,
             "choice": f"{factor}: {level}" if factor else level,
-            "against": study.baseline.level(factor) if factor else study.baseline.label,
+            "against": study.baseline.level(factor)
+            if factor
+            else questions[factor, level][0][1].label,
             "points": with_interval(d.mean, d.low, d.high, points),
             "seeds": str(d.n),
             "significant": d.significance,

@@ -10,10 +10,17 @@ import pytest
 
 from compare.check.calibration import ladder as simulated
 from compare.report.analysis import Study, analyse_folders
-from compare.report.curves.ladder import ladder_conclusions, ladder_figure, ladder_table, ladders
+from compare.report.curves.ladder import (
+    ladder_conclusions,
+    ladder_figure,
+    ladder_table,
+    ladders,
+    percents,
+)
 from compare.report.curves.worth import worths
 from compare.report.write import report
 from compare.statistics.ladder import line_weights, predict, slope_weights, too_little, trends
+from compare.statistics.paired import percent
 from train.config.compose import compose
 
 COMPUTE = np.array([1.0, 4.0, 16.0, 64.0])
@@ -228,3 +235,21 @@ def test_a_ladder_of_one_seed_is_refused_with_its_reason(tmp_path: Path) -> None
     (sentence,) = ladder_conclusions(study)
     assert "is not judged by size: seeds that both have at every size: 1" in sentence
     assert ladder_figure(study, {}) is None
+
+
+def test_a_grid_of_two_factors_at_three_sizes_is_compared_factor_by_factor(tmp_path: Path) -> None:
+    """Not cell by cell with the baseline of its size: those would differ in both."""
+    folders = [sweep(tmp_path / pos, {"mqa": [0.1] * 4}) for pos in ("rope", "none")]
+    for path in folders[1].glob("*/config.json"):
+        config, other = json.loads(path.read_text()), compose(["pos=none"])
+        choices = config["choices"] | {"pos": "none"}
+        path.write_text(json.dumps(config | {"pos": other["pos"], "choices": choices}))
+    study = analyse_folders(folders)
+    assert study.rungs == []
+    assert {(c.factor, c.level) for c in study.comparisons} >= {("attn", "mqa"), ("pos", "none")}
+
+
+def test_a_difference_beyond_any_measure_is_said_and_not_computed() -> None:
+    assert percent(0.01) == "+1.0%"
+    assert percent(800.0) == "over +1e+08%"
+    assert np.isfinite(percents([800.0, -800.0])).all()
