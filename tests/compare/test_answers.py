@@ -38,7 +38,9 @@ from train.config.compose import compose
 from train.run import run_training
 from train.setup.build import build_model
 from train.sweep import evaluations
+from train.sweep.plan import Cell
 from train.sweep.processes import Stop
+from train.sweep.run import training_seconds
 
 #: A tiny run, on made-up people instead of a text.
 TINY = [override for override in RUN if not override.startswith("data")]
@@ -205,9 +207,12 @@ def test_a_sweep_evaluates_its_runs_and_reports_on_that(
     assert train(["-m", *RECALL, *where, "attn=mha,mqa", "seed=0,1", lines]) == 1
     said = capfd.readouterr()
     assert "(4 runs, 0 failed, 1 of 2 evaluations failed)" in said.out
-    share = re.search(r"training steps took (\d+)% of", said.err)
-    assert share
-    assert 0 < int(share[1]) < 100
+    assert re.search(r"training steps took \d+% of \d+ (s|min)", said.err)
+    runs = [*(tmp_path / "sweep").glob("attn-*")]
+    seconds = [json.loads((run / "summary.json").read_text())["train_seconds"] for run in runs]
+    cells = cast(list[Cell], [SimpleNamespace(folder=run) for run in runs])
+    assert training_seconds(cells) == pytest.approx(sum(seconds))
+    assert min(seconds) > 0
     for run in (tmp_path / "sweep").glob("attn-*"):
         answer = json.loads((run / "eval/answers.json").read_text())
         assert [*answer["groups"]] == ["1 pair", "3 pairs"]
