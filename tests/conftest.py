@@ -17,9 +17,13 @@ import pytest
 import torch
 from tiny import RUN
 
+from cli.entry import run_command
+from cli.train import train
 from train.config.compose import compose
 from train.config.schema import Config
 from train.measure.timer import matmul_flops_per_second
+from train.sweep.processes import Ended, folder_of, settle, stamp_of
+from train.sweep.slots import Slot
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -72,3 +76,18 @@ def config(text: Path, tmp_path: Path) -> Callable[..., Config]:
         return compose([*RUN, *places, *overrides])
 
     return make
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of sweeps in the process of the test, and no probes of their speed."""
+
+    def launch(runs: list[list[str]], slots: list[Slot], ended: Ended) -> None:
+        for run in runs:
+            folder = folder_of(run)
+            before = stamp_of(folder)
+            settle(folder, run_command(train, run), before)
+            ended(folder)
+
+    monkeypatch.setattr("train.sweep.run.launch_here", launch)
+    monkeypatch.setattr("compare.cost.plan.probed", lambda models: [0.01] * len(models))

@@ -8,6 +8,7 @@ from functools import cache
 from typing import ClassVar
 
 FILLER = "."  # a character that says nothing
+AGAIN = "|"  # what is to be copied ends here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,21 @@ class Task(ABC):
         """The name of a level in reports, as '4 pairs'."""
         one = level == 1 and " " not in self.UNIT
         return f"{level} {self.UNIT.removesuffix('s') if one else self.UNIT}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfLetters(Task):
+    """A task whose rows are of the first `letters` small letters. Raises ValueError if there are none."""
+
+    letters: int
+
+    def __post_init__(self) -> None:
+        letters(self.letters, "letters")
+        super().__post_init__()
+
+    def text(self, count: int, draw: random.Random) -> str:
+        """So many letters, each drawn anew."""
+        return "".join(draw.choices(letters(self.letters, "letters"), k=count))
 
 
 def document(parts: Iterable[tuple[str, str, str]], rest: str = "") -> str:

@@ -4,13 +4,11 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar
 
-from data.probes.base import Task, document, letters
-
-AGAIN = "|"
+from data.probes.base import AGAIN, OfLetters, document
 
 
 @dataclass(frozen=True, kw_only=True)
-class Copy(Task):
+class Copy(OfLetters):
     """Random letters, then the same again: `kfa|kfa`.
 
     A level is how many; the alphabet has `letters`. Training on short texts and asking for longer
@@ -18,15 +16,9 @@ class Copy(Task):
     https://arxiv.org/abs/2305.19466). Raises ValueError for letters that do not exist.
     """
 
-    letters: int
-
     UNIT: ClassVar[str] = "letters"
     most: ClassVar[int] = 1 << 16
 
-    def __post_init__(self) -> None:
-        letters(self.letters, "letters")
-        super().__post_init__()
-
     def row(self, level: int, draw: random.Random) -> str:
-        text = "".join(draw.choices(letters(self.letters, "letters"), k=level))
+        text = self.text(level, draw)
         return document([(text + AGAIN, text, self.group(level))])

@@ -4,13 +4,13 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar
 
-from data.probes.base import Task, document, letters
+from data.probes.base import OfLetters, document, letters
 
 ASKED = "|"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hops(Task):
+class Hops(OfLetters):
     """A ring of letters as pairs in random order, then for each letter the one so many hops on.
 
     `ca ab bc`, without the spaces, leads from a to b with 1 hop, and to c with 2, which is asked as
@@ -20,12 +20,10 @@ class Hops(Task):
     """
 
     nodes: int
-    letters: int
 
     UNIT: ClassVar[str] = "hops"
 
     def __post_init__(self) -> None:
-        letters(self.letters, "letters")
         if not 2 <= self.nodes <= self.letters:
             raise ValueError(
                 f"data.nodes={self.nodes} must be at least 2 and at most letters={self.letters}"

@@ -4,13 +4,13 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar
 
-from data.probes.base import Task, at_least_one, document, letters
+from data.probes.base import OfLetters, at_least_one, document
 
 SIGN = "!"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Induction(Task):
+class Induction(OfLetters):
     """Random letters with a sign among them, which comes again at the end: `kf!ahc!a`.
 
     A level is the characters from the first sign to the second; a row has `length` before the second.
@@ -20,13 +20,11 @@ class Induction(Task):
     """
 
     length: int
-    letters: int
 
     UNIT: ClassVar[str] = "characters back"
     LEAST: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        letters(self.letters, "letters")
         at_least_one(length=self.length)
         super().__post_init__()
 
@@ -35,7 +33,7 @@ class Induction(Task):
         return self.length
 
     def row(self, level: int, draw: random.Random) -> str:
-        text = draw.choices(letters(self.letters, "letters"), k=self.length)
+        text = [*self.text(self.length, draw)]
         first = self.length - level
         text[first] = SIGN
         return document([("".join(text) + SIGN, text[first + 1], self.group(level))])

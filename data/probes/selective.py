@@ -4,13 +4,11 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar
 
-from data.probes.base import FILLER, Task, at_least_one, document, letters
-
-AGAIN = "|"
+from data.probes.base import AGAIN, FILLER, OfLetters, at_least_one, document
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selective(Task):
+class Selective(OfLetters):
     """Letters at random places among `length` characters, then the letters alone: `.k..f.a|kfa`.
 
     A level is how many; the alphabet has `letters`. Selective copying as in Mamba (Gu and Dao 2023,
@@ -18,12 +16,10 @@ class Selective(Task):
     """
 
     length: int
-    letters: int
 
     UNIT: ClassVar[str] = "letters"
 
     def __post_init__(self) -> None:
-        letters(self.letters, "letters")
         at_least_one(length=self.length)
         super().__post_init__()
 
@@ -32,7 +28,7 @@ class Selective(Task):
         return self.length
 
     def row(self, level: int, draw: random.Random) -> str:
-        text = "".join(draw.choices(letters(self.letters, "letters"), k=level))
+        text = self.text(level, draw)
         shown = [FILLER] * self.length
         for place, letter in zip(sorted(draw.sample(range(self.length), level)), text, strict=True):
             shown[place] = letter

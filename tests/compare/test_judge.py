@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 from tiny import HANG, RUN, eventually
 
-from cli.entry import run_command
 from cli.judge import main
-from cli.train import train
 from compare.judge import rounds
 from compare.judge.answer import factor, relative
 from compare.judge.ledger import Ledger
@@ -24,7 +22,7 @@ from compare.statistics.paired import paired
 from data.atomic import write_json
 from train.config.compose import compose
 from train.record.run_log import records
-from train.sweep.processes import Ended, folder_of, settle, signals, stamp_of
+from train.sweep.processes import Ended, folder_of, signals
 from train.sweep.run import locked
 from train.sweep.slots import Slot
 
@@ -249,20 +247,9 @@ def test_a_limit_stops_what_can_be_stopped_and_nothing_else() -> None:
 
 
 def test_a_real_change_is_judged(
-    tiny: list[str], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    tiny: list[str], tmp_path: Path, in_process: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Without learning every seed is worse; the runs are trained in this process."""
-
-    def launch(runs: list[list[str]], slots: list[Slot], ended: Ended) -> None:
-        for run in runs:
-            folder = folder_of(run)
-            before = stamp_of(folder)
-            settle(folder, run_command(train, run), before)
-            ended(folder)
-
-    monkeypatch.setattr("train.sweep.run.launch_here", launch)
-    monkeypatch.setattr("compare.cost.plan.probed", lambda models: [0.01] * len(models))
     asked = ["base=attn=mha", "new=optim.lr=1e-9", "minutes=60", f"to={tmp_path}/judge", *tiny]
     assert main([*asked, "steps=40", "optim.schedule=constant"]) == 0
     (line,) = capsys.readouterr().out.splitlines()

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from tiny import HANG, RUN, eventually
 
-from cli.entry import run_command
 from cli.train import train
 from compare.report.write import write
 from train.config.compose import compose, parse, quoted
@@ -27,17 +26,14 @@ from train.sweep.display import Board, Watched
 from train.sweep.expand import cells_of
 from train.sweep.plan import Cell, plan_cells
 from train.sweep.processes import (
-    Ended,
-    folder_of,
     launch_here,
     log_of,
     reason,
     settle,
-    stamp_of,
     status_of,
 )
 from train.sweep.run import to_do, write_manifest
-from train.sweep.slots import Slot, slots, visible_gpus
+from train.sweep.slots import slots, visible_gpus
 from train.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,21 +149,6 @@ def test_failed_runs_are_rows_and_a_killed_sweep_goes_on_to_the_same_end(
     (parts,) = (row for row in results(out) if row["state"] == "done")
     assert parts == whole | {"run": waiting.name, "pos": "crash"}
     assert losses(waiting) == losses(tmp_path / "whole/run")
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of sweeps in the process of the test, and no probes of their speed."""
-
-    def launch(runs: list[list[str]], slots: list[Slot], ended: Ended) -> None:
-        for run in runs:
-            folder = folder_of(run)
-            before = stamp_of(folder)
-            settle(folder, run_command(train, run), before)
-            ended(folder)
-
-    monkeypatch.setattr("train.sweep.run.launch_here", launch)
-    monkeypatch.setattr("compare.cost.plan.probed", lambda models: [0.01] * len(models))
 
 
 @pytest.mark.parametrize(
