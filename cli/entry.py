@@ -33,19 +33,6 @@ def run_command(main: Callable[[list[str]], int], arguments: list[str]) -> int:
         return 130
 
 
-def helped(arguments: list[str], usage: str) -> bool:
-    """True after printing the help page of a command without arguments, if that is requested.
-
-    Raises ValueError for any other argument.
-    """
-    if {"-h", "--help"} & set(arguments):
-        print(usage)
-        return True
-    if arguments:
-        raise ValueError(f"{arguments[0]}: this command takes no arguments")
-    return False
-
-
 def compose_command(overrides: list[str], name: str, usage: str) -> Config | None:
     """The config of a command; None after printing its help page, if that is requested."""
     if {"-h", "--help"} & set(overrides):

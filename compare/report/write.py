@@ -11,7 +11,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from compare.report.analysis import Study, analyse_folders
-from compare.report.conclusions import cache_savings, conclusions, methods
 from compare.report.curves import ladder, worth
 from compare.report.evaluations.kinds import evaluation, kinds
 from compare.report.figures import figures
@@ -24,10 +23,12 @@ from compare.report.tables import (
     stage_table,
     start_table,
 )
+from compare.report.verdict.claim import Outcome, facts, outcome, sentence
+from compare.report.verdict.conclusions import cache_savings, conclusions, methods
 from compare.statistics.paired import Difference
 from data.atomic import read_json, replace, write_json
 from train.config.old_spellings import report_keys
-from train.config.options import Reporting
+from train.config.options import Reporting, claim_of
 from train.config.schema import arguments
 from train.record.terminal import columns, printable
 
@@ -44,9 +45,13 @@ def write(folders: Sequence[Path], baseline: str | None = None) -> str:
     """
     into, study, options = folders[0], analyse_folders(folders, baseline), reporting(folders[0])
     counted = "decoding" in options.tables
+    claimed = claim_of(options)
+    asked = outcome(study, claimed) if claimed else None
     content: dict[str, Any] = {
         "title": options.title or into.name,
-        "verdict": (cache_savings(study) if counted else []) + conclusions(study),
+        "verdict": ([sentence(asked)] if asked else [])
+        + (cache_savings(study) if counted else [])
+        + conclusions(study),
         "notes": options.notes,
         "warnings": study.warnings,
         "sections": sections(study, counted),
@@ -62,7 +67,7 @@ def write(folders: Sequence[Path], baseline: str | None = None) -> str:
     for name in ("report.html", "report.md"):
         replace(into / name, TEMPLATES.get_template(f"{name}.jinja").render(content))
     replace(into / "results.csv", results_csv(study))
-    write_json(into / "results.json", results_json(study, content))
+    write_json(into / "results.json", results_json(study, content, asked))
     lines = [line.replace("**", "") for line in content["verdict"]]
     lines += [f"warning: {line}" for line in study.warnings]
     table = columns(main_table(study, short=True))
@@ -154,7 +159,7 @@ def results_csv(study: Study) -> str:
     return str(table.to_csv(index=False, lineterminator="\n"))
 
 
-def results_json(study: Study, content: dict[str, Any]) -> dict[str, Any]:
+def results_json(study: Study, content: dict[str, Any], asked: Outcome | None) -> dict[str, Any]:
     """All facts of the report, for programs."""
     return {
         "title": content["title"],
@@ -180,6 +185,7 @@ def results_json(study: Study, content: dict[str, Any]) -> dict[str, Any]:
             for c in study.comparisons
         ],
         **({"worth": judged} if (judged := list(map(asdict, worth.worths(study)))) else {}),
+        **({"claim": facts(asked, study)} if asked else {}),
         **({"ladder": climbed} if (climbed := list(map(asdict, ladder.ladders(study)))) else {}),
         "methods": content["methods"],
         "failures": failures(study)[1:],

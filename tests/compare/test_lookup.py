@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cli import lookup as command
+from cli import lab as command
 from cli.entry import run_command
 from compare.lab.lookup import (
     BETAS,
@@ -165,7 +165,7 @@ def test_the_command_prints_the_numbers_and_draws_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert command.main([]) == 0
+    assert command.main(["lookup"]) == 0
     printed = capsys.readouterr().out
     assert "0.490093   0.490093" in printed
     assert printed.count("one head") == printed.count("two heads") == len(BETAS)
@@ -174,6 +174,10 @@ def test_the_command_prints_the_numbers_and_draws_them(
     assert all(f"beta {beta:g}" in picture for beta in BETAS)
 
 
-def test_the_command_takes_no_arguments(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(command.main, ["draws=5"]) == 2
-    assert capsys.readouterr().err == "error: draws=5: this command takes no arguments\n"
+@pytest.mark.parametrize("given", [[], ["draws=5"], ["lookup", "scores"]])
+def test_the_command_takes_one_exercise(
+    given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(command.main, given) == 2
+    said = " ".join(given) or "no exercise"
+    assert capsys.readouterr().err == f"error: {said}: give one of lookup, scores\n"

@@ -19,13 +19,13 @@ from scipy import stats
 from cli import calibrate as honesty
 from cli.report import main
 from compare.report.analysis import analyse_folders
-from compare.report.conclusions import conclusions
 from compare.report.evaluations.kinds import KNOWN
 from compare.report.figures import FIGURES, pareto, smooth
 from compare.report.runs import read
 from compare.report.style import canvas, legend_below, styles_of
 from compare.report.tables import main_table
 from compare.report.variants import variants_of
+from compare.report.verdict.conclusions import conclusions
 from compare.report.write import report
 from compare.statistics.paired import Difference, correct, mean_interval, paired, seeds_needed
 from model.loss import perplexity

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cli import scores as command
+from cli import lab as command
 from compare.lab import scores
 from model.attention.scores.additive import additive_scores
 
@@ -15,8 +15,8 @@ def test_dot_products_fit_an_angle_and_sums_without_a_bias_do_not(
 ) -> None:
     for name, value in {"PAIRS": 400, "DIMS": (2, 3), "WIDTHS": (4, 8), "STEPS": 60}.items():
         monkeypatch.setattr(scores, name, value)
-    monkeypatch.setattr(command, "OUTPUT", tmp_path / "outputs/scores.svg")
-    assert command.main([]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert command.main(["scores"]) == 0
     _, *rows = (
         line.split("  ") for line in capsys.readouterr().out.partition("\n\n")[0].splitlines()
     )
@@ -45,8 +45,3 @@ def test_the_fitted_additive_score_is_that_of_the_model_and_odd_without_a_bias()
     torch.testing.assert_close(score(-q, -k), -score(q, k))
     biased = scores.Additive(3, 5, biased=True)
     assert not torch.allclose(biased(-q, -k), -biased(q, k), atol=0.1)
-
-
-def test_the_command_takes_no_arguments() -> None:
-    with pytest.raises(ValueError, match="pairs=3: this command takes no arguments"):
-        command.main(["pairs=3"])

@@ -64,6 +64,7 @@ def report_keys(saved: Config) -> Config:
         "tables": ["decoding"] if saved.get("figure") == "decoding" else [],
         "notes": [],
         "evaluate": [],
+        "claim": None,
     }
     return {key: saved.get(key, value) for key, value in before.items()}
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 from model.attention import KERNELS
 from train.config.keys import KEYS
-from train.config.schema import at_least, choose
+from train.config.schema import Config, arguments, at_least, choose
 
 HOW = ("mean", "first", "random")  # of KV heads, see train/setup/convert.py
 
@@ -104,7 +104,7 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Reporting:
-    """Evaluations, title, leading figure, additional tables and notes: the keys under report."""
+    """Evaluations, title, leading figure, additional tables, notes and claim: the keys under report."""
 
     title: str | None
     figure: str | None
@@ -112,6 +112,7 @@ class Reporting:
     tables: list[str]
     notes: list[str]
     evaluate: list[str]
+    claim: Config | None
 
     def __post_init__(self) -> None:
         if self.figure is not None:
@@ -119,8 +120,51 @@ class Reporting:
         for table in self.tables:
             choose("report.tables", table, dict.fromkeys(TABLES))
         check_file_name("report.figure_file", self.figure_file)
+        claim_of(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A published claim and how a sweep asks it again: the keys under report.claim.
+
+    Written before the first run, so that nothing seen chooses what is expected.
+    """
+
+    says: str  # a sentence
+    published: str  # its numbers
+    source: str  # who, when
+    link: str
+    variant: str  # as a baseline is named; it is held against the sweep's baseline
+    ruler: str  # one of RULERS
+    context: int | None  # tokens, of the ruler "perplexity at a context"
+    scaled: list[str] | None  # there: RoPE scaled so for the variant, and so for the baseline
+    levels: list[int] | None  # of difficulty, of the ruler "exact match"; null: all
+    expected: str  # one of EXPECTED
+    margin: float  # share that does not matter, for "same" and "not higher"
+    written: str  # the date
+
+    def __post_init__(self) -> None:
+        choose("report.claim.ruler", self.ruler, dict.fromkeys(RULERS))
+        choose("report.claim.expected", self.expected, dict.fromkeys(EXPECTED))
+        at_least(1, self, "context", where="report.claim.")
+        if not 0 <= self.margin < 1:
+            raise ValueError(f"report.claim.margin={self.margin:g} must be at least 0 and below 1")
+        if (self.ruler == "perplexity at a context") != (self.context is not None):
+            raise ValueError(
+                f"report.claim.context={self.context} is of ruler='perplexity at a context', and "
+                "needed there"
+            )
+
+
+def claim_of(report: Reporting) -> Claim | None:
+    """The claim of a sweep, if it has one. Raises ValueError for what is none."""
+    if report.claim is None:
+        return None
+    return Claim(**arguments("report.claim", report.claim, Claim)[0])
+
+
+RULERS = ("perplexity", "perplexity at a context", "exact match", "compute", "rate sensitivity")
+EXPECTED = ("lower", "higher", "same", "not higher")
 FIGURES = (
     "training validation quality differences grid heads rates numbers worth ladder decoding length decode "
     "attention attention_distance attention_maps answers "

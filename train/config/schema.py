@@ -81,7 +81,7 @@ def convert(where: str, node: Config, name: str, hint: Any) -> Any:
         return float(value)
     if str in kinds and type(value) in (int, float):
         return str(value)
-    wanted = [PLAIN.get(kind, "a list") for kind in kinds]
+    wanted = [PLAIN.get(typing.get_origin(kind) or kind, "a list") for kind in kinds]
     raise ValueError(f"{where}={value} is not {' or '.join(wanted)}")
 
 
@@ -90,6 +90,7 @@ PLAIN = {
     float: "a finite number",
     bool: "true or false",
     str: "a text",
+    dict: "a group of keys",
     types.NoneType: "null",
 }
 
@@ -100,6 +101,8 @@ def fits(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) is list:
         (kind,) = typing.get_args(hint)
         return isinstance(value, list) and all(fits(item, kind) for item in value)
+    if typing.get_origin(hint) is dict:
+        return isinstance(value, dict)
     if hint is float:
         return type(value) is float and math.isfinite(value)
     return type(value) is hint

@@ -1,0 +1,50 @@
+"""`python -m cli.claims`: a page on the published claims that were asked again."""
+
+import os
+import sys
+from pathlib import Path
+
+from cli.entry import run_command
+from compare.report.verdict.claims_page import asked, figure, page, table
+from data.atomic import replace
+from train.record.terminal import columns
+
+USAGE = """\
+Gather what the sweeps of experiment=claims/* found, and write a page on it, with a picture.
+
+  python -m cli.claims [to=outputs/claims.md] [figure=outputs/figures/claims.svg] [sweeps=outputs/sweeps]
+
+A claim is asked by its sweep, and is not run until then:
+
+  python train.py experiment=claims/alibi
+"""
+DEFAULTS = {
+    "to": "outputs/claims.md",
+    "figure": "outputs/figures/claims.svg",
+    "sweeps": "outputs/sweeps",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m cli.claims`. Raises ValueError for an unknown key."""
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return 0
+    given = dict(a.partition("=")[::2] for a in arguments)
+    if unknown := given.keys() - DEFAULTS.keys():
+        raise ValueError(f"{min(unknown)}: no such key; known: {', '.join(DEFAULTS)}")
+    options = {key: Path(value) for key, value in (DEFAULTS | given).items()}
+    claims = asked(options["sweeps"])
+    print(columns(table(claims)))
+    to, drawn = options["to"], options["figure"]
+    for path in (to, drawn):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if picture := figure(claims):
+        picture.write(drawn)
+    replace(to, page(claims, Path(os.path.relpath(drawn, to.parent)).as_posix()))
+    print(f"written: {to}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -1,0 +1,136 @@
+"""What a published claim is measured by: scores of a variant and of the baseline, paired by seed."""
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from compare.report.analysis import Study, score_from
+from compare.report.curves.worth import worths
+from compare.report.evaluations.exact_match import points
+from compare.report.runs import Run
+from compare.report.variants import Variant
+from compare.statistics.paired import Difference, paired, percent
+from train.config.options import Claim
+
+Scores = dict[int, float]  # by seed
+LOSS = score_from("val_loss")
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """How a difference is found, and how it reads as text."""
+
+    measure: Callable[[Study, Claim, Variant], Difference]
+    show: Callable[[float], str]
+
+
+def by_seed(
+    scores: Callable[[Study, Claim, Variant, int], Scores],
+) -> Callable[[Study, Claim, Variant], Difference]:
+    """A measure from the scores of two sides, 0 the variant and 1 the baseline, by seed."""
+
+    def measure(study: Study, claim: Claim, variant: Variant) -> Difference:
+        sides = [scores(study, claim, v, side) for side, v in enumerate((variant, study.baseline))]
+        shared = sorted(sides[0].keys() & sides[1].keys())
+        if not shared:
+            raise ValueError("no seed has both, the variant and the baseline")
+        return paired([sides[0][seed] - sides[1][seed] for seed in shared])
+
+    return measure
+
+
+def quality(study: Study, claim: Claim, v: Variant, side: int) -> Scores:
+    """Logarithms of perplexities, or of bits per byte, at the end of training."""
+    if study.metric is None:
+        raise ValueError("quality is not compared, see the warnings")
+    scores = {seed: study.metric.score(run) for seed, run in v.seeds.items()}
+    return {seed: score for seed, score in scores.items() if score is not None}
+
+
+def at_context(study: Study, claim: Claim, v: Variant, side: int) -> Scores:
+    """Losses of eval=length at the claim's context, with the positions scaled if it says so."""
+    found = {seed: loss_at(run, claim, side) for seed, run in v.seeds.items()}
+    return {seed: loss for seed, loss in found.items() if loss is not None}
+
+
+def loss_at(run: Run, claim: Claim, side: int) -> float | None:
+    rows = run.answer("length").get("rows", [])
+    scheme = claim.scaled[side] if claim.scaled else None
+    losses = [
+        row["loss"]
+        for row in rows
+        if row["context"] == claim.context
+        and (row["factor"] is None if scheme is None else row["pos"] == scheme and row["factor"])
+    ]
+    return losses[0] if losses else None
+
+
+def exact_match(study: Study, claim: Claim, v: Variant, side: int) -> Scores:
+    """Shares of right answers of eval=answers, the mean over the claim's levels of difficulty."""
+    found = {}
+    for seed, run in v.seeds.items():
+        groups = run.answer("answers").get("groups", {})
+        wanted = [
+            group["accuracy"]
+            for name, group in groups.items()
+            if claim.levels is None or name.partition(" ")[0] in map(str, claim.levels)
+        ]
+        if wanted:
+            found[seed] = statistics.fmean(wanted)
+    return found
+
+
+def sensitivity(study: Study, claim: Claim, v: Variant, side: int) -> Scores:
+    """How much a wrong learning rate costs: the mean over all rates of the loss above the best one's.
+
+    A loss counts at most what it was before training, as that of a run that diverged (Wortsman et al.
+    2023, https://arxiv.org/abs/2309.14322). Of the seeds that have a loss at every rate.
+    """
+    at_rates = [o for o in study.variants if alike(o, v)]
+    losses: dict[int, list[float]] = {}
+    for o in at_rates:
+        for run in o.runs:
+            if (loss := bounded_loss(run)) is not None:
+                losses.setdefault(run.seed, []).append(loss)
+    return {
+        seed: statistics.fmean(found) - min(found)
+        for seed, found in losses.items()
+        if len(found) == len(at_rates) > 1
+    }
+
+
+def alike(one: Variant, two: Variant) -> bool:
+    """True for variants that differ at most in their learning rate."""
+    return one.without("optim.lr").levels == two.without("optim.lr").levels
+
+
+def bounded_loss(run: Run) -> float | None:
+    """The last validation loss, or that of the first step if it is less or training diverged."""
+    if not run.train:
+        return None
+    before = run.train[0][1]
+    if run.done:
+        loss = LOSS(run)
+        return before if loss is None else min(before, loss)
+    return before if "diverged" in str(run.status.get("reason")) else None
+
+
+def compute(study: Study, claim: Claim, v: Variant) -> Difference:
+    """The logarithm of the worth in the baseline's compute, over all numbers of steps."""
+    label = v.without("steps").label
+    found = [worth for worth in worths(study) if worth.label == label]
+    if not found:
+        raise ValueError(f"{label} has no worth in compute: that needs several numbers of steps")
+    if found[-1].compute is None:
+        raise ValueError(f"the worth of {label} is refused: {found[-1].refused}")
+    return found[-1].compute
+
+
+RULERS = {
+    "perplexity": Ruler(by_seed(quality), percent),
+    "perplexity at a context": Ruler(by_seed(at_context), percent),
+    "exact match": Ruler(by_seed(exact_match), lambda d: f"{points(d)} points"),
+    "compute": Ruler(compute, lambda d: f"{math.exp(d):.2f}x"),
+    "rate sensitivity": Ruler(by_seed(sensitivity), lambda d: f"{d:+.2f} nats"),
+}
