@@ -27,11 +27,11 @@ class Outcome:
     @property
     def text(self) -> str:
         """'-3.2% (-4.1% to -2.3%), 6 seeds'; why there is none."""
-        d, show = self.difference, RULERS[self.claim.ruler].show
+        d, ruler = self.difference, RULERS[self.claim.ruler]
         if d is None:
             return self.refused or ""
         seeds = f"{d.n} seed{'s' * (d.n > 1)}"
-        return f"{with_interval(d.mean, d.low, d.high, show)}, {seeds}"
+        return f"{with_interval(d.mean, d.low, d.high, ruler.show)}{ruler.unit}, {seeds}"
 
 
 def outcome(study: Study, claim: Claim) -> Outcome:

@@ -116,7 +116,9 @@ def section(a: Asked) -> str:
     f = a.found
     sides = "" if f["variant"] == f["base"] else f", `{f['variant']}` against `{f['base']}`"
     text = f"Expected ({c.written}): {f['expectation']}. Here {f['ruler']}{sides}: {f['text']}: **{f['word']}**."
-    where = f"{f['runs']} runs, {f['minutes']:.0f} minutes of training steps on {'; '.join(f['machines'])}."
+    where = (
+        f"{f['runs']} runs, {f['minutes']:.0f} min of training steps on {'; '.join(f['machines'])}."
+    )
     return "\n".join([*lines, f"{text} {where}", ""])
 
 

@@ -23,6 +23,7 @@ class Ruler:
 
     measure: Callable[[Study, Claim, Variant], Difference]
     show: Callable[[float], str]
+    unit: str = ""
 
 
 def by_seed(
@@ -130,7 +131,7 @@ def compute(study: Study, claim: Claim, v: Variant) -> Difference:
 RULERS = {
     "perplexity": Ruler(by_seed(quality), percent),
     "perplexity at a context": Ruler(by_seed(at_context), percent),
-    "exact match": Ruler(by_seed(exact_match), lambda d: f"{points(d)} points"),
+    "exact match": Ruler(by_seed(exact_match), points, " points"),
     "compute": Ruler(compute, lambda d: f"{math.exp(d):.2f}x"),
-    "rate sensitivity": Ruler(by_seed(sensitivity), lambda d: f"{d:+.2f} nats"),
+    "rate sensitivity": Ruler(by_seed(sensitivity), lambda d: f"{d:+.2f}", " nats"),
 }
