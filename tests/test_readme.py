@@ -44,7 +44,10 @@ def test_every_command_is_one_that_works(page: str, command: str) -> None:
         assert (ROOT / script).is_file()
     else:
         usage = importlib.import_module(script).USAGE
-        compose([o for o in overrides if f"{o.partition('=')[0]}=" not in usage and "," not in o])
+        bare = [o for o in overrides if "=" not in o]
+        assert not bare or f"{script} {' '.join(bare)}" in usage
+        keys = [o for o in overrides if o not in bare]
+        compose([o for o in keys if f"{o.partition('=')[0]}=" not in usage and "," not in o])
 
 
 def test_the_commands_were_found() -> None:

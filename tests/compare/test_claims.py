@@ -22,7 +22,7 @@ from train.sweep.expand import cells_of
 Write = Callable[..., Path]
 NOISE = [0.0, 0.002, -0.002]
 GIVEN: dict[str, Any] = {
-    "says": "It is better.", "published": "-1 %", "source": "Somebody 2020", "link": "https://arxiv.org",
+    "says": "It is better.", "published": "1B parameters", "number": "-1 %", "source": "Somebody 2020", "link": "https://arxiv.org",
     "variant": "pos=rope", "ruler": "perplexity", "context": None, "scaled": None, "levels": None,
     "expected": "lower", "margin": 0.01, "written": "2026-11-28",
 }  # fmt: skip
@@ -223,7 +223,7 @@ def test_a_report_leads_with_its_claim_and_the_page_gathers_it(
     cells = [{"name": p.name, "parent": None} for p in sorted(sweep.iterdir())]
     ask = {"cells": cells, "baseline": "pos=learned", "claim": GIVEN}
     (sweep / "sweep.json").write_text(json.dumps(ask))
-    assert "reproduced: It is better. (Somebody 2020; -1 %)" in report(sweep)
+    assert "reproduced: It is better. (Somebody 2020: -1 %)" in report(sweep)
     to, picture = tmp_path / "docs/claims.md", tmp_path / "docs/figures/claims.svg"
     assert main([f"to={to}", f"figure={picture}", f"sweeps={folder / 'sweeps'}"]) == 0
     printed = capsys.readouterr().out

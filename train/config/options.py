@@ -131,7 +131,8 @@ class Claim:
     """
 
     says: str  # a sentence
-    published: str  # its numbers
+    published: str  # what was measured, on which models
+    number: str  # in a few words, by the ruler if possible
     source: str  # who, when
     link: str
     variant: str  # as a baseline is named; it is held against the sweep's baseline

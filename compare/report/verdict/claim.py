@@ -76,7 +76,7 @@ def sentence(found: Outcome) -> str:
     claim = found.claim
     against = "" if found.variant == found.base else f", {found.variant} against {found.base}"
     return (
-        f"**{found.word}**: {claim.says} ({claim.source}; {claim.published}) Here {ruler_of(claim)}{against}: "
+        f"**{found.word}**: {claim.says} ({claim.source}: {claim.number}) Here {ruler_of(claim)}{against}: "
         f"{found.text} ({LEVEL:.0%} interval); {expectation(claim)} was expected, as written on {claim.written}."
     )
 

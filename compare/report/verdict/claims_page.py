@@ -1,6 +1,7 @@
 """A page on all claims: what was published, what the sweeps here say, in one word."""
 
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,12 @@ def asked(sweeps: Path) -> list[Asked]:
 
 
 def table(claims: list[Asked]) -> Rows:
-    """A row for each claim: what is measured, what is expected, what was found, the word."""
-    rows = [["claim", "measured", "expected", "here", "word"]]
+    """A row for each claim: what is measured, expected, published and found, and the word."""
+    rows = [["claim", "measured", "expected", "published", "here", "word"]]
     for a in claims:
-        measured = a.found.get("ruler", a.claim.ruler)
-        expected = a.found.get("expectation", a.claim.expected)
-        rows.append([a.name, measured, expected, a.found.get("text", ""), a.word])
+        found = {"ruler": a.claim.ruler, "expectation": a.claim.expected, "text": ""} | a.found
+        cells = (found["ruler"], found["expectation"], a.claim.number, found["text"], a.word)
+        rows.append([a.name, *cells])
     return rows
 
 
@@ -71,7 +72,7 @@ def page(claims: list[Asked], picture: str) -> str:
         [
             "# Published claims, asked again",
             "",
-            INTRODUCTION,
+            INTRODUCTION.format(n=len(claims), made=date.today()),
             markdown(linked),
             f"![each difference with its interval, beside what was expected]({picture})",
             "",
@@ -80,21 +81,21 @@ def page(claims: list[Asked], picture: str) -> str:
     )
 
 
-INTRODUCTION = f"""\
-Ten claims about attention and positions, each asked again by a small sweep with several seeds. What was expected was written before the first run of each. This page is made by a command,
-from the reports of the sweeps:
+INTRODUCTION = """\
+{n} claims about attention and positions, each asked again by a small sweep with several seeds. What was expected was written before the first run of each. This page is made by a command,
+from the reports of the sweeps, on {made}:
 
 ```sh
-python train.py experiment=claims/alibi
+python train.py experiment=claims/alibi     # and so on
 python -m cli.claims to=docs/results/claims.md
 ```
 
-- **{REPRODUCED}**: the 95 % interval over the seeds lies where the claim expects it;
-- **{NOT_HERE}**: all of it lies elsewhere;
-- **{OPEN}**: anything else; more seeds may tell.
+- **reproduced**: the 95 % interval over the seeds lies where the claim expects it;
+- **not here**: all of it lies elsewhere;
+- **open**: anything else; more seeds may tell.
 
-The words are about these small models and short runs. *Not here* does not refute a claim about large ones, *{REPRODUCED}* does not confirm it there. Each claim is tested by itself: were none of them true
-here, each would still be called {REPRODUCED} with a chance of 2.5 %, and up to half of those with a margin that is just met.
+The words are about these small models and short runs. *Not here* does not refute a claim about large ones, *reproduced* does not confirm it there. Each claim is tested by itself: one that does not hold
+here is called reproduced with a chance of at most 2.5 %.
 """
 
 
