@@ -1,5 +1,6 @@
 """A published claim asked again gets the word that its runs give it."""
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pytest
 
 from cli.claims import main
 from compare.report.analysis import analyse_folders
+from compare.report.curves.worth import worths
 from compare.report.verdict.claim import outcome, word
 from compare.report.verdict.claims_page import asked
 from compare.report.write import report
@@ -60,6 +62,14 @@ def test_the_word_is_where_the_interval_lies(interval: tuple[float, float], word
     assert words == ", ".join(word(d, claim(expected=e)) for e in expected)
 
 
+def test_a_margin_is_a_share_or_a_number_of_points() -> None:
+    """10 %, as a logarithm 0.0953, or 10 points."""
+    d = paired([0.0965, 0.0966, 0.0967])
+    asked_for = {"expected": "same", "margin": 0.1}
+    assert word(d, claim(**asked_for)) == "not here"
+    assert word(d, claim(**asked_for, ruler="exact match")) == "reproduced"
+
+
 def test_one_seed_leaves_a_claim_open() -> None:
     assert {word(paired([-0.5]), claim(expected=e)) for e in EXPECTED} == {"open"}
 
@@ -85,8 +95,9 @@ def test_a_context_is_read_as_trained_or_scaled(write: Write) -> None:
     folder = two_schemes(write, 0.0)
     for path in folder.iterdir():
         rope = path.name.startswith("b")
-        rows = [("rope" if rope else "learned", None, 128, 1.0), ("rope", None, 256, 9.0 + rope)]
-        rows += [("rope_yarn", 2.0, 256, 4.0), ("rope_linear", 2.0, 256, 5.5)] * rope
+        own = "rope" if rope else "learned"
+        rows = [("rope_yarn", 2.0, 256, 4.0), ("rope_linear", 2.0, 256, 5.5)] * rope
+        rows += [(own, None, 128, 1.0), (own, None, 256, 9.0 + rope)]
         keys = ("pos", "factor", "context", "loss")
         answered(path, "length", {"rows": [dict(zip(keys, row, strict=True)) for row in rows]})
     study = analyse_folders([folder], "pos=learned")
@@ -123,26 +134,25 @@ def test_exact_match_is_the_mean_over_the_levels_asked_for(write: Write) -> None
 def test_sensitivity_is_the_mean_loss_above_the_best_and_bounded_by_that_before_training(
     write: Write,
 ) -> None:
-    """Losses of 3, 3.3 and 9 of 7 before training: (0 + 0.3 + 4) / 3; without the last: 0.15."""
-    losses = {"1e-3": 3.0, "1e-2": 3.3, "1e-1": 9.0}
-    for seed, noise in enumerate(NOISE):
-        for pos in ("learned", "rope"):
-            for lr, loss in losses.items():
-                calm = pos == "rope" and lr == "1e-1"
-                folder = write(
-                    f"{pos}{lr}{seed}", 3.3 if calm else loss + noise, f"pos={pos}",
-                    f"optim.lr={lr}", f"seed={seed}", curve=[7.0, 5.0],
-                )  # fmt: skip
-                if loss == 9 and not calm and seed == 2:
-                    (folder / "summary.json").unlink()
-                    failed = {"state": "failed", "reason": "training diverged at step 2"}
-                    (folder / "status.json").write_text(json.dumps(failed))
+    """Of 7 before training, losses of 3, 3.3 and 9 become 0, 0.3 and 4 above the best; RoPE's 3.5, 3.8 and 4.1
+    are 0, 0.3 and 0.6.
+    """
+    losses = {"learned": (3.0, 3.3, 9.0), "rope": (3.5, 3.8, 4.1)}
+    for pos, seed, number in itertools.product(losses, range(3), range(3)):
+        rate = ("1e-3", "1e-2", "1e-1")[number]
+        loss = losses[pos][number] + NOISE[seed] * number
+        keys = (f"pos={pos}", f"optim.lr={rate}", f"seed={seed}")
+        folder = write(f"{pos}{rate}{seed}", loss, *keys, curve=[7.0, 5.0])
+        if loss > 8 and seed == 2:
+            (folder / "summary.json").unlink()
+            failed = {"state": "failed", "reason": "training diverged at step 2"}
+            (folder / "status.json").write_text(json.dumps(failed))
     study = analyse_folders([folder.parent], "pos=learned")
     found = outcome(study, claim(ruler="rate sensitivity"))
     assert found.difference is not None
-    expected = [(0.6 - 2 * n) / 3 - (4.3 - n) / 3 + n / 3 for n in NOISE]
     assert found.difference.n == 3
-    assert found.difference.mean == pytest.approx(sum(expected) / 3, abs=2e-3)
+    assert found.difference.mean == pytest.approx(0.3 - 4.3 / 3, abs=1e-9)
+    assert found.difference.sd == pytest.approx(2 / 3 * 0.002)
     assert found.word == "reproduced"
 
 
@@ -162,9 +172,11 @@ def test_a_worth_below_one_is_lower(write: Write) -> None:
                     f"{pos}{steps}{seed}", loss + noise + 0.1 * (pos == "rope"), f"pos={pos}", f"steps={steps}",
                     f"seed={seed}", steps=steps, tokens=100 * steps, flops_per_token=1e6,
                 )  # fmt: skip
-    found = outcome(analyse_folders([folder.parent], "pos=learned"), claim(ruler="compute"))
+    study = analyse_folders([folder.parent], "pos=learned")
+    found = outcome(study, claim(ruler="compute"))
     assert found.word == "reproduced"
     assert found.difference is not None
+    assert found.difference == worths(study)[-1].compute
     assert -0.5 < found.difference.mean < 0
     assert found.text.startswith(f"{math.exp(found.difference.mean):.2f}x (")
 
