@@ -138,9 +138,11 @@ def test_sensitivity_is_the_mean_loss_above_the_best_and_bounded_by_that_before_
     are 0, 0.3 and 0.6.
     """
     losses = {"learned": (3.0, 3.3, 9.0), "rope": (3.5, 3.8, 4.1)}
-    for pos, seed, number in itertools.product(losses, range(3), range(3)):
+    unfinished = {(3, 2)}  # a seed without its last rate
+    every = itertools.product(losses, range(4), range(3))
+    for pos, seed, number in (cell for cell in every if cell[1:] not in unfinished):
         rate = ("1e-3", "1e-2", "1e-1")[number]
-        loss = losses[pos][number] + NOISE[seed] * number
+        loss = losses[pos][number] + [*NOISE, 0.1][seed] * number
         keys = (f"pos={pos}", f"optim.lr={rate}", f"seed={seed}")
         folder = write(f"{pos}{rate}{seed}", loss, *keys, curve=[7.0, 5.0])
         if loss > 8 and seed == 2:
