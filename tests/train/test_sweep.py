@@ -290,6 +290,13 @@ def test_what_is_not_decided_gets_more_seeds(
         train([*ask, variants, "margin=0."])
 
 
+def test_auto_chooses_the_seeds_of_an_experiment_too() -> None:
+    cells = cells_of(["experiment=grid", "seeds=auto"], multirun=False)
+    assert len(cells) == 9
+    assert not any(o.startswith("seed=") for cell in cells for o in cell)
+    assert len(cells_of(["experiment=grid"], multirun=False)) == 27
+
+
 def test_stages_go_on_from_each_other(
     in_process: None, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,12 +17,13 @@ def cells_of(overrides: list[str], *, multirun: bool) -> list[list[str]]:
     """The overrides of every run that a command line asks for, each once; stages not yet told apart.
 
     They are the combinations of the values listed, times those of each line of the config's `sweep`
-    key; what the command line itself sets wins over such a line.
+    key; what the command line itself sets wins over such a line, and so does seeds=auto over its seed.
     """
     cells = []
     for cell in expand(overrides) if multirun else [overrides]:
         cell = current_overrides("train", cell)
         own = keys_set(cell)
+        replaced = own | {"seed"} if "seeds=auto" in cell else own
         named = {"experiment", "sweep"} & own  # nothing else sets it, and composing takes 0.1 s
         config = compose(cell) if named else {"sweep": None}
         if config["sweep"] is None:
@@ -30,7 +31,7 @@ def cells_of(overrides: list[str], *, multirun: bool) -> list[list[str]]:
             continue
         for line in lines_of(config, "sweep"):
             for more in expand(shlex.split(line)):
-                wider = [*unless_set(more, own), *cell, "sweep=null"]
+                wider = [*unless_set(more, replaced), *cell, "sweep=null"]
                 cells.append(current_overrides("train", wider))
     if not cells:
         raise ValueError(f"{' '.join(overrides)}: no runs; a list of values is empty")
