@@ -54,6 +54,7 @@ class Trainer:
         graphs = job.device.uses_graphs(job.model, job.settings.accumulate)
         self.peaks = PeakMemory(graphs=graphs)
         self.started = perf_counter()  # or when it last saved
+        self.late = False  # the next checkpoint, with save_every=auto on a GPU
         self.received_signal: signal.Signals | None = None
 
     def fit(self) -> None:
@@ -93,9 +94,19 @@ class Trainer:
                 if left is not None and self.step - first == warmup + TIMED_STEPS:
                     say(f"about {duration(left)} for the other {settings.steps - self.step} steps")
                 bar.step(self.step, self.losses[-1], self.tokens_per_second, left)
-                if number := self.job.ranks.most(self.received_signal or 0):
-                    self.received_signal = signal.Signals(number)  # of any process, for all
-                    self.check_signal()  # one that came meanwhile waits: others do not know of it
+                self.agree()
+
+    def agree(self) -> None:
+        """Stop or save as any of the processes must: they ask each other once a step, here.
+
+        Raises TrainingStopped, after saving, if one of them has received a signal.
+        """
+        late = perf_counter() - self.started >= SAVE_SECONDS
+        number, late = self.job.ranks.most([self.received_signal or 0, late])
+        self.late = bool(late)
+        if number:
+            self.received_signal = signal.Signals(number)  # of any process, for all
+            self.check_signal()  # one that came meanwhile waits: others do not know of it
 
     def train_step(self, warm: bool) -> None:
         """One optimizer step, timed and recorded."""
@@ -130,14 +141,14 @@ class Trainer:
     def validate(self, on_batch: Callable[[], object]) -> None:
         """Score the whole validation split, if there is one, once a step."""
         if self.step:
-            self.peaks.note_training(self.job.device)
+            self.peaks.note_training(self.job.device, self.job.ranks)
         if self.job.corpus.val is None or self.validation.get("step") == self.step:
             return
         start, self.validating = perf_counter(), True
         nats, tokens = self.score(on_batch)
         self.validating = False
         if self.step:
-            self.peaks.note_validation(self.job.device)
+            self.peaks.note_validation(self.job.device, self.job.ranks)
         loss, text_bytes = nats / tokens, self.job.objective.validation_bytes
         self.validation = {
             "step": self.step,
@@ -229,8 +240,7 @@ class Trainer:
         """Whether it is time for a checkpoint; steps of a GPU are too fast to count them for that."""
         every = self.job.settings.save_every
         if every == "auto" and self.job.device.name != "cpu":
-            late = perf_counter() - self.started >= SAVE_SECONDS
-            return last or self.job.ranks.most(int(late)) > 0  # a sharded model takes all to save
+            return last or self.late  # to any process: a sharded model takes all to save
         return due(self.step, SAVE_STEPS if isinstance(every, str) else every, last)
 
     def save(self) -> None:

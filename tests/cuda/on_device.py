@@ -27,6 +27,7 @@ from model.cost import training_kernels
 from model.loss import next_token_loss
 from train.config.compose import compose
 from train.measure.device import Device, fastest_dtype, select_device
+from train.parallel.ranks import Ranks
 from train.record.run_log import records
 from train.run import run_training
 from train.setup.build import build_model
@@ -246,6 +247,27 @@ def test_checkpoints_come_by_time(
     assert run_training(tiny("save_every=auto", "steps=7", "eval_every=null", "keep=9")) == 0
     found = sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir())
     assert found == [f"step_{step:06d}" for step in (3, 6, 7)]
+
+
+def test_processes_ask_each_other_once_a_step(
+    tiny: Any, machine: "Machine | None", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With checkpoints by time too."""
+    events, train_step, most = list[str](), Trainer.train_step, Ranks.most
+
+    def step(trainer: Trainer, warm: bool) -> None:
+        events.append("step")
+        train_step(trainer, warm)
+
+    def ask(ranks: Ranks, numbers: list[int]) -> list[int]:
+        events.append("ask")
+        return most(ranks, numbers)
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    monkeypatch.setattr(Ranks, "most", ask)
+    assert run_training(tiny("save_every=auto", "steps=4", "eval_every=null")) == 0
+    assert events[:8] == ["step", "ask"] * 4
+    assert events[8:] == ["ask", "ask"]  # for the peaks of memory, once in a run
 
 
 @pytest.mark.parametrize(

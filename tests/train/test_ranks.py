@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,15 @@ from tiny import HANG, RUN, build, eventually, tokens
 from model.loss import token_nll
 from train.config.compose import compose
 from train.config.schema import Config
+from train.measure.device import Device
+from train.measure.memory import PeakMemory
 from train.optim.loss_scale import LossScale
 from train.parallel.ranks import SRUN, TORCHRUN, Ranks
 from train.parallel.shard import bytes_here, gathered
-from train.record.run_log import Record, records
+from train.record.run_log import NoRecord, Record, records
 from train.run import run_training, shared
 from train.setup.run_setup import assemble, check
-from train.trainer import Trainer, TrainingStopped
+from train.trainer import SAVE_SECONDS, Trainer, TrainingStopped
 
 PLACE = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 #: Without clipping, nothing of a step depends on the order in which the gradient norm is added up.
@@ -217,6 +220,60 @@ def test_what_one_process_cannot_measure_of_a_sharded_model_is_null(
     assert "warning" not in (tmp_path / "0").read_text()
 
 
+def test_peak_memory_is_that_of_the_process_with_the_most(
+    ask: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the process, and what CUDA allocated and reserved; the largest may be any one's."""
+
+    def here(*most: int) -> Callable[[], int]:
+        return lambda: most[int(os.environ["RANK"])]
+
+    def note(config: Config) -> int:
+        ranks, peaks, device = Ranks.given(), PeakMemory(), Device("cuda", torch.float32)
+        assert ranks
+        ranks.connect()
+        peaks.note_training(device, ranks)
+        peaks.note_validation(device, ranks)
+        (tmp_path / f"peaks{ranks.rank}.json").write_text(json.dumps(asdict(peaks)))
+        ranks.end(well=True)
+        return 0
+
+    monkeypatch.setattr("train.measure.memory.process_peak", here(1, 2))
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", here(5, 4))
+    monkeypatch.setattr("torch.cuda.max_memory_reserved", here(6, 7))
+    monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda: None)
+    in_two(tmp_path, *ask, work=note)
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"peaks{rank}.json").read_text())
+        assert found == {"graphs": False, "train": 5, "eval": 5, "reserved": 7, "process": 2}
+    in_two(tmp_path, *ask, f"out={tmp_path}/run")
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["peak_process_bytes"] == 2
+    assert summary["peak_reserved_bytes"] is None
+
+
+def test_a_checkpoint_that_is_late_in_one_process_is_late_in_all(
+    ask: list[str], tmp_path: Path
+) -> None:
+    def agree(config: Config) -> int:
+        ranks = Ranks.given()
+        assert ranks
+        ranks.connect()
+        trainer = Trainer(assemble(check(shared(config, 2)), ranks=ranks), NoRecord(tmp_path))
+        found = []
+        for seconds in (0.0, SAVE_SECONDS * ranks.rank):
+            trainer.started -= seconds
+            trainer.agree()
+            found.append(trainer.late)
+        (tmp_path / f"late{ranks.rank}.json").write_text(json.dumps(found))
+        ranks.end(well=True)
+        return 0
+
+    in_two(tmp_path, *ask, work=agree)
+    for rank in (0, 1):
+        assert json.loads((tmp_path / f"late{rank}.json").read_text()) == [False, True]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes of a run in /proc")
 @pytest.mark.parametrize(
     ("victim", "kind"), [("other", []), ("leader", []), ("other", SHARDED)], ids=str
@@ -275,8 +332,8 @@ def test_a_signal_that_others_do_not_know_of_waits_for_the_next_step(
     trainer = Trainer(assemble(check(config())), Record(tmp_path / "run"))
     real = Ranks.most
 
-    def most(ranks: Ranks, number: int) -> int:
-        found = real(ranks, number)
+    def most(ranks: Ranks, numbers: list[int]) -> list[int]:
+        found = real(ranks, numbers)
         if trainer.step == 3:
             signal.raise_signal(signal.SIGTERM)
         return found

@@ -15,12 +15,14 @@ import torch
 from torch.autograd.profiler import profile
 
 from train.measure.device import Device
+from train.parallel.ranks import Ranks
 
 
 @dataclass
 class PeakMemory:
     """Peak memory of training, of validation and of the process, in bytes; None if unknown.
 
+    Of a run in several processes, that of the one with the most: what each of their GPUs must hold.
     Reset after warm-up, read before the first validation and after it; later steps and validations
     need as much. A CPU does not count tensor bytes: there `allocation_peak` measures `train` and
     `eval` after the run. `reserved` is what the allocator took from a GPU, its gaps included: what
@@ -40,20 +42,30 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
         reset_process_peak()
 
-    def note_training(self, device: Device) -> None:
+    def note_training(self, device: Device, ranks: Ranks) -> None:
+        """Read the peaks of training, once, in all processes of the run at the same step."""
         if self.process is None:
             self.process = process_peak()
             if device.name == "cuda":
                 self.reserved = torch.cuda.max_memory_reserved()
                 self.train = self.reserved if self.graphs else torch.cuda.max_memory_allocated()
                 torch.cuda.reset_peak_memory_stats()
+            self.largest(ranks, "train", "reserved", "process")
 
-    def note_validation(self, device: Device) -> None:
+    def note_validation(self, device: Device, ranks: Ranks) -> None:
+        """Read the peak of validation, once, in all processes of the run at the same step."""
         if self.eval is None and device.name == "cuda":
             most = (
                 torch.cuda.max_memory_reserved if self.graphs else torch.cuda.max_memory_allocated
             )
             self.eval = most()
+            self.largest(ranks, "eval")
+
+    def largest(self, ranks: Ranks, *names: str) -> None:
+        """Replace these by the largest that a process has, in one exchange."""
+        found = ranks.most([getattr(self, name) or 0 for name in names])
+        for name, number in zip(names, found, strict=True):
+            setattr(self, name, number or None)
 
     def method(self, device: Device) -> str | None:
         """How `train` and `eval` were measured."""

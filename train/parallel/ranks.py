@@ -91,13 +91,13 @@ class Ranks:
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.detach().copy_(part.view_as(tensor))
 
-    def most(self, number: int) -> int:
-        """The largest of the numbers that the processes have."""
+    def most(self, numbers: Sequence[int]) -> list[int]:
+        """The largest of each number that the processes have, in one exchange."""
         if self.size == 1:
-            return number
-        found = torch.tensor(number)
+            return list(numbers)
+        found = torch.tensor(numbers)
         dist.all_reduce(found, op=dist.ReduceOp.MAX)
-        return int(found)
+        return found.tolist()
 
     def tell(self, words: object = None) -> Any:
         """What the leader says, to all."""
