@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.peers import installed
@@ -300,15 +300,17 @@ def peer_benchmark(
     """Another package's model, trained as nanoGPT does it, with torch's fused AdamW."""
     device = Device(ours.device.name, dtype)
     model.to(device.name).train()
+    loss_of = logits_loss
     if compiled:
         model.compile()
+        loss_of = torch.compile(logits_loss)  # ours is compiled, too
     optimizer = Optimizer(model, [torch.optim.AdamW(model.parameters(), fused=True)])
 
     def step() -> None:
         inputs, targets = ours.batches(0)
         with device.autocast():
             logits = model(inputs.to(device.name))
-        loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten().to(device.name))
+        loss = loss_of(logits, targets.to(device.name))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
         optimizer.step(1e-3)
@@ -317,6 +319,11 @@ def peer_benchmark(
         device.synchronize()
 
     return Benchmark(step, model, optimizer)
+
+
+def logits_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in float32: logits (B, T, V), targets (B, T)."""
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
 
 def table(rows: list[dict[str, Any]]) -> list[list[str]]:

@@ -22,8 +22,14 @@ def next_token_loss(model: Transformer, tokens: Tensor, targets: Tensor) -> Tens
     """Mean cross-entropy in nats, float32, of targets (B, T) after tokens (B, T).
 
     Of the last targets alone where the model predicts no others. Where all logits would take much
-    memory, as with a large vocabulary, they become their gradient by chunks of rows.
+    memory, as with a large vocabulary, they become their gradient by chunks of rows. A compiled model
+    is compiled with it, and then keeps no logits in float32 for the backward pass.
     """
+    return model.with_loss(mean_nll, tokens, targets)
+
+
+def mean_nll(model: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:
+    """`next_token_loss`, as operations."""
     rows, vocab_size = tokens.numel(), model.shape.vocab_size
     if rows * vocab_size <= LOGITS:
         logits = model(tokens)  # (B, T, V)

@@ -122,10 +122,15 @@ class Transformer(nn.Module):
             x = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
         return x
 
+    def with_loss(self, loss: Callable[..., Tensor], tokens: Tensor, targets: Tensor) -> Tensor:
+        """`loss(model, tokens, targets)`: with the model one program, where that is compiled."""
+        return loss(self, tokens, targets)
+
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """`nn.Module.compile`, for `hidden` too: the loss of a large vocabulary calls it alone."""
+        """`nn.Module.compile`, for `with_loss` and `hidden` too: training and validation call those."""
         super().compile(*args, **kwargs)
-        self.hidden = torch.compile(self.hidden, *args, **kwargs)  # type: ignore[method-assign]
+        for name in ("with_loss", "hidden"):
+            setattr(self, name, torch.compile(getattr(self, name), *args, **kwargs))
 
     def rows(self, layer: int, length: int) -> tuple[int, int]:
         """Queries and keys of a layer's attention in a text of this length."""

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from compare.cost.counts import weights_outside_attention
 from model.attention.base import PairRefused
 from model.cost import flops_per_token
+from model.loss import next_token_loss
 from model.position.base import Position
 from model.transformer import Transformer
 from train.config.compose import choices_of, compose
@@ -90,13 +90,12 @@ class TinyVariant:
         generator = torch.Generator().manual_seed(seed)
         return torch.randint(VOCAB, shape, generator=generator).to(self.device.name)
 
-    def loss(self, model: nn.Module, rows: int = 2) -> Tensor:
-        """Cross-entropy of random tokens, in the variant's dtype."""
+    def loss(self, model: Transformer, rows: int = 2) -> Tensor:
+        """Cross-entropy of random tokens, in the variant's dtype, as in training."""
         with self.device.autocast():
-            logits = model(self.tokens(rows, LENGTH))
-        return F.cross_entropy(
-            logits.float().flatten(0, 1), self.tokens(rows, LENGTH, seed=1).flatten()
-        )
+            return next_token_loss(
+                model, self.tokens(rows, LENGTH), self.tokens(rows, LENGTH, seed=1)
+            )
 
     def require_close(self, actual: Tensor, expected: Tensor, what: str) -> None:
         """Raise PropertyViolated unless logits agree: within 1e-4, or 5 % of their spread in a half dtype."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from model import loss as losses
-from model.loss import next_token_loss
+from model.loss import next_token_loss, row_losses
 from model.transformer import Transformer
 from train.measure.memory import allocation_peak
 
@@ -42,7 +42,11 @@ def test_pieces_make_the_same_loss_and_gradients(
         torch.testing.assert_close(ours, theirs, rtol=rtol, atol=rtol * theirs.abs().max().item())
 
 
-def test_a_compiled_model_is_compiled_for_pieces_too(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("chunk", [losses.LOGITS, 5 * VOCAB], ids=["whole", "pieces"])
+@pytest.mark.parametrize("memory", ["full", "lean"])
+def test_a_compiled_model_and_its_loss_are_one_program(
+    chunk: int, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.compiler.reset()
     graphs: list[GraphModule] = []
 
@@ -50,15 +54,20 @@ def test_a_compiled_model_is_compiled_for_pieces_too(monkeypatch: pytest.MonkeyP
         graphs.append(graph)
         return graph
 
-    monkeypatch.setattr(losses, "LOGITS", 5 * VOCAB)
-    model = build("mha", "rope")
-    expected, _ = trained(model)
+    monkeypatch.setattr(losses, "LOGITS", chunk)
+    model = build("mha", "rope", f"memory={memory}")
+    expected, gradients = trained(model)
     model.compile(backend=backend, fullgraph=True)
-    loss, _ = trained(model)
+    loss, compiled = trained(model)
     torch.testing.assert_close(loss, expected)
-    assert len(graphs) == 1
+    torch.testing.assert_close(compiled, gradients)
+    (graph,) = graphs
+    (result,) = graph.graph.output_node().args[0]
+    assert result.meta["example_value"].shape == ()
+    with torch.no_grad():
+        row_losses(model, tokens(3, 16), tokens(3, 16))
     model(tokens(3, 16))  # the whole, which holds `hidden`, is one graph as well
-    assert len(graphs) == 2
+    assert len(graphs) == 3
     torch.compiler.reset()
 
 
