@@ -102,8 +102,8 @@ class Trainer:
         Raises TrainingStopped, after saving, if one of them has received a signal.
         """
         late = perf_counter() - self.started >= SAVE_SECONDS
-        number, late = self.job.ranks.most([self.received_signal or 0, late])
-        self.late = bool(late)
+        number, any_late = self.job.ranks.most([self.received_signal or 0, late])
+        self.late = bool(any_late)
         if number:
             self.received_signal = signal.Signals(number)  # of any process, for all
             self.check_signal()  # one that came meanwhile waits: others do not know of it
