@@ -282,6 +282,36 @@ def test_a_signal_ends_the_evaluation_of_a_sweep(
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
+def test_what_was_evaluated_so_is_not_evaluated_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = tmp_path / "run/eval/answers.json"
+    answer.parent.mkdir(parents=True)
+    summary = tmp_path / "run/summary.json"
+    summary.write_text("1")
+    (tmp_path / "eval.py").write_text(
+        f"import pathlib, sys\n"
+        f"pathlib.Path('{tmp_path}/calls').open('a').write('.')\n"
+        f"pathlib.Path('{answer}').write_text(sys.argv[2])\n"
+        f"sys.exit(sys.argv[2] == 'eval=fails')"
+    )
+    monkeypatch.setattr("train.sweep.evaluations.EVAL", tmp_path / "eval.py")
+
+    def calls(*lines: str) -> int:
+        before = len(calls_made.read_text()) if calls_made.exists() else 0
+        evaluations.evaluate(tmp_path, [*lines])
+        return len(calls_made.read_text()) - before
+
+    calls_made = tmp_path / "calls"
+    assert [calls("eval=answers"), calls("eval=answers")] == [1, 0]
+    assert [calls("eval=answers n=2"), calls("eval=answers n=2")] == [1, 0]
+    summary.write_text("2")  # the run was trained again
+    assert [calls("eval=answers n=2"), calls("eval=answers n=2")] == [1, 0]
+    answer.write_text("of another evaluation")
+    assert [calls("eval=answers n=2"), calls("eval=answers n=2")] == [1, 0]
+    assert [calls("eval=fails"), calls("eval=fails")] == [1, 1]
+
+
 def test_levels_of_difficulty_are_an_axis() -> None:
     assert levels_of(["1 pair", "4 pairs"]) == (["1", "4"], "pairs")
     assert levels_of(["0-7 characters back", "8-15 characters back"]) == (

@@ -5,7 +5,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+from data.atomic import read_json, sha256, write_json
 from train.record.terminal import say
 from train.sweep.processes import Stop, signals
 
@@ -15,8 +17,13 @@ EVAL = Path(__file__).resolve().parents[2] / "eval.py"
 def evaluate(folder: Path, lines: list[str]) -> int:
     """Evaluate all runs in a folder, each line in a process of its own; how many of them failed.
 
-    Raises Stop after a signal, with the process ended.
+    What was evaluated so before, with the same runs, is not evaluated again. Raises Stop after a
+    signal, with the process ended.
     """
+    done = folder / "evaluated.json"
+    if lines and done.exists() and read_json(done) == results(folder, lines):
+        say(f"evaluated before: {', '.join(lines)}")
+        return 0
     failed = 0
     for line in lines:
         command = [sys.executable, str(EVAL), f"run={folder}", *shlex.split(line)]
@@ -29,4 +36,12 @@ def evaluate(folder: Path, lines: list[str]) -> int:
         if process.returncode:
             failed += 1
             say(f"{line}: ended with exit code {process.returncode}")
+    if lines and not failed:
+        write_json(done, results(folder, lines))
     return failed
+
+
+def results(folder: Path, lines: list[str]) -> dict[str, Any]:
+    """What was asked, and a checksum of each run's summary and of each answer."""
+    files = sorted([*folder.glob("*/summary.json"), *folder.glob("*/eval/*.json")])
+    return {"lines": lines, "files": {str(f.relative_to(folder)): sha256(f) for f in files}}
