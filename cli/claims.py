@@ -1,6 +1,7 @@
 """`python -m cli.claims`: a page on the published claims that were asked again."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -34,14 +35,23 @@ def main(arguments: list[str]) -> int:
     if unknown := given.keys() - DEFAULTS.keys():
         raise ValueError(f"{min(unknown)}: no such key; known: {', '.join(DEFAULTS)}")
     options = {key: Path(value) for key, value in (DEFAULTS | given).items()}
-    claims = asked(options["sweeps"])
+    to, drawn, sweeps = options["to"], options["figure"], options["sweeps"]
+    if to.suffix != ".md" or drawn.suffix != ".svg":
+        raise ValueError(f"to={to} figure={drawn}: a page is a .md, its picture an .svg")
+    if not sweeps.is_dir():
+        raise ValueError(
+            f"sweeps={sweeps} is no folder; python train.py experiment=claims/alibi makes it"
+        )
+    claims = asked(sweeps)
     print(columns(table(claims)))
-    to, drawn = options["to"], options["figure"]
     for path in (to, drawn):
         path.parent.mkdir(parents=True, exist_ok=True)
-    if picture := figure(claims):
+    picture, address = figure(claims), None
+    if picture:
         picture.write(drawn)
-    replace(to, page(claims, Path(os.path.relpath(drawn, to.parent)).as_posix()))
+        address = Path(os.path.relpath(drawn, to.parent)).as_posix()
+    command = shlex.join(["python", "-m", "cli.claims", *arguments])
+    replace(to, page(claims, command, address))
     print(f"written: {to}")
     return 0
 

@@ -42,6 +42,10 @@ def train(arguments: list[str]) -> int:
     if not fits(first["plan"], bool):
         raise ValueError(f"plan={first['plan']} is not true or false")
     settings = settings_of(first)
+    if settings.seeds and first["report"]["claim"]:
+        raise ValueError(
+            "seeds=auto looks before it adds seeds; those of a claim are written before"
+        )
     if settings.seeds:
         cells = with_seeds(cells)
     check_evaluations(first["report"]["evaluate"], str(first["out"] or ""))

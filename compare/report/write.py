@@ -45,8 +45,8 @@ def write(folders: Sequence[Path], baseline: str | None = None) -> str:
     """
     into, study, options = folders[0], analyse_folders(folders, baseline), reporting(folders[0])
     counted = "decoding" in options.tables
-    claimed = claim_of(options)
-    asked = outcome(study, claimed) if claimed else None
+    claim = claim_of(options) if baseline is None else None  # a claim names its own
+    asked = outcome(study, claim) if claim else None
     content: dict[str, Any] = {
         "title": options.title or into.name,
         "verdict": ([sentence(asked)] if asked else [])

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, fields
 
 from model.attention import KERNELS
+from train.config.compose import choices_of
 from train.config.keys import KEYS
 from train.config.schema import Config, arguments, at_least, choose
 
@@ -141,7 +142,7 @@ class Claim:
     scaled: list[str] | None  # there: RoPE scaled so for the variant, and so for the baseline
     levels: list[int] | None  # of difficulty, of the ruler "exact match"; null: all
     expected: str  # one of EXPECTED
-    margin: float  # share that does not matter, for "same" and "not higher"
+    margin: float  # what does not matter, for "same" and "not higher": a share, of exact match and nats that much
     written: str  # the date
 
     def __post_init__(self) -> None:
@@ -150,6 +151,22 @@ class Claim:
         at_least(1, self, "context", where="report.claim.")
         if not 0 <= self.margin < 1:
             raise ValueError(f"report.claim.margin={self.margin:g} must be at least 0 and below 1")
+        if (self.margin > 0) != (self.expected in ("same", "not higher")):
+            raise ValueError(
+                f"report.claim.margin={self.margin:g}: above 0 for expected=same and 'not higher', else 0; "
+                f"expected={self.expected}"
+            )
+        if not self.variant.strip():
+            raise ValueError("report.claim.variant is empty: name a variant, as attn=gqa")
+        if self.scaled is not None and (self.context is None or len(self.scaled) != 2):
+            raise ValueError(
+                f"report.claim.scaled={self.scaled}: two ways to scale positions, that of the variant and "
+                "that of the baseline, for ruler='perplexity at a context'"
+            )
+        for name in self.scaled or ():
+            choose("report.claim.scaled", name, dict.fromkeys(choices_of("pos")))
+        if self.levels is not None and self.ruler != "exact match":
+            raise ValueError(f"report.claim.levels={self.levels} is of ruler='exact match'")
         if (self.ruler == "perplexity at a context") != (self.context is not None):
             raise ValueError(
                 f"report.claim.context={self.context} is of ruler='perplexity at a context', and "

@@ -17,11 +17,11 @@ EVAL = Path(__file__).resolve().parents[2] / "eval.py"
 def evaluate(folder: Path, lines: list[str]) -> int:
     """Evaluate all runs in a folder, each line in a process of its own; how many of them failed.
 
-    What was evaluated so before, with the same runs, is not evaluated again. Raises Stop after a
-    signal, with the process ended.
+    Not again if lines, runs and answers are those of the last time. Raises Stop after a signal, with
+    the process ended.
     """
     done = folder / "evaluated.json"
-    if lines and done.exists() and read_json(done) == results(folder, lines):
+    if lines and last_time(done) == results(folder, lines):
         say(f"evaluated before: {', '.join(lines)}")
         return 0
     failed = 0
@@ -39,6 +39,14 @@ def evaluate(folder: Path, lines: list[str]) -> int:
     if lines and not failed:
         write_json(done, results(folder, lines))
     return failed
+
+
+def last_time(done: Path) -> dict[str, Any] | None:
+    """What `results` was then; None if that is not known."""
+    try:
+        return read_json(done)
+    except (OSError, ValueError):
+        return None
 
 
 def results(folder: Path, lines: list[str]) -> dict[str, Any]:

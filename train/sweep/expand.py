@@ -23,12 +23,12 @@ def cells_of(overrides: list[str], *, multirun: bool) -> list[list[str]]:
     for cell in expand(overrides) if multirun else [overrides]:
         cell = current_overrides("train", cell)
         own = keys_set(cell)
-        replaced = own | {"seed"} if "seeds=auto" in cell else own
         named = {"experiment", "sweep"} & own  # nothing else sets it, and composing takes 0.1 s
         config = compose(cell) if named else {"sweep": None}
         if config["sweep"] is None:
             cells.append(cell)
             continue
+        replaced = own | {"seed"} if config["seeds"] == "auto" else own
         for line in lines_of(config, "sweep"):
             for more in expand(shlex.split(line)):
                 wider = [*unless_set(more, replaced), *cell, "sweep=null"]

@@ -1,13 +1,15 @@
 """A published claim asked again: what the runs of a sweep say to it, in one word."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from compare.report.analysis import Study, choose_baseline
+from compare.report.analysis import Study
 from compare.report.runs import Run
+from compare.report.variants import Variant, is_baseline
 from compare.report.verdict.rulers import RULERS
 from compare.statistics.paired import LEVEL, Difference, with_interval
+from train.config.compose import parse
 from train.config.options import Claim
 
 REPRODUCED, NOT_HERE, OPEN = "reproduced", "not here", "open"
@@ -36,33 +38,51 @@ class Outcome:
 
 def outcome(study: Study, claim: Claim) -> Outcome:
     """What a study says to a claim."""
-    base = study.baseline.label
+    over = RULERS[claim.ruler].over
+    base = study.baseline.without(*over).label
     try:
-        v = choose_baseline(study.variants, claim.variant, required=True)
+        v = variant_of(claim, study)
         d = RULERS[claim.ruler].measure(study, claim, v)
     except ValueError as error:
         return Outcome(claim, claim.variant, base, OPEN, refused=str(error))
-    return Outcome(claim, v.label, base, word(d, claim), difference=d)
+    return Outcome(claim, v.without(*over).label, base, word(d, claim), difference=d)
+
+
+def variant_of(claim: Claim, study: Study) -> Variant:
+    """The variant that a claim names, with the baseline's learning rate and steps if it names no others.
+
+    Raises ValueError if there is none, or if it is the baseline, unless that is read in two ways.
+    """
+    wanted = {o.key_or_group: o.value() for o in parse(claim.variant.split())}
+    base = study.baseline
+    alike = {"steps", "optim.lr"} - wanted.keys() - {*RULERS[claim.ruler].over}
+    found = [
+        v
+        for v in study.variants
+        if v.done
+        and is_baseline(v, wanted)
+        and all(v.level(key) == base.level(key) for key in alike)
+    ]
+    if not found:
+        raise ValueError(f"variant={claim.variant}: none of that name has finished runs")
+    if claim.scaled is None and base in found:
+        raise ValueError(f"{base.label} is the baseline, too: has another one finished runs?")
+    return found[0]
 
 
 def word(d: Difference, claim: Claim) -> str:
-    """reproduced: the interval lies where the claim expects it; not here: all of it elsewhere; else open.
-
-    What does not matter, up to `margin`, is a share of perplexity or of compute, and a number of
-    points or nats otherwise.
-    """
+    """reproduced: the interval lies where the claim expects it; not here: all of it elsewhere; else open."""
     if d.low is None or d.high is None:
         return OPEN
     low, high = expected_range(claim)
-    if low <= d.low and d.high <= high:
+    if low < d.low and d.high < high:
         return REPRODUCED
     return NOT_HERE if d.high < low or d.low > high else OPEN
 
 
 def expected_range(claim: Claim) -> tuple[float, float]:
-    """The differences that a claim expects, from the lowest to the highest."""
-    absolute = claim.ruler in ("exact match", "rate sensitivity")
-    margin = claim.margin if absolute else math.log1p(claim.margin)
+    """The differences that a claim expects, between these two ends."""
+    margin = claim.margin if RULERS[claim.ruler].unit else math.log1p(claim.margin)
     return {
         "lower": (-math.inf, 0.0),
         "higher": (0.0, math.inf),
@@ -75,9 +95,10 @@ def sentence(found: Outcome) -> str:
     """The outcome as the first sentence of a report."""
     claim = found.claim
     against = "" if found.variant == found.base else f", {found.variant} against {found.base}"
+    interval = f" ({LEVEL:.0%} interval)" if found.difference and found.difference.n > 1 else ""
     return (
         f"**{found.word}**: {claim.says} ({claim.source}: {claim.number}) Here {ruler_of(claim)}{against}: "
-        f"{found.text} ({LEVEL:.0%} interval); {expectation(claim)} was expected, as written on {claim.written}."
+        f"{found.text}{interval}; {expectation(claim)} was expected, as written on {claim.written}."
     )
 
 
@@ -92,28 +113,31 @@ def ruler_of(claim: Claim) -> str:
 
 
 def expectation(claim: Claim) -> str:
-    """'lower', 'not higher than by 1 %'."""
+    """'lower', 'no more than 1.0% higher'."""
+    ruler = RULERS[claim.ruler]
+    margin = (
+        f"{ruler.show(claim.margin).lstrip('+')}{ruler.unit}"
+        if ruler.unit
+        else f"{claim.margin:.1%}"
+    )
     if claim.expected == "same":
-        return f"the same within {claim.margin:.1%}"
-    if claim.expected == "not higher":
-        return f"no more than {claim.margin:.1%} higher"
-    return claim.expected
+        return f"the same to within {margin}"
+    return f"no more than {margin} higher" if claim.expected == "not higher" else claim.expected
 
 
 def facts(found: Outcome, study: Study) -> dict[str, Any]:
-    """An outcome for results.json: with the intervals as text, and what ran where."""
-    done = [run for v in study.variants for run in v.done]
-    d, claim = found.difference, found.claim
+    """An outcome for results.json, with what was asked and what ran where."""
+    runs = [run for v in study.variants for run in v.runs]
+    done = [run for run in runs if run.done]
     return {
+        "asked": asdict(found.claim),
         "word": found.word,
         "text": found.text,
-        "ruler": ruler_of(claim),
-        "expectation": expectation(claim),
-        "expected_range": [None if math.isinf(end) else end for end in expected_range(claim)],
-        "difference": d and {"mean": d.mean, "low": d.low, "high": d.high, "seeds": d.n},
+        "difference": found.difference and asdict(found.difference),
         "variant": found.variant,
         "base": found.base,
-        "runs": len(done),
+        "done": len(done),
+        "planned": len(runs),
         "minutes": math.fsum(run.get("train_seconds") or 0 for run in done) / 60,
         "machines": sorted({machine(run) for run in done}),
     }
@@ -122,11 +146,6 @@ def facts(found: Outcome, study: Study) -> dict[str, Any]:
 def machine(run: Run) -> str:
     """'AMD EPYC, AVX512, bfloat16, 1 thread'."""
     e, threads = run.environment, run.get("threads")
-    parts = (
-        e.get("gpu") or e.get("cpu"),
-        not e.get("gpu") and e.get("cpu_capability"),
-        run.get("dtype"),
-    )
-    return ", ".join(
-        [*(str(part) for part in parts if part), f"{threads} thread{'s' * (threads != 1)}"]
-    )
+    processor = (e.get("gpu"),) if e.get("gpu") else (e.get("cpu"), e.get("cpu_capability"))
+    parts = [str(part) for part in (*processor, run.get("dtype")) if part]
+    return ", ".join([*parts, f"{threads} thread{'s' * (threads != 1)}"])

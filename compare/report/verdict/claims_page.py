@@ -1,6 +1,7 @@
 """A page on all claims: what was published, what the sweeps here say, in one word."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,27 @@ import matplotlib
 from compare.report import style
 from compare.report.style import Drawing, Figure, svg
 from compare.report.tables import Rows, markdown
-from compare.report.verdict.claim import NOT_HERE, OPEN, REPRODUCED
+from compare.report.verdict.claim import (
+    NOT_HERE,
+    OPEN,
+    REPRODUCED,
+    expectation,
+    expected_range,
+    ruler_of,
+)
 from data.atomic import read_json
 from train.config.compose import choices_of, compose
 from train.config.options import Claim, Reporting, claim_of
 from train.config.schema import Config, arguments
 
-NOT_RUN = "not run"
-COLOURS = {REPRODUCED: style.COLOURS[2], NOT_HERE: style.COLOURS[1], OPEN: style.GREY}
+NOT_RUN, UNFINISHED = "not run", "unfinished"
+COLOURS = {
+    REPRODUCED: style.COLOURS[2],
+    NOT_HERE: style.COLOURS[1],
+    OPEN: style.GREY,
+    UNFINISHED: style.COLOURS[4],
+}
+WORDING = ("says", "published", "number", "source", "link")  # may be reworded after the runs
 
 
 @dataclass(frozen=True)
@@ -35,11 +49,21 @@ class Asked:
 
     @property
     def word(self) -> str:
-        return str(self.found.get("word", NOT_RUN))
+        if not self.found:
+            return NOT_RUN
+        finished = self.found["done"] == self.found["planned"]
+        return str(self.found["word"]) if finished else UNFINISHED
+
+    @property
+    def text(self) -> str:
+        return str(self.found.get("text", ""))
 
 
 def asked(sweeps: Path) -> list[Asked]:
-    """All claims in configs/experiment/claims, with the results of their sweeps in a folder."""
+    """All claims in configs/experiment/claims, with the results of their sweeps in a folder.
+
+    Raises ValueError for an experiment without a claim, and for a damaged result.
+    """
     each = []
     for experiment in choices_of("experiment"):
         if not experiment.startswith("claims/") or experiment.endswith("/base"):
@@ -48,54 +72,89 @@ def asked(sweeps: Path) -> list[Asked]:
         claim = claim_of(Reporting(**arguments("report", config["report"], Reporting)[0]))
         if claim is None:
             raise ValueError(f"experiment={experiment} has no report.claim")
-        path = sweeps / str(config["name"]) / "results.json"
-        found = read_json(path).get("claim", {}) if path.exists() else {}
+        found = result(sweeps / str(config["name"]) / "results.json", claim)
         each.append(Asked(experiment, claim, config, found))
     return each
+
+
+def result(path: Path, claim: Claim) -> dict[str, Any]:
+    """What a report found; empty without one, and for a claim that was asked otherwise then.
+
+    Raises ValueError for what is none.
+    """
+    if not path.exists():
+        return {}
+    found = read_json(path).get("claim")
+    if not isinstance(found, dict) or not found.keys() >= FACTS or found["word"] not in COLOURS:
+        raise ValueError(
+            f"{path} has no result of a claim; python report.py {path.parent} makes it"
+        )
+    return found if question(found["asked"]) == question(asdict(claim)) else {}
+
+
+FACTS = {
+    "asked",
+    "word",
+    "text",
+    "difference",
+    "variant",
+    "base",
+    "done",
+    "planned",
+    "minutes",
+    "machines",
+}
+
+
+def question(claim: dict[str, Any]) -> dict[str, Any]:
+    """What a claim asks and expects, without its wording."""
+    return {key: value for key, value in claim.items() if key not in WORDING}
 
 
 def table(claims: list[Asked]) -> Rows:
     """A row for each claim: what is measured, expected, published and found, and the word."""
     rows = [["claim", "measured", "expected", "published", "here", "word"]]
     for a in claims:
-        found = {"ruler": a.claim.ruler, "expectation": a.claim.expected, "text": ""} | a.found
-        cells = (found["ruler"], found["expectation"], a.claim.number, found["text"], a.word)
+        cells = (ruler_of(a.claim), expectation(a.claim), a.claim.number, a.text, a.word)
         rows.append([a.name, *cells])
     return rows
 
 
-def page(claims: list[Asked], picture: str) -> str:
-    """The page in Markdown, with the table, the picture at that address, and a section for each claim."""
+def page(claims: list[Asked], command: str, picture: str | None) -> str:
+    """The page in Markdown: the table, the picture at that address, and a section for each claim.
+
+    `command` is the one that makes it.
+    """
     rows = table(claims)
     linked = [rows[0], *([f"[{row[0]}](#{row[0]})", *row[1:]] for row in rows[1:])]
+    shown = [f"![{CAPTION}]({picture})", "", CAPTION, ""] if picture else []
     return "\n".join(
         [
             "# Published claims, asked again",
             "",
-            INTRODUCTION.format(n=len(claims), made=date.today()),
+            INTRODUCTION.format(command=command, made=date.today()),
             markdown(linked),
-            f"![each difference with its interval, beside what was expected]({picture})",
-            "",
+            *shown,
             *(section(a) for a in claims),
         ]
     )
 
 
 INTRODUCTION = """\
-{n} claims about attention and positions, each asked again by a small sweep with several seeds. What was expected was written before the first run of each. This page is made by a command,
-from the reports of the sweeps, on {made}:
+Claims about attention and positions, each asked again by a small sweep with several seeds. The expected sign of each was written down before its first run. A command made this page from the reports
+of the sweeps, on {made}:
 
 ```sh
 python train.py experiment=claims/alibi     # and so on
-python -m cli.claims to=docs/results/claims.md
+{command}
 ```
 
 - **reproduced**: the 95 % interval over the seeds lies where the claim expects it;
 - **not here**: all of it lies elsewhere;
-- **open**: anything else; more seeds may tell.
+- **open**: anything else.
 
 The words are about these small models and short runs. *Not here* does not refute a claim about large ones, *reproduced* does not confirm it there. Each claim is tested by itself: one that does not hold
-here is called reproduced with a chance of at most 2.5 %.
+here is called reproduced with a chance of at most 2.5 %, unless seeds were added after a look.
 """
 
 
@@ -105,22 +164,25 @@ def section(a: Asked) -> str:
     lines = [
         f"## {a.name}",
         "",
-        f"{c.says} [{c.source}]({c.link}): {c.published}.",
+        f"{c.says} As published ([{c.source}]({c.link})): {c.published}.",
         "",
         "```sh",
         f"python train.py experiment={a.experiment}",
         "```",
         "",
+        f"Expected, as written on {c.written}: {ruler_of(c)} {expectation(c)}.",
     ]
     if not a.found:
         return "\n".join([*lines, "Not run yet.", ""])
     f = a.found
     sides = "" if f["variant"] == f["base"] else f", `{f['variant']}` against `{f['base']}`"
-    text = f"Expected ({c.written}): {f['expectation']}. Here {f['ruler']}{sides}: {f['text']}: **{f['word']}**."
-    where = (
-        f"{f['runs']} runs, {f['minutes']:.0f} min of training steps on {'; '.join(f['machines'])}."
+    runs = (
+        f"{f['done']} runs" if f["done"] == f["planned"] else f"{f['done']} of {f['planned']} runs"
     )
-    return "\n".join([*lines, f"{text} {where}", ""])
+    where = f" on {'; '.join(f['machines'])}" if f["machines"] else ""
+    lines[-1] += f" Here{sides}: {a.text}. **{a.word.capitalize()}**."
+    lines[-1] += f" {runs}, {f['minutes']:.0f} min of training steps{where}."
+    return "\n".join([*lines, ""])
 
 
 def figure(claims: list[Asked]) -> Figure | None:
@@ -133,37 +195,31 @@ def figure(claims: list[Asked]) -> Figure | None:
         return Figure("claims", caption, svg(drawing, "claims"))
 
 
+CAPTION = (
+    "The difference between each claim's variant and its baseline, with its 95 % interval. Shaded is what was expected "
+    "before the first run, the vertical line is no difference, and each row has a scale of its own."
+)
+
+
 def draw(shown: list[Asked]) -> Drawing:
     drawing, axes = style.canvas(1, height=0.8 + 0.42 * len(shown))
     for row, a in enumerate(shown):
         mean, low, high = (a.found["difference"][key] for key in ("mean", "low", "high"))
         low, high = (mean if end is None else end for end in (low, high))
-        ends = a.found["expected_range"]
-        scale = 1.1 * max(abs(low), abs(high), *(abs(end or 0) for end in ends))
-        from_, to = (
-            sign * scale if end is None else end for sign, end in zip((-1, 1), ends, strict=True)
-        )
-        axes.barh(
-            row,
-            (to - from_) / scale,
-            left=from_ / scale,
-            height=0.7,
-            color=style.COLOURS[5],
-            alpha=0.2,
-        )
+        ends = expected_range(a.claim)
+        margin = max((abs(end) for end in ends if math.isfinite(end)), default=0.0)
+        scale = 1.1 * max(abs(low), abs(high), margin) or 1.0
+        from_, to = (max(-1.0, min(1.0, end / scale)) for end in ends)
+        axes.barh(row, to - from_, left=from_, height=0.7, color=style.COLOURS[5], alpha=0.2)
         look = {"color": COLOURS[a.word], "linewidth": 1.8}
         axes.plot([low / scale, high / scale], [row, row], **look)
         axes.plot([mean / scale], [row], "o", markersize=5, **look)
-        axes.text(
-            1.05, row, f"{a.found['text'].partition(',')[0]}  {a.word}", va="center", fontsize=8
-        )
+        said = f"{a.text.partition(',')[0]}  {a.word}"
+        axes.text(1.05, row, said, va="center", fontsize=8)
     axes.axvline(0, color=style.INK, linewidth=0.8, alpha=0.5)
-    labels = [f"{a.name}: {a.found['ruler']}" for a in shown]
+    labels = [f"{a.name}: {ruler_of(a.claim)}" for a in shown]
     axes.set_yticks(range(len(shown)), labels, fontsize=8)
     axes.set(xlim=(-1, 1), ylim=(len(shown) - 0.4, -0.6))
     axes.set_xticks([])
     axes.grid(visible=False)
-    return drawing, (
-        "The difference between each claim's variant and its baseline, with its 95 % interval. Shaded: what was "
-        "expected before the first run. The vertical line is no difference; each row has a scale of its own."
-    )
+    return drawing, CAPTION

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from compare.report.analysis import Study, score_from
+from compare.report.analysis import PERPLEXITY, Study, score_from
 from compare.report.curves.worth import worths
 from compare.report.evaluations.exact_match import points
 from compare.report.runs import Run
@@ -23,7 +23,8 @@ class Ruler:
 
     measure: Callable[[Study, Claim, Variant], Difference]
     show: Callable[[float], str]
-    unit: str = ""
+    unit: str = ""  # of a difference; without one, it is the logarithm of a ratio
+    over: tuple[str, ...] = ()  # factors whose levels it takes together
 
 
 def by_seed(
@@ -42,17 +43,24 @@ def by_seed(
 
 
 def quality(study: Study, claim: Claim, v: Variant, side: int) -> Scores:
-    """Logarithms of perplexities, or of bits per byte, at the end of training."""
-    if study.metric is None:
-        raise ValueError("quality is not compared, see the warnings")
-    scores = {seed: study.metric.score(run) for seed, run in v.seeds.items()}
+    """Logarithms of perplexities at the end of training."""
+    need_perplexity(study)
+    scores = {seed: PERPLEXITY.score(run) for seed, run in v.seeds.items()}
     return {seed: score for seed, score in scores.items() if score is not None}
 
 
 def at_context(study: Study, claim: Claim, v: Variant, side: int) -> Scores:
     """Losses of eval=length at the claim's context, with the positions scaled if it says so."""
+    need_perplexity(study)
     found = {seed: loss_at(run, claim, side) for seed, run in v.seeds.items()}
     return {seed: loss for seed, loss in found.items() if loss is not None}
+
+
+def need_perplexity(study: Study) -> None:
+    """Raise ValueError where perplexities do not compare."""
+    if study.metric is not PERPLEXITY:
+        measure = study.metric.name if study.metric else "no measure of quality"
+        raise ValueError(f"the runs compare by {measure}, and not by perplexity")
 
 
 def loss_at(run: Run, claim: Claim, side: int) -> float | None:
@@ -68,17 +76,14 @@ def loss_at(run: Run, claim: Claim, side: int) -> float | None:
 
 
 def exact_match(study: Study, claim: Claim, v: Variant, side: int) -> Scores:
-    """Shares of right answers of eval=answers, the mean over the claim's levels of difficulty."""
+    """Shares of right answers of eval=answers: the mean over the claim's levels, for seeds that have all."""
     found = {}
     for seed, run in v.seeds.items():
         groups = run.answer("answers").get("groups", {})
-        wanted = [
-            group["accuracy"]
-            for name, group in groups.items()
-            if claim.levels is None or name.partition(" ")[0] in map(str, claim.levels)
-        ]
-        if wanted:
-            found[seed] = statistics.fmean(wanted)
+        shares = {name.partition(" ")[0]: group["accuracy"] for name, group in groups.items()}
+        wanted = [*shares] if claim.levels is None else [str(level) for level in claim.levels]
+        if wanted and shares.keys() >= {*wanted}:
+            found[seed] = statistics.fmean(shares[level] for level in wanted)
     return found
 
 
@@ -118,20 +123,24 @@ def bounded_loss(run: Run) -> float | None:
 
 
 def compute(study: Study, claim: Claim, v: Variant) -> Difference:
-    """The logarithm of the worth in the baseline's compute, over all numbers of steps."""
+    """The logarithm of the worth in the baseline's compute, over several numbers of steps."""
     label = v.without("steps").label
     found = [worth for worth in worths(study) if worth.label == label]
     if not found:
         raise ValueError(f"{label} has no worth in compute: that needs several numbers of steps")
-    if found[-1].compute is None:
-        raise ValueError(f"the worth of {label} is refused: {found[-1].refused}")
-    return found[-1].compute
+    over = next((w.compute for w in found if len(w.steps) > 1 and w.compute), None)
+    if over is None:
+        reasons = dict.fromkeys(worth.refused for worth in found if worth.refused)
+        raise ValueError(f"the worth of {label} is refused: {'; '.join(map(str, reasons))}")
+    return over
 
 
 RULERS = {
     "perplexity": Ruler(by_seed(quality), percent),
     "perplexity at a context": Ruler(by_seed(at_context), percent),
     "exact match": Ruler(by_seed(exact_match), points, " points"),
-    "compute": Ruler(compute, lambda d: f"{math.exp(d):.2f}x"),
-    "rate sensitivity": Ruler(by_seed(sensitivity), lambda d: f"{d:+.2f}", " nats"),
+    "compute": Ruler(compute, lambda d: f"{math.exp(d):.2f}x", over=("steps",)),
+    "rate sensitivity": Ruler(
+        by_seed(sensitivity), lambda d: f"{d:+.2f}", " nats", over=("optim.lr",)
+    ),
 }

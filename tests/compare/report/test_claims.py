@@ -5,19 +5,24 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from cli.claims import main
-from compare.report.analysis import analyse_folders
+from cli.train import train
+from compare.report.analysis import analyse, analyse_folders
 from compare.report.curves.worth import worths
+from compare.report.runs import read
+from compare.report.variants import Variant, is_baseline
 from compare.report.verdict.claim import outcome, word
 from compare.report.verdict.claims_page import asked
 from compare.report.write import report
+from compare.report.write import write as write_report
 from compare.statistics.paired import paired
-from train.config.compose import compose
-from train.config.options import EXPECTED, RULERS, Claim, Reporting, claim_of
+from train.config.compose import compose, parse
+from train.config.options import EXPECTED, RULERS, Claim, Reporting
 from train.config.schema import arguments
 from train.sweep.expand import cells_of
 
@@ -26,12 +31,17 @@ NOISE = [0.0, 0.002, -0.002]
 GIVEN: dict[str, Any] = {
     "says": "It is better.", "published": "1B parameters", "number": "-1 %", "source": "Somebody 2020", "link": "https://arxiv.org",
     "variant": "pos=rope", "ruler": "perplexity", "context": None, "scaled": None, "levels": None,
-    "expected": "lower", "margin": 0.01, "written": "2026-11-28",
+    "expected": "lower", "margin": 0.0, "written": "2026-11-28",
 }  # fmt: skip
 
 
+AT_256 = {"ruler": "perplexity at a context", "context": 256}
+
+
 def claim(**changes: Any) -> Claim:
-    return Claim(**arguments("report.claim", GIVEN | changes, Claim)[0])
+    bounded = changes.get("expected") in ("same", "not higher")
+    given = GIVEN | ({"margin": 0.01} if bounded else {}) | changes
+    return Claim(**arguments("report.claim", given, Claim)[0])
 
 
 def two_schemes(write: Write, effect: float, **more: Any) -> Path:
@@ -68,6 +78,14 @@ def test_a_margin_is_a_share_or_a_number_of_points() -> None:
     asked_for = {"expected": "same", "margin": 0.1}
     assert word(d, claim(**asked_for)) == "not here"
     assert word(d, claim(**asked_for, ruler="exact match")) == "reproduced"
+
+
+def test_no_difference_is_neither_lower_nor_higher() -> None:
+    same = paired([0.0, 0.0, 0.0])
+    found = {e: word(same, claim(expected=e)) for e in EXPECTED}
+    assert found == {
+        "lower": "open", "higher": "open", "same": "reproduced", "not higher": "reproduced",
+    }  # fmt: skip
 
 
 def test_one_seed_leaves_a_claim_open() -> None:
@@ -114,6 +132,15 @@ def test_a_context_is_read_as_trained_or_scaled(write: Write) -> None:
     )
 
 
+def test_other_measures_than_perplexity_are_refused(write: Write) -> None:
+    for pos in ("learned", "rope"):
+        for seed in range(2):
+            folder = write(f"{pos}{seed}", 3.0, f"pos={pos}", f"seed={seed}", tokenizer_sha256=pos)
+    found = outcome(analyse_folders([folder.parent], "pos=learned"), claim())
+    assert found.word == "open"
+    assert found.refused == "the runs compare by bits per byte, and not by perplexity"
+
+
 def test_exact_match_is_the_mean_over_the_levels_asked_for(write: Write) -> None:
     folder = two_schemes(write, 0.0)
     for path in folder.iterdir():
@@ -126,6 +153,12 @@ def test_exact_match_is_the_mean_over_the_levels_asked_for(write: Write) -> None
     assert found.difference is not None
     assert found.difference.mean == pytest.approx(0.2)
     assert found.text == "+20.0 (+20.0 to +20.0) points, 3 seeds"
+    lacking = folder / "b0/eval/answers.json"
+    lacking.write_text(json.dumps({"groups": {"8 letters": {"accuracy": 1.0}}}))
+    fewer = outcome(study, ask).difference
+    assert fewer is not None
+    assert (fewer.n, fewer.mean) == (2, pytest.approx(0.2))
+    lacking.unlink()
     whole = outcome(study, claim(ruler="exact match", expected="higher")).difference
     assert whole is not None
     assert whole.mean == pytest.approx(0.4 / 3)
@@ -179,6 +212,7 @@ def test_a_worth_below_one_is_lower(write: Write) -> None:
     assert found.word == "reproduced"
     assert found.difference is not None
     assert found.difference == worths(study)[-1].compute
+    assert (found.variant, found.base) == ("rope", "learned")
     assert -0.5 < found.difference.mean < 0
     assert found.text.startswith(f"{math.exp(found.difference.mean):.2f}x (")
 
@@ -187,7 +221,35 @@ def test_a_variant_that_is_not_there_leaves_a_claim_open(write: Write) -> None:
     study = analyse_folders([two_schemes(write, -0.05)], "pos=learned")
     found = outcome(study, claim(variant="pos=alibi"))
     assert found.word == "open"
-    assert "no such variant here" in found.text
+    assert found.text == "variant=pos=alibi: none of that name has finished runs"
+
+
+def test_a_baseline_without_a_result_leaves_a_claim_open(write: Write) -> None:
+    """Another variant then stands in for it in the report: here the claim's own."""
+    folder = two_schemes(write, -0.05)
+    for path in folder.glob("a*"):
+        (path / "summary.json").unlink()
+        (path / "status.json").write_text('{"state": "failed", "reason": "killed"}')
+    found = outcome(analyse(read([folder]), "pos=learned"), claim())
+    assert found.word == "open"
+    assert found.text == "rope is the baseline, too: has another one finished runs?"
+
+
+def test_a_variant_has_the_rate_and_the_steps_of_the_baseline(write: Write) -> None:
+    """Twice the rate, and half the steps, are 0.5 worse; at the same ones RoPE is better."""
+    for pos, rate, steps, seed in itertools.product(
+        ("rope", "learned"), ("2e-3", "1e-3"), (200, 400), range(3)
+    ):
+        worse = 0.5 * (rate == "2e-3") + 0.5 * (steps == 200) - 0.1 * (pos == "rope")
+        keys = (f"pos={pos}", f"optim.lr={rate}", f"steps={steps}", f"seed={seed}")
+        folder = write(f"{pos}{rate}{steps}{seed}", 3 + worse + NOISE[seed], *keys)
+    base = "pos=learned optim.lr=1e-3 steps=400"
+    found = outcome(analyse_folders([folder.parent], base), claim())
+    assert found.difference is not None
+    assert found.difference.mean == pytest.approx(-0.1)
+    longer = outcome(analyse_folders([folder.parent], base), claim(variant="pos=rope steps=200"))
+    assert longer.difference is not None
+    assert longer.difference.mean == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +260,16 @@ def test_a_variant_that_is_not_there_leaves_a_claim_open(write: Write) -> None:
         ({"context": 256}, "report.claim.context=256 is of ruler='perplexity at a context'"),
         ({"ruler": "perplexity at a context"}, "report.claim.context=None is of ruler="),
         ({"margin": -0.1}, "report.claim.margin=-0.1 must be at least 0 and below 1"),
+        ({"margin": 0.1}, "report.claim.margin=0.1: above 0 for expected=same"),
+        ({"expected": "same", "margin": 0.0}, "report.claim.margin=0: above 0 for expected=same"),
+        ({"variant": " "}, "report.claim.variant is empty"),
+        (
+            {"scaled": ["rope_yarn", "rope_linear"]},
+            "report.claim.scaled=.* for ruler='perplexity at",
+        ),
+        (AT_256 | {"scaled": ["rope_yarn"]}, "two ways to scale positions"),
+        (AT_256 | {"scaled": ["rope_yarn", "yarn"]}, "report.claim.scaled=yarn: no such choice"),
+        ({"levels": [4]}, "report.claim.levels=.* is of ruler='exact match'"),
         ({"paper": "x"}, "report.claim.paper: no such key"),
         ({"says": None}, "report.claim.says=None is not a text"),
     ],
@@ -224,33 +296,101 @@ def test_every_claim_has_a_sign_a_source_and_both_of_its_sides() -> None:
         seeds = [next(o for o in cell if o.startswith("seed=")) for cell in cells]
         assert len(set(seeds)) >= 4, a.name
         assert len({seeds.count(seed) for seed in seeds}) == 1, a.name
+        runs = [SimpleNamespace(config=compose(cell)) for cell in cells]
+        for run in runs:
+            run.stages = [run]
+        sides = [
+            {o.key_or_group: o.value() for o in parse(text.split())}
+            for text in (a.claim.variant, str(a.config["baseline"] or a.claim.variant))
+        ]
+        named = [
+            [run for run in runs if is_baseline(cast(Variant, SimpleNamespace(runs=[run])), side)]
+            for side in sides
+        ]
+        assert all(named), a.name
+        assert (named[0] == named[1]) == (a.claim.scaled is not None), a.name
+
+
+def test_seeds_that_stop_are_not_those_of_a_claim() -> None:
+    with pytest.raises(ValueError, match="seeds=auto looks before it adds seeds"):
+        train(["experiment=claims/gqa", "seeds=auto"])
 
 
 def test_a_report_leads_with_its_claim_and_the_page_gathers_it(
     write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = two_schemes(write, -0.05)
-    sweep = folder / "sweeps/claim-gated"
-    sweep.mkdir(parents=True)
-    for path in [p for p in folder.iterdir() if p.name != "sweeps"]:
-        path.rename(sweep / path.name)
+    for attn, seed in itertools.product(("mha", "gqa"), range(3)):
+        loss = 3 + NOISE[seed] - 0.05 * (attn == "gqa")
+        sweep = write(f"claim-gqa/{attn}{seed}", loss, f"attn={attn}", f"seed={seed}").parent
+    folder = sweep.parent
     cells = [{"name": p.name, "parent": None} for p in sorted(sweep.iterdir())]
-    ask = {"cells": cells, "baseline": "pos=learned", "claim": GIVEN}
+    config = compose(["experiment=claims/gqa"])["report"]["claim"]
+    ask = {"cells": cells, "baseline": "attn=mha", "claim": config}
     (sweep / "sweep.json").write_text(json.dumps(ask))
-    assert "reproduced: It is better. (Somebody 2020: -1 %)" in report(sweep)
+    assert f"reproduced: {config['says']} ({config['source']}: none printed) Here" in report(sweep)
     to, picture = tmp_path / "docs/claims.md", tmp_path / "docs/figures/claims.svg"
-    assert main([f"to={to}", f"figure={picture}", f"sweeps={folder / 'sweeps'}"]) == 0
+    assert main([f"to={to}", f"figure={picture}", f"sweeps={folder}"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("not run") == 9
     page = to.read_text()
-    assert "**reproduced**. 6 runs, 1 min of training steps" in page
+    assert "**Reproduced**. 6 runs, 1 min of training steps" in page
     assert "](figures/claims.svg)" in page
+    assert f"python -m cli.claims to={to} figure={picture} sweeps=" in page
     assert page.count("Not run yet.") == 9
-    assert "gated: perplexity" in picture.read_text()
-    claims = claim_of(Reporting(**arguments("report", compose([])["report"], Reporting)[0]))
-    assert claims is None
+    assert "gqa: perplexity" in picture.read_text()
+    write_report([sweep], "attn=gqa")  # a claim names its own baseline
+    assert "claim" not in json.loads((sweep / "results.json").read_text())
 
 
-def test_the_page_takes_no_other_key(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match="form: no such key; known: to, figure, sweeps"):
-        main(["form=html"])
+def gated(**changes: Any) -> dict[str, Any]:
+    """A result of experiment=claims/gated, as in results.json."""
+    config = compose(["experiment=claims/gated"])["report"]["claim"]
+    found = {
+        "asked": config, "word": "open", "text": "-1.0%, 1 seed", "difference": None, "variant": "gated",
+        "base": "mha", "done": 12, "planned": 12, "minutes": 3.0, "machines": [],
+    }  # fmt: skip
+    return found | changes
+
+
+@pytest.mark.parametrize(
+    ("found", "word"),
+    [
+        (gated(), "open"),
+        (gated(done=7), "unfinished"),
+        (gated(asked=gated()["asked"] | {"expected": "higher"}), "not run"),
+        (gated(asked=gated()["asked"] | {"says": "Otherwise."}), "open"),
+    ],
+)
+def test_a_result_counts_if_it_is_whole_and_was_asked_so(
+    found: dict[str, Any], word: str, tmp_path: Path
+) -> None:
+    (tmp_path / "claim-gated").mkdir()
+    (tmp_path / "claim-gated/results.json").write_text(json.dumps({"claim": found}))
+    assert {a.name: a.word for a in asked(tmp_path)}["gated"] == word
+    to, picture = tmp_path / "claims.md", tmp_path / "claims.svg"
+    assert main([f"to={to}", f"figure={picture}", f"sweeps={tmp_path}"]) == 0
+    assert not picture.exists()
+    assert "![" not in to.read_text()
+
+
+@pytest.mark.parametrize("found", [3, None, {"word": "open"}, gated(word="true")])
+def test_a_damaged_result_is_one_line(found: object, tmp_path: Path) -> None:
+    (tmp_path / "claim-gated").mkdir()
+    (tmp_path / "claim-gated/results.json").write_text(json.dumps({"claim": found}))
+    with pytest.raises(
+        ValueError, match=r"results.json has no result of a claim; python report.py"
+    ):
+        asked(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("form=html", "form: no such key; known: to, figure, sweeps"),
+        ("to", "to=. figure=outputs/figures/claims.svg: a page is a .md"),
+        ("sweeps=nowhere", "sweeps=nowhere is no folder; python train.py experiment=claims/alibi"),
+    ],
+)
+def test_the_page_refuses_other_input(given: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        main([given])
