@@ -303,7 +303,7 @@ def peer_benchmark(
     loss_of = logits_loss
     if compiled:
         model.compile()
-        loss_of = torch.compile(logits_loss)  # ours is compiled, too
+        loss_of = torch.compile(logits_loss)  # as ours is, though not as one program with it
     optimizer = Optimizer(model, [torch.optim.AdamW(model.parameters(), fused=True)])
 
     def step() -> None:

@@ -22,23 +22,23 @@ def next_token_loss(model: Transformer, tokens: Tensor, targets: Tensor) -> Tens
     """Mean cross-entropy in nats, float32, of targets (B, T) after tokens (B, T).
 
     Of the last targets alone where the model predicts no others. Where all logits would take much
-    memory, as with a large vocabulary, they become their gradient by chunks of rows. A compiled model
-    is compiled with it, and then keeps no logits in float32 for the backward pass.
+    memory, as with a large vocabulary, they become their gradient by chunks of rows. Where the model is
+    compiled, so is the loss of all logits at once.
     """
-    return model.with_loss(mean_nll, tokens, targets)
-
-
-def mean_nll(model: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:
-    """`next_token_loss`, as operations."""
     rows, vocab_size = tokens.numel(), model.shape.vocab_size
     if rows * vocab_size <= LOGITS:
-        logits = model(tokens)  # (B, T, V)
-        targets = targets[:, -logits.size(1) :]
-        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+        return model.with_loss(mean_nll, tokens, targets)
     x = model.hidden(tokens)  # (B, T, D)
     targets, x = targets[:, -x.size(1) :].flatten(), x.flatten(0, 1).to(compute_dtype(x))
     weight = model.head.weight.to(x.dtype)
     return chunked_cross_entropy(x, weight, targets, max(1, LOGITS // vocab_size))
+
+
+def mean_nll(model: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in float32, from all logits at once."""
+    logits = model(tokens)  # (B, T, V)
+    targets = targets[:, -logits.size(1) :]
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
 
 def counted(targets: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ class Transformer(nn.Module):
         return loss(self, tokens, targets)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """`nn.Module.compile`, for `with_loss` and `hidden` too: training and validation call those."""
+        """`nn.Module.compile`, for `with_loss` and `hidden` too: training calls one of them, validation `hidden`."""
         super().compile(*args, **kwargs)
         for name in ("with_loss", "hidden"):
             setattr(self, name, torch.compile(getattr(self, name), *args, **kwargs))

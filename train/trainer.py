@@ -54,6 +54,7 @@ class Trainer:
         graphs = job.device.uses_graphs(job.model, job.settings.accumulate)
         self.peaks = PeakMemory(graphs=graphs)
         self.started = perf_counter()  # or when it last saved
+        self.first = 0  # step of this process
         self.late = False  # the next checkpoint, with save_every=auto on a GPU
         self.received_signal: signal.Signals | None = None
 
@@ -64,6 +65,7 @@ class Trainer:
         the update).
         """
         settings, first = self.job.settings, self.step
+        self.first = first
         warmup = min(WARMUP_STEPS, (settings.steps - first) // 4)
         with self.signals(), Bar(settings.steps, self.step) as bar:
 
@@ -140,14 +142,16 @@ class Trainer:
 
     def validate(self, on_batch: Callable[[], object]) -> None:
         """Score the whole validation split, if there is one, once a step."""
-        if self.step:
+        if (
+            self.step > self.first
+        ):  # a process that has only loaded weights has no peaks of training
             self.peaks.note_training(self.job.device, self.job.ranks)
         if self.job.corpus.val is None or self.validation.get("step") == self.step:
             return
         start, self.validating = perf_counter(), True
         nats, tokens = self.score(on_batch)
         self.validating = False
-        if self.step:
+        if self.step > self.first:
             self.peaks.note_validation(self.job.device, self.job.ranks)
         loss, text_bytes = nats / tokens, self.job.objective.validation_bytes
         self.validation = {

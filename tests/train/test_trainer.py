@@ -492,6 +492,30 @@ def test_a_run_interrupted_while_it_is_measured_is_measured_when_resumed(
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize(("every", "peak"), [("5", 105), ("null", None)])
+def test_a_process_that_has_not_trained_tells_no_peak_of_training(
+    every: str, peak: int | None, config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted in the step before its first validation, a run validates first when it is resumed."""
+    at = 5 if peak else 12
+    real, steps, interrupted = TrainStep.__call__, [], []
+
+    def counted(self: TrainStep, step: int) -> StepResult:
+        steps.append(step)
+        if len(steps) == at and not interrupted:
+            interrupted.append(step)
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, step)
+
+    monkeypatch.setattr(TrainStep, "__call__", counted)
+    run(config(f"eval_every={every}"), tmp_path / "a", code=128 + signal.SIGTERM)
+    steps.clear()
+    monkeypatch.setattr("train.measure.memory.process_peak", lambda: 100 + len(steps))
+    summary = run(config(f"eval_every={every}", "resume=true"), tmp_path / "a")
+    assert summary["peak_process_bytes"] == peak
+    assert summary["val_loss"] is not None
+
+
 @pytest.mark.parametrize("trouble", ["sample", "sample.txt", "summary.json", "terminal"])
 def test_a_saved_run_is_done_whatever_happens_to_its_results(
     trouble: str,
