@@ -142,16 +142,15 @@ class Trainer:
 
     def validate(self, on_batch: Callable[[], object]) -> None:
         """Score the whole validation split, if there is one, once a step."""
-        if (
-            self.step > self.first
-        ):  # a process that has only loaded weights has no peaks of training
+        trained = self.step > self.first  # a process that has only loaded weights has no such peaks
+        if trained:
             self.peaks.note_training(self.job.device, self.job.ranks)
         if self.job.corpus.val is None or self.validation.get("step") == self.step:
             return
         start, self.validating = perf_counter(), True
         nats, tokens = self.score(on_batch)
         self.validating = False
-        if self.step > self.first:
+        if trained:
             self.peaks.note_validation(self.job.device, self.job.ranks)
         loss, text_bytes = nats / tokens, self.job.objective.validation_bytes
         self.validation = {
@@ -162,9 +161,9 @@ class Trainer:
             "val_tokens": tokens,
         }
         self.log("val", **self.validation, eval_seconds=perf_counter() - start)
-        trained = f"train loss {self.train_loss:.4f}  " if self.losses else ""
+        told = f"train loss {self.train_loss:.4f}  " if self.losses else ""
         say(
-            f"step {self.step}/{self.job.settings.steps}  {trained}"
+            f"step {self.step}/{self.job.settings.steps}  {told}"
             f"val loss {loss:.4f}  perplexity {self.validation['perplexity']:.3f}"
         )
 
