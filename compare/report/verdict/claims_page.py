@@ -217,7 +217,7 @@ def draw(shown: list[Asked]) -> Drawing:
         said = f"{a.text.partition(',')[0]}  {a.word}"
         axes.text(1.05, row, said, va="center", fontsize=8)
     axes.axvline(0, color=style.INK, linewidth=0.8, alpha=0.5)
-    labels = [f"{a.name}: {ruler_of(a.claim)}" for a in shown]
+    labels = [f"{a.name}: {ruler_of(a.claim)}".replace(", ", ",\n") for a in shown]
     axes.set_yticks(range(len(shown)), labels, fontsize=8)
     axes.set(xlim=(-1, 1), ylim=(len(shown) - 0.4, -0.6))
     axes.set_xticks([])
