@@ -65,7 +65,12 @@ def length_table(study: Study) -> Rows:
     losses = length_losses(study)
     if losses.empty:
         return []
-    cells = losses.groupby(["label", "context"], sort=False).loss.agg(perplexity_cell).unstack()
+    cells = (
+        losses.groupby(["label", "context"], sort=False)
+        .loss.agg(perplexity_cell)
+        .unstack()
+        .sort_index(axis=1)
+    )
     cells = cells.reindex(losses.label.unique()).fillna("")
     header = ["perplexity at context", *(f"{context:,}" for context in cells)]
     return [header, *map(list, cells.itertuples())]

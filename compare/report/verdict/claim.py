@@ -120,9 +120,14 @@ def expectation(claim: Claim) -> str:
         if ruler.unit
         else f"{claim.margin:.1%}"
     )
+    if claim.ruler == "compute" and claim.expected in BESIDE_ONE:
+        return BESIDE_ONE[claim.expected]
     if claim.expected == "same":
         return f"the same to within {margin}"
     return f"no more than {margin} higher" if claim.expected == "not higher" else claim.expected
+
+
+BESIDE_ONE = {"lower": "below 1", "higher": "above 1"}
 
 
 def facts(found: Outcome, study: Study) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def page(claims: list[Asked], command: str, picture: str | None) -> str:
     """
     rows = table(claims)
     linked = [rows[0], *([f"[{row[0]}](#{row[0]})", *row[1:]] for row in rows[1:])]
-    shown = [f"![{CAPTION}]({picture})", "", CAPTION, ""] if picture else []
+    shown = [f"![differences and what was expected]({picture})", "", CAPTION, ""] if picture else []
     return "\n".join(
         [
             "# Published claims, asked again",
@@ -182,7 +182,8 @@ def section(a: Asked) -> str:
     where = f" on {'; '.join(f['machines'])}" if f["machines"] else ""
     lines[-1] += f" Here{sides}: {a.text}. **{a.word.capitalize()}**."
     lines[-1] += f" {runs}, {f['minutes']:.0f} min of training steps{where}."
-    return "\n".join([*lines, ""])
+    notes = (line for note in a.config["report"]["notes"] for line in ("", note))
+    return "\n".join([*lines, *notes, ""])
 
 
 def figure(claims: list[Asked]) -> Figure | None:

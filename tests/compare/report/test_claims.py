@@ -16,7 +16,7 @@ from compare.report.analysis import analyse, analyse_folders
 from compare.report.curves.worth import worths
 from compare.report.runs import read
 from compare.report.variants import Variant, is_baseline
-from compare.report.verdict.claim import outcome, word
+from compare.report.verdict.claim import expectation, outcome, word
 from compare.report.verdict.claims_page import asked
 from compare.report.write import report
 from compare.report.write import write as write_report
@@ -86,6 +86,21 @@ def test_no_difference_is_neither_lower_nor_higher() -> None:
     assert found == {
         "lower": "open", "higher": "open", "same": "reproduced", "not higher": "reproduced",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"expected": "not higher"}, "no more than 1.0% higher"),
+        ({"expected": "same", "margin": 0.02}, "the same to within 2.0%"),
+        ({"ruler": "exact match", "expected": "same", "margin": 0.1}, "the same to within 10.0 points"),
+        ({"ruler": "rate sensitivity", "expected": "not higher", "margin": 0.1}, "no more than 0.10 nats higher"),
+        ({"ruler": "compute"}, "below 1"),
+        ({"expected": "higher"}, "higher"),
+    ],
+)  # fmt: skip
+def test_what_is_expected_has_its_unit(changes: dict[str, Any], words: str) -> None:
+    assert expectation(claim(**changes)) == words
 
 
 def test_one_seed_leaves_a_claim_open() -> None:

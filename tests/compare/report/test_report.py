@@ -18,7 +18,7 @@ from scipy import stats
 from cli import calibrate as honesty
 from cli.report import main
 from compare.report.analysis import analyse_folders
-from compare.report.evaluations.kinds import KNOWN
+from compare.report.evaluations.kinds import KNOWN, length_table
 from compare.report.figures import FIGURES, pareto, smooth
 from compare.report.runs import read
 from compare.report.style import canvas, legend_below, styles_of
@@ -568,3 +568,14 @@ def test_a_smoothed_curve_keeps_its_mean_and_does_not_mix_stages() -> None:
     reduced = smooth(pd.Series(dict(curve)).to_frame(), [505])
     assert set(reduced[0]) == {1.0, 9.0}
     assert len(reduced) == 101  # of 10 steps each, but the two beside the end of the stage
+
+
+def test_contexts_of_unequal_runs_are_in_order(write: Write) -> None:
+    for pos, contexts in (("learned", (256, 512)), ("rope", (128, 256))):
+        rows = [{"pos": pos, "factor": None, "context": n, "loss": 3.0} for n in contexts]
+        folder = write(pos, 3.0, f"pos={pos}")
+        (folder / "eval").mkdir()
+        (folder / "eval/length.json").write_text(json.dumps({"rows": rows}))
+    head, *rows = length_table(analyse_folders([folder.parent]))
+    assert head == ["perplexity at context", "128", "256", "512"]
+    assert rows == [["learned", "", "20.1", "20.1"], ["rope", "20.1", "20.1", ""]]
