@@ -175,10 +175,14 @@ class Claim:
 
 
 def claim_of(report: Reporting) -> Claim | None:
-    """The claim of a sweep, if it has one. Raises ValueError for what is none."""
+    """The claim of a sweep, if it has one; a key of some claims alone may be missing from others.
+
+    Raises ValueError for what is no claim.
+    """
     if report.claim is None:
         return None
-    return Claim(**arguments("report.claim", report.claim, Claim)[0])
+    unset = {"context": None, "scaled": None, "levels": None, "margin": 0.0}
+    return Claim(**arguments("report.claim", unset | report.claim, Claim)[0])
 
 
 RULERS = ("perplexity", "perplexity at a context", "exact match", "compute", "rate sensitivity")

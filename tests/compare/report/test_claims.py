@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,7 +23,7 @@ from compare.report.write import report
 from compare.report.write import write as write_report
 from compare.statistics.paired import paired
 from train.config.compose import compose, parse
-from train.config.options import EXPECTED, RULERS, Claim, Reporting
+from train.config.options import EXPECTED, RULERS, Claim, Reporting, claim_of
 from train.config.schema import arguments
 from train.sweep.expand import cells_of
 
@@ -359,9 +360,11 @@ def test_a_report_leads_with_its_claim_and_the_page_gathers_it(
 
 def gated(**changes: Any) -> dict[str, Any]:
     """A result of experiment=claims/gated, as in results.json."""
-    config = compose(["experiment=claims/gated"])["report"]["claim"]
+    report_keys = compose(["experiment=claims/gated"])["report"]
+    asked_for = claim_of(Reporting(**arguments("report", report_keys, Reporting)[0]))
+    assert asked_for is not None
     found = {
-        "asked": config, "word": "open", "text": "-1.0%, 1 seed", "difference": None, "variant": "gated",
+        "asked": asdict(asked_for), "word": "open", "text": "-1.0%, 1 seed", "difference": None, "variant": "gated",
         "base": "mha", "done": 12, "planned": 12, "minutes": 3.0, "machines": [],
     }  # fmt: skip
     return found | changes
