@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from bench.peers import installed
 from cli.entry import run_command
 from compare.report.tables import markdown
 from data.atomic import replace, write_json
 from model.cost import flops_per_token
+from model.loss import logits_loss
 from train.config.compose import compose, parse, quoted
 from train.config.schema import arguments as checked
 from train.config.schema import at_least, choose
@@ -319,11 +319,6 @@ def peer_benchmark(
         device.synchronize()
 
     return Benchmark(step, model, optimizer)
-
-
-def logits_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in float32: logits (B, T, V), targets (B, T)."""
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
 
 def table(rows: list[dict[str, Any]]) -> list[list[str]]:

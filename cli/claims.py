@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from cli.entry import run_command
+from cli.entry import options_of, run_command
 from compare.report.verdict.claims_page import asked, figure, page, table
 from data.atomic import replace
 from train.record.terminal import columns
@@ -31,9 +31,7 @@ def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
-    given = dict(a.partition("=")[::2] for a in arguments)
-    if unknown := given.keys() - DEFAULTS.keys():
-        raise ValueError(f"{min(unknown)}: no such key; known: {', '.join(DEFAULTS)}")
+    given = options_of(arguments, DEFAULTS)
     options = {key: Path(value) for key, value in (DEFAULTS | given).items()}
     to, drawn, sweeps = options["to"], options["figure"], options["sweeps"]
     if to.suffix != ".md" or drawn.suffix != ".svg":

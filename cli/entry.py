@@ -4,7 +4,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from train.config.compose import CONFIGS, choices_of, compose, keys_of
 from train.config.schema import Config
@@ -31,6 +31,14 @@ def run_command(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def options_of(arguments: list[str], known: Iterable[str]) -> dict[str, str]:
+    """KEY=VALUE of a command without a config. Raises ValueError for a key that it does not have."""
+    options = dict(a.partition("=")[::2] for a in arguments)
+    if unknown := options.keys() - set(known):
+        raise ValueError(f"{min(unknown)}: no such key; known: {', '.join(known)}")
+    return options
 
 
 def compose_command(overrides: list[str], name: str, usage: str) -> Config | None:

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from cli.entry import run_command
+from cli.entry import options_of, run_command
 from compare.check.reproduction import reproduce
 
 USAGE = """\
@@ -24,9 +24,7 @@ def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
-    options = dict(a.partition("=")[::2] for a in arguments)
-    if unknown := options.keys() - {"run", "to"}:
-        raise ValueError(f"{min(unknown)}: no such key; known: run, to")
+    options = options_of(arguments, ("run", "to"))
     if not options.get("run"):
         raise ValueError("run=DIR is missing: the folder of a finished run")
     run = Path(options["run"])

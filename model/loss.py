@@ -37,7 +37,11 @@ def next_token_loss(model: Transformer, tokens: Tensor, targets: Tensor) -> Tens
 def mean_nll(model: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy in float32, from all logits at once."""
     logits = model(tokens)  # (B, T, V)
-    targets = targets[:, -logits.size(1) :]
+    return logits_loss(logits, targets[:, -logits.size(1) :])
+
+
+def logits_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in float32: logits (B, T, V), targets (B, T)."""
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
 

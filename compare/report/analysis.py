@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -197,8 +197,7 @@ def analyse(
 
 def choose_baseline(variants: list[Variant], text: str | None, *, required: bool) -> Variant:
     """The variant that a text names, or the first one if there is none and none is required."""
-    asked = current_overrides("train", shlex.split(text or ""))
-    wanted = {o.key_or_group: o.value() for o in parse(asked)}
+    wanted = wanted_by(text or "")
     named = [v for v in variants if wanted and is_baseline(v, wanted)]
     if required and not named:
         raise ValueError(
@@ -206,6 +205,12 @@ def choose_baseline(variants: list[Variant], text: str | None, *, required: bool
         )
     done = [v for v in named if v.done] or (named if required else [])
     return (done or [v for v in variants if v.done] or variants)[0]
+
+
+def wanted_by(text: str) -> dict[str, Any]:
+    """The settings in the name of a variant: {"attn": "mha", "pos": "rope"} of "attn=mha pos=rope"."""
+    asked = current_overrides("train", shlex.split(text))
+    return {o.key_or_group: o.value() for o in parse(asked)}
 
 
 def metric_of(done: Sequence[Run]) -> Metric | None:

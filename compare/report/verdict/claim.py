@@ -4,12 +4,11 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from compare.report.analysis import Study
+from compare.report.analysis import Study, wanted_by
 from compare.report.runs import Run
 from compare.report.variants import Variant, is_baseline
 from compare.report.verdict.rulers import RULERS
 from compare.statistics.paired import LEVEL, Difference, with_interval
-from train.config.compose import parse
 from train.config.options import Claim
 
 REPRODUCED, NOT_HERE, OPEN = "reproduced", "not here", "open"
@@ -53,7 +52,7 @@ def variant_of(claim: Claim, study: Study) -> Variant:
 
     Raises ValueError if there is none, or if it is the baseline, unless that is read in two ways.
     """
-    wanted = {o.key_or_group: o.value() for o in parse(claim.variant.split())}
+    wanted = wanted_by(claim.variant)
     base = study.baseline
     alike = {"steps", "optim.lr"} - wanted.keys() - {*RULERS[claim.ruler].over}
     found = [
