@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 
 from compare.report import style
-from compare.report.style import Drawing, Figure, svg
+from compare.report.style import Canvas, Figure, svg
 from compare.report.tables import Rows, markdown
 from compare.report.verdict.claim import (
     NOT_HERE,
@@ -192,8 +192,7 @@ def figure(claims: list[Asked]) -> Figure | None:
     if not shown:
         return None
     with matplotlib.rc_context(style.SETTINGS):
-        drawing, caption = draw(shown)
-        return Figure("claims", caption, svg(drawing, "claims"))
+        return Figure("claims", CAPTION, svg(draw(shown), "claims"))
 
 
 CAPTION = (
@@ -202,7 +201,7 @@ CAPTION = (
 )
 
 
-def draw(shown: list[Asked]) -> Drawing:
+def draw(shown: list[Asked]) -> Canvas:
     drawing, axes = style.canvas(1, height=0.8 + 0.42 * len(shown))
     for row, a in enumerate(shown):
         mean, low, high = (a.found["difference"][key] for key in ("mean", "low", "high"))
@@ -223,4 +222,4 @@ def draw(shown: list[Asked]) -> Drawing:
     axes.set(xlim=(-1, 1), ylim=(len(shown) - 0.4, -0.6))
     axes.set_xticks([])
     axes.grid(visible=False)
-    return drawing, CAPTION
+    return drawing
