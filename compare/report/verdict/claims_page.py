@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.figure import Figure as Canvas
 
 from compare.report import style
-from compare.report.style import Canvas, Figure, svg
+from compare.report.style import Figure, svg
 from compare.report.tables import Rows, markdown
 from compare.report.verdict.claim import (
     NOT_HERE,
