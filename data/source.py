@@ -9,8 +9,9 @@ import codecs
 import glob
 import hashlib
 import logging
+import os
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from data.atomic import sha256
@@ -33,10 +34,15 @@ class Stdlib:
 
     def __init__(self) -> None:
         self.root = Path(sysconfig.get_paths()["stdlib"])
-        paths = sorted(self.root.rglob("*.py"), key=lambda p: p.relative_to(self.root).as_posix())
-        self.paths = [p for p in paths if self.leave_out.isdisjoint(p.relative_to(self.root).parts)]
+        self.paths = sorted(self.files(), key=lambda p: p.relative_to(self.root).as_posix())
         if not self.paths:
             raise ValueError(f"no Python sources in {self.root}; try data=text data.path=FILE")
+
+    def files(self) -> Iterator[Path]:
+        """The files, in any order."""
+        for folder, subfolders, names in os.walk(self.root):
+            subfolders[:] = [name for name in subfolders if name not in self.leave_out]
+            yield from (Path(folder, name) for name in names if name.endswith(".py"))
 
     def key(self) -> str:
         return f"stdlib:{hash_files(self.paths)}"

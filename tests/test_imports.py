@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tiny import RUN
+
 ROOT = Path(__file__).resolve().parents[1]
 #: From the ground up: a package imports itself and those below it; model and data do not meet.
 PACKAGES = ("model", "data", "train", "compare", "cli", "bench")
@@ -197,12 +199,15 @@ def test_help_is_not_kept_waiting_by_torch(command: str) -> None:
     assert "hydra" in {name.split(".")[0] for name in loaded(command)}
 
 
-def test_a_run_starts_without_the_compiler() -> None:
+def test_a_run_is_trained_without_the_compiler(text: Path, tmp_path: Path) -> None:
     """Which takes as long to load as all the rest of torch, nor with what shards a model."""
     slow = ("torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor")
-    look = f"import train.run, sys; print(*(m for m in sys.modules if m.startswith({slow})))"
-    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, cwd=ROOT, check=True)  # fmt: skip
-    assert done.stdout.split() == []
+    run = [*RUN, f"data.path={text}", f"data.cache={tmp_path}/cache", f"out={tmp_path}/run"]
+    look = f"print('loaded', *(m for m in sys.modules if m.startswith({slow})))"
+    code = f"import sys; from cli.train import train; assert train({run}) == 0; {look}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].split() == ["loaded"]
 
 
 def test_what_is_stated_of_files_is_of_files_that_exist() -> None:

@@ -205,7 +205,8 @@ def set_up_process(threads: int | None, tf32: bool = False, deterministic: bool 
     torch.backends.cuda.matmul.allow_tf32 = tf32
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic or torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(deterministic)  # imports the compiler: about a second
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # slow
     if threads is not None:
         torch.set_num_threads(threads)
