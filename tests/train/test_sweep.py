@@ -376,12 +376,12 @@ def test_seeds_come_one_after_the_other_and_names_stay(tmp_path: Path) -> None:
     assert [c.name for c in cells] == [
         f"attn-{attn}_seed-{seed}" for seed in (0, 1) for attn in ("mha", "mqa")
     ]
-    write_manifest(tmp_path, cells, cells[0].config, "attn=mha")
+    write_manifest(tmp_path, cells[0].config, cells, baseline="attn=mha", margin=None)
     wider = planned(
         *RUN, "data.path=README.md", "attn=mha", "steps=9,12", "seed=0", parent=tmp_path
     )
     assert [c.name for c in wider] == ["steps-9", "attn-mha_seed-0"]
-    write_manifest(tmp_path, wider, cells[0].config, "attn=mha")
+    write_manifest(tmp_path, cells[0].config, wider, baseline="attn=mha", margin=None)
     (again,) = planned(*RUN, "data.path=README.md", "attn=mqa", "seed=1", parent=tmp_path)
     assert again.name == "attn-mqa_seed-1"
 

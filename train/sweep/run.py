@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,20 +52,21 @@ def sweep(
     name = first["name"] or time.strftime("%Y%m%d-%H%M%S")
     parent = Path(str(first["out"] or Path("outputs/sweeps") / str(name)))
     gpus = [] if launcher else visible_gpus(first["device"])
+    manifest = partial(
+        write_manifest,
+        parent,
+        first,
+        baseline=first["baseline"] or baseline_of(cells[0]),
+        margin=settings.margin if settings.seeds else None,
+    )
     with ExitStack() as held:
         with apart(bool(gpus)) as ask:
             every = ask(plan_cells, cells, first, parent, here=not launcher)
             planned = asked(every, ROUNDS[0], None) if settings.seeds else every
-            if launcher and settings.jobs not in ("auto", 1):
-                raise ValueError(
-                    f"jobs={settings.jobs} is for runs on this machine; {launcher[0]} has keys of "
-                    "its own"
-                )
+            check_jobs(settings.jobs, launcher)
             there = elsewhere(launcher, parent / ".hydra") if launcher else None
             held.callback(locked(parent).release)
-            baseline = first["baseline"] or baseline_of(cells[0])
-            margin = settings.margin if settings.seeds else None
-            write_manifest(parent, planned, first, baseline, margin)
+            manifest(planned)
             todo = [cell for cell in planned if to_do(cell, settings.retry)]
             fresh = not any(status_of(cell.folder) for cell in planned)
             if len(todo) < len(planned):
@@ -80,31 +82,32 @@ def sweep(
                     break
                 more = asked(every, seeds, going)
                 planned = [cell for cell in every if cell in planned or cell in more]
-                write_manifest(parent, planned, first, baseline, margin)
+                manifest(planned)
                 todo = [cell for cell in planned if to_do(cell, retry=False)]
                 say(f"{seeds} seeds for what is not decided: {len(todo)} runs more")
                 run_all(planned, todo, {}, there, places, safely(report, ""))
-            evaluated = evaluate(parent, first["report"]["evaluate"])
+            failed_evaluations = evaluate(parent, first["report"]["evaluate"])
             verdict = safely(report, "")(parent)
         except Stop as stop:
             place = f"name={first['name']}" if first["name"] else f"out={parent}"
             say(f"interrupted; the same command with {place} goes on")
             return 128 + int(stop.args[0])
-    failed = 0
-    for cell in planned:
-        found = state(cell.folder)
-        if found["state"] != "done":
-            failed += 1
-            say(f"{cell.name}: {found['state']}: {found['reason']}")
+    failed_runs = say_failures(planned)
     print(verdict)
     if fresh and not there:
-        wall = time.monotonic() - started
-        share = training_seconds(planned) / min(len(places), len(planned)) / wall
-        say(f"training steps took {share:.0%} of {duration(wall)}")
+        say_share(planned, len(places), time.monotonic() - started)
     lines = len(first["report"]["evaluate"])
-    also = f", {evaluated} of {lines} evaluations failed" if evaluated else ""
-    print(f"\nsweep: {parent}  ({len(planned)} runs, {failed} failed{also})")
-    return 1 if failed or evaluated else 0
+    also = f", {failed_evaluations} of {lines} evaluations failed" if failed_evaluations else ""
+    print(f"\nsweep: {parent}  ({len(planned)} runs, {failed_runs} failed{also})")
+    return 1 if failed_runs or failed_evaluations else 0
+
+
+def check_jobs(jobs: str | int, launcher: list[str]) -> None:
+    """Raise ValueError for a number of runs side by side that another launcher would not heed."""
+    if launcher and jobs not in ("auto", 1):
+        raise ValueError(
+            f"jobs={jobs} is for runs on this machine; {launcher[0]} has keys of its own"
+        )
 
 
 def locked(parent: Path) -> FileLock:
@@ -119,7 +122,7 @@ def locked(parent: Path) -> FileLock:
 
 
 def write_manifest(
-    parent: Path, planned: list[Cell], first: Config, baseline: str, margin: float | None = None
+    parent: Path, first: Config, planned: list[Cell], *, baseline: str, margin: float | None
 ) -> None:
     """Write sweep.json: what was asked for last, and every other run that the folder has known.
 
@@ -150,10 +153,21 @@ def to_do(cell: Cell, retry: bool) -> bool:
     return retry or found != "failed"
 
 
-def training_seconds(cells: list[Cell]) -> float:
-    """Seconds that the training steps of runs took, of those that have a summary."""
-    summaries = [load_summary(cell.folder) or {} for cell in cells]
-    return sum(summary.get("train_seconds") or 0.0 for summary in summaries)
+def say_failures(planned: list[Cell]) -> int:
+    """Say why runs have no result, and return how many have none."""
+    found = {cell.name: state(cell.folder) for cell in planned}
+    failed = {name: how for name, how in found.items() if how["state"] != "done"}
+    for name, how in failed.items():
+        say(f"{name}: {how['state']}: {how['reason']}")
+    return len(failed)
+
+
+def say_share(planned: list[Cell], places: int, wall: float) -> None:
+    """Say how much of a sweep's seconds its training steps took, of runs that have a summary."""
+    summaries = [load_summary(cell.folder) or {} for cell in planned]
+    trained = sum(summary.get("train_seconds") or 0.0 for summary in summaries)
+    share = trained / min(places, len(planned)) / wall
+    say(f"training steps took {share:.0%} of {duration(wall)}")
 
 
 def state(folder: Path) -> dict[str, Any]:
