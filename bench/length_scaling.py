@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import torch
 
 from cli.entry import run_command
-from compare.report.style import COLOURS, MARKERS, SETTINGS, Figure, canvas, legend, svg
+from compare.report.style import COLOURS, MARKERS, Drawing, canvas, legend, pictured
 from model.attention import KERNELS
 from model.cost import training_kernels
 from train.config.compose import compose, group_of
@@ -147,19 +146,19 @@ def table(curves: dict[str, list[Result]]) -> list[list[str]]:
     return rows
 
 
-def draw(curves: dict[str, list[Result]]) -> Figure:
+@pictured("scaling")
+def draw(curves: dict[str, list[Result]]) -> Drawing:
     """Time and memory against length, on logarithmic axes."""
-    with matplotlib.rc_context(SETTINGS):
-        figure, (time, memory) = canvas(2, 3.4)
-        for (name, results), colour, marker in zip(curves.items(), COLOURS, MARKERS, strict=False):
-            style = {"color": colour, "marker": marker, "base": 2, "label": name}
-            time.loglog(LENGTHS, [result.ms for result in results], **style)
-            memory.loglog(LENGTHS, [result.mib for result in results], **style)
-        for axes, unit in ((time, "forward and backward, ms"), (memory, "peak memory, MiB")):
-            axes.set(xlabel="tokens", ylabel=unit, xticks=LENGTHS, xticklabels=map(str, LENGTHS))
-            axes.yaxis.set_major_formatter("{x:g}")
-        legend(time, len(curves))
-        return Figure("scaling", "One attention layer against length.", svg(figure, "scaling"))
+    figure, (time, memory) = canvas(2, 3.4)
+    for (name, results), colour, marker in zip(curves.items(), COLOURS, MARKERS, strict=False):
+        style = {"color": colour, "marker": marker, "base": 2, "label": name}
+        time.loglog(LENGTHS, [result.ms for result in results], **style)
+        memory.loglog(LENGTHS, [result.mib for result in results], **style)
+    for axes, unit in ((time, "forward and backward, ms"), (memory, "peak memory, MiB")):
+        axes.set(xlabel="tokens", ylabel=unit, xticks=LENGTHS, xticklabels=map(str, LENGTHS))
+        axes.yaxis.set_major_formatter("{x:g}")
+    legend(time, len(curves))
+    return figure, "One attention layer against length."
 
 
 if __name__ == "__main__":

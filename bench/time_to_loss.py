@@ -8,11 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import quantiles
 
-import matplotlib
-
 from bench.step_time import successive
 from cli.entry import run_command
-from compare.report.style import COLOURS, GREY, SETTINGS, Figure, canvas, legend, svg
+from compare.report.style import COLOURS, GREY, Drawing, canvas, legend, pictured
 from train.config.keys import STEP_TIME, select
 from train.config.schema import choose
 from train.measure import device as devices
@@ -127,32 +125,32 @@ def table(runs: list[RunCurve], losses: list[float]) -> list[list[str]]:
     return rows
 
 
-def draw(runs: list[RunCurve], losses: list[float]) -> Figure:
+@pictured("time_to_loss")
+def draw(runs: list[RunCurve], losses: list[float]) -> Drawing:
     """Validation loss against steps and against time, with the losses as dashed lines."""
     names = list(dict.fromkeys(run.name for run in runs))
     lowest = min(run.best[2] for run in runs)
-    with matplotlib.rc_context(SETTINGS):
-        figure, panels = canvas(2, 3.4)
-        for axes, i, unit, label in (
-            (panels[0], 0, 1, "steps"),
-            (panels[1], 1, 60, "minutes of training"),
-        ):
-            labelled = set[str]()
-            for run in runs:
-                x = [point[i] / unit for point in run.points]
-                y = [point[2] for point in run.points]
-                colour = COLOURS[names.index(run.name) % len(COLOURS)]
-                first = run.name not in labelled
-                labelled.add(run.name)
-                text, alpha = (run.name, 1) if first else (None, 0.6)
-                axes.plot(x, y, label=text, color=colour, lw=1.4, alpha=alpha)
-            for loss in losses:
-                axes.axhline(loss, color=GREY, lw=0.8, ls="--")
-            axes.set(xlabel=label, ylabel="validation loss", ylim=(lowest - 0.03, lowest + 0.5))
-        legend(panels[0], len(names))
-        values = ", ".join(number(loss, ".4f") for loss in losses)
-        caption = f"Validation loss; dashed: {values}."
-        return Figure("time_to_loss", caption, svg(figure, "time_to_loss"))
+    figure, panels = canvas(2, 3.4)
+    for axes, i, unit, label in (
+        (panels[0], 0, 1, "steps"),
+        (panels[1], 1, 60, "minutes of training"),
+    ):
+        labelled = set[str]()
+        for run in runs:
+            x = [point[i] / unit for point in run.points]
+            y = [point[2] for point in run.points]
+            colour = COLOURS[names.index(run.name) % len(COLOURS)]
+            first = run.name not in labelled
+            labelled.add(run.name)
+            text, alpha = (run.name, 1) if first else (None, 0.6)
+            axes.plot(x, y, label=text, color=colour, lw=1.4, alpha=alpha)
+        for loss in losses:
+            axes.axhline(loss, color=GREY, lw=0.8, ls="--")
+        axes.set(xlabel=label, ylabel="validation loss", ylim=(lowest - 0.03, lowest + 0.5))
+    legend(panels[0], len(names))
+    values = ", ".join(number(loss, ".4f") for loss in losses)
+    caption = f"Validation loss; dashed: {values}."
+    return figure, caption
 
 
 if __name__ == "__main__":

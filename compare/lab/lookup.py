@@ -9,11 +9,10 @@ Shapes: N queries or draws, S keys, D channels, Dv width of values.
 import math
 from dataclasses import dataclass
 
-import matplotlib
 import torch
 from torch import Tensor
 
-from compare.report.style import COLOURS, SETTINGS, Figure, canvas, legend, svg
+from compare.report.style import COLOURS, Drawing, canvas, legend, pictured
 from model.attention.attend import attend
 
 BETAS = (5.0, 10.0, 20.0)  # norms of queries
@@ -154,20 +153,20 @@ def inner(share: Tensor) -> float:
     return ((share > INNER[0]) & (share < INNER[1])).double().mean().item()
 
 
-def draw_noise(found: dict[tuple[float, str], Tensor]) -> Figure:
+@pictured("lookup")
+def draw_noise(found: dict[tuple[float, str], Tensor]) -> Drawing:
     """Histograms of the share of v_a: a panel for each beta, one head against two."""
-    with matplotlib.rc_context(SETTINGS):
-        figure, panels = canvas(len(BETAS), 3.0)
-        for axes, beta in zip(panels, BETAS, strict=True):
-            for name, colour in zip(HEADS, COLOURS, strict=False):
-                share = found[beta, name].numpy()
-                axes.hist(share, bins=40, range=(0, 1), weights=[1 / len(share)] * len(share),
-                          color=colour, alpha=0.6, label=name)  # fmt: skip
-            axes.set(title=f"beta {beta:g}", xlabel="weight on the first value")
-        panels[0].set_ylabel("fraction of draws")
-        legend(panels[0], len(HEADS))
-        caption = (
-            "Weight on the first of two values that attention is to average, where the length of "
-            "its key varies: one head attends to both keys, two heads to one each."
-        )
-        return Figure("lookup", caption, svg(figure, "lookup"))
+    figure, panels = canvas(len(BETAS), 3.0)
+    for axes, beta in zip(panels, BETAS, strict=True):
+        for name, colour in zip(HEADS, COLOURS, strict=False):
+            share = found[beta, name].numpy()
+            axes.hist(share, bins=40, range=(0, 1), weights=[1 / len(share)] * len(share),
+                      color=colour, alpha=0.6, label=name)  # fmt: skip
+        axes.set(title=f"beta {beta:g}", xlabel="weight on the first value")
+    panels[0].set_ylabel("fraction of draws")
+    legend(panels[0], len(HEADS))
+    caption = (
+        "Weight on the first of two values that attention is to average, where the length of "
+        "its key varies: one head attends to both keys, two heads to one each."
+    )
+    return figure, caption

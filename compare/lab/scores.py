@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-import matplotlib
 import torch
 from torch import Tensor, nn
 
-from compare.report.style import COLOURS, LINES, MARKERS, SETTINGS, Figure, canvas, svg
+from compare.report.style import COLOURS, LINES, MARKERS, Drawing, canvas, pictured
 
 PAIRS = 4000  # to fit, and as many held out
 DIMS = (2, 8)
@@ -144,27 +143,27 @@ def table(fits: list[Fit]) -> list[list[str]]:
     return rows
 
 
-def draw(fits: list[Fit]) -> Figure:
+@pictured("scores")
+def draw(fits: list[Fit]) -> Drawing:
     """R^2 against the width of additive scores; the others have none."""
-    with matplotlib.rc_context(SETTINGS):
-        figure, panels = canvas(len(DIMS), height=3.6)
-        names = [*dict.fromkeys(one.case.name for one in fits)]
-        for dim, axes in zip(DIMS, panels, strict=True):
-            for i, name in enumerate(names):
-                r2 = {f.case.width: f.r2 for f in fits if (f.case.name, f.case.dim) == (name, dim)}
-                look = {"color": COLOURS[i], "label": name}
-                if None in r2:
-                    axes.axhline(r2[None], linestyle=LINES[1 + i], **look)
-                else:
-                    axes.plot([*r2], [*r2.values()], marker=MARKERS[i], **look)
-            axes.set_xscale("log", base=2)
-            axes.set_xticks(WIDTHS, [str(width) for width in WIDTHS])
-            axes.set(title=f"{dim} channels", xlabel="width of additive scores")
-        panels[0].set(ylabel="held-out R²")
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-        caption = (
-            f"Each score fitted to the cosine of the angle between {PAIRS:,} random pairs of unit vectors: "
-            "the share of its variance that is explained on as many other pairs."
-        )
-        return Figure("scores", caption, svg(figure, "scores"))
+    figure, panels = canvas(len(DIMS), height=3.6)
+    names = [*dict.fromkeys(one.case.name for one in fits)]
+    for dim, axes in zip(DIMS, panels, strict=True):
+        for i, name in enumerate(names):
+            r2 = {f.case.width: f.r2 for f in fits if (f.case.name, f.case.dim) == (name, dim)}
+            look = {"color": COLOURS[i], "label": name}
+            if None in r2:
+                axes.axhline(r2[None], linestyle=LINES[1 + i], **look)
+            else:
+                axes.plot([*r2], [*r2.values()], marker=MARKERS[i], **look)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(WIDTHS, [str(width) for width in WIDTHS])
+        axes.set(title=f"{dim} channels", xlabel="width of additive scores")
+    panels[0].set(ylabel="held-out R²")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    caption = (
+        f"Each score fitted to the cosine of the angle between {PAIRS:,} random pairs of unit vectors: "
+        "the share of its variance that is explained on as many other pairs."
+    )
+    return figure, caption

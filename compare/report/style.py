@@ -1,11 +1,12 @@
 """The style of all figures: SVG that reads on white and on black, one style per variant."""
 
+import functools
 import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import matplotlib
 from matplotlib.figure import Figure as Canvas
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure as Canvas
 from compare.report.analysis import Study
 from compare.report.variants import Variant
 
+P = ParamSpec("P")
 GREY = "#888888"
 
 #: Okabe and Ito's colours that stand out on white and on black, then a grey and a violet.
@@ -112,6 +114,21 @@ def render(name: str, draw: Draw, study: Study, styles: Styles) -> Figure | None
     with matplotlib.rc_context(SETTINGS):
         drawing = draw(study, styles)
         return drawing and Figure(name, drawing[1], svg(drawing[0], name))
+
+
+def pictured(name: str) -> Callable[[Callable[P, Drawing]], Callable[P, Figure]]:
+    """Decorates a function that draws: it returns the figure of that name, in the settings of all."""
+
+    def decorate(draw: Callable[P, Drawing]) -> Callable[P, Figure]:
+        @functools.wraps(draw)
+        def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+            with matplotlib.rc_context(SETTINGS):
+                drawing, caption = draw(*args, **kwargs)
+                return Figure(name, caption, svg(drawing, name))
+
+        return drawn
+
+    return decorate
 
 
 def canvas(panels: int, height: float, rows: int = 1) -> tuple[Canvas, Any]:

@@ -6,11 +6,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure as Canvas
-
 from compare.report import style
-from compare.report.style import Figure, svg
+from compare.report.style import Figure
 from compare.report.tables import Rows, markdown
 from compare.report.verdict.claim import (
     NOT_HERE,
@@ -190,10 +187,7 @@ def section(a: Asked) -> str:
 def figure(claims: list[Asked]) -> Figure | None:
     """Each difference with its interval, on a scale of its own, beside what was expected."""
     shown = [a for a in claims if a.found.get("difference")]
-    if not shown:
-        return None
-    with matplotlib.rc_context(style.SETTINGS):
-        return Figure("claims", CAPTION, svg(draw(shown), "claims"))
+    return draw(shown) if shown else None
 
 
 CAPTION = (
@@ -202,7 +196,8 @@ CAPTION = (
 )
 
 
-def draw(shown: list[Asked]) -> Canvas:
+@style.pictured("claims")
+def draw(shown: list[Asked]) -> style.Drawing:
     drawing, axes = style.canvas(1, height=0.8 + 0.42 * len(shown))
     for row, a in enumerate(shown):
         mean, low, high = (a.found["difference"][key] for key in ("mean", "low", "high"))
@@ -223,4 +218,4 @@ def draw(shown: list[Asked]) -> Canvas:
     axes.set(xlim=(-1, 1), ylim=(len(shown) - 0.4, -0.6))
     axes.set_xticks([])
     axes.grid(visible=False)
-    return drawing
+    return drawing, CAPTION
