@@ -89,10 +89,13 @@ def ladder_table(study: Study) -> Rows:
     """A row per variant: its difference at each size, their slope, a word, and what is predicted."""
     found = ladders(study)
     sizes = sorted({size for each in found for size in each.sizes})
+    digits = next(
+        n for n in range(3, 18) if len({millions(size, n) for size in sizes}) == len(sizes)
+    )
     return table_of(
         {
             "variant": each.label,
-            **{millions(size): at_size(each, size) for size in sizes},
+            **{millions(size, digits): at_size(each, size) for size in sizes},
             "per doubling": shown(each.trend.slope) if each.trend else "-",
             "with size": each.trend.word if each.trend else "-",
             "largest, from the others": shown(each.trend.last) if each.trend else "-",
@@ -104,8 +107,8 @@ def ladder_table(study: Study) -> Rows:
     )
 
 
-def millions(parameters: float) -> str:
-    return f"{parameters / 1e6:.3g}M"
+def millions(parameters: float, digits: int = 3) -> str:
+    return f"{parameters / 1e6:.{digits}g}M"
 
 
 def at_size(each: Ladder, size: float) -> str:

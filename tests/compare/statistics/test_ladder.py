@@ -179,6 +179,16 @@ def test_a_report_says_whether_a_difference_persists(tmp_path: Path) -> None:
     assert found[0]["compute"] == [1e12, 4e12, 1.6e13, 6.4e13]
 
 
+def test_sizes_that_agree_in_three_digits_have_a_column_each(tmp_path: Path) -> None:
+    folder = sweep(tmp_path, {"mqa": [0.1, 0.2, 0.3, 0.4]})
+    for summary in folder.glob("m*a_1_*/summary.json"):
+        close = json.loads(summary.read_text()) | {"params_non_embedding": 100_040}
+        summary.write_text(json.dumps(close))
+    header, one = ladder_table(study_of(folder))
+    assert header[1:5] == ["0.1M", "0.10004M", "0.4M", "0.8M"]
+    assert [cell[:4] for cell in one[1:5]] == ["+10.", "+22.", "+35.", "+49."]
+
+
 def test_variants_are_compared_at_their_own_size_alone(tmp_path: Path) -> None:
     study = study_of(sweep(tmp_path, {"mqa": [0.1] * 4}))
     assert [(c.level, c.base, c.partners) for c in study.comparisons] == [
