@@ -33,6 +33,7 @@ ONLY_IN = {
 #: The only files whose functions import, and why.
 LAZY = {
     "data/source.py": "datasets takes a second, and a cached corpus never needs it",
+    "model/ops/flex_attention.py": "it loads torch's compiler, and is asked for by name",
     "model/ops/window_attention.py": "it loads torch's compiler, and windows on CUDA alone want it",
     "train/measure/memory.py": "Windows has no resource",
     "train/parallel/shard.py": "torch's sharding takes a second, and loads its compiler",

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from model.attention.kernel import choose_kernel
 from model.ops.attention import Bias, causal_mask, fused_attention, matmul_attention
+from model.ops.flex_attention import flex_attention
 
 
 def attend(
@@ -23,7 +24,8 @@ def attend(
     """Causal attention of q (B, H, T, Dh) over k (B, Hkv, S, Dh) and v (B, Hkv, S, Dv).
 
     Returns (B, H, T, Dv). Query i sees the keys with k_pos <= q_pos[i]. `bias(q_pos, k_pos)` is
-    added to the scores; `p` is dropout on the weights, for training. `kernel` is the one asked for.
+    added to the scores; `p` is dropout on the weights, for training. `kernel` is the one asked for;
+    where that is flex, which is not for all calls, another.
     KV heads are copied out to H heads only for kernels that take no grouped ones.
     """
     added = bias(q_pos, k_pos)
@@ -38,7 +40,7 @@ def attend(
         p=p,
         decoding=T == 1,
         trained=torch.is_grad_enabled(),
-        asked=kernel,
+        asked="auto" if kernel == "flex" else kernel,
     )
     if kernel == "matmul":
         return matmul_attention(q, k, v, q_pos, k_pos, added, p)
@@ -46,3 +48,17 @@ def attend(
     if mask is not None and added is not None:
         mask = mask + added.to(q.dtype)
     return fused_attention(q, k, v, mask, p, is_causal=T == S and not has_mask, kernel=kernel)
+
+
+def attend_flex(
+    q: Tensor, k: Tensor, v: Tensor, pos: Tensor, bias: Bias, window: int | None = None
+) -> Tensor:
+    """Causal attention of a whole text by torch's FlexAttention: (B, H, T, Dv).
+
+    The tokens are at pos (T,), one after the other. The bias must depend on the distance of query and
+    key alone: that of the last query holds all of them. With a window, as model/ops/flex_attention.py.
+    """
+    last = bias(pos[-1:], pos)  # (H, 1, T) or (1, T), from the first key to the last
+    if last is not None:
+        last = last.expand(q.size(1), 1, -1).squeeze(1).flip(-1)  # (H, T), from the nearest
+    return flex_attention(q, k, v, last, window)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.attention.attend import attend
+from model.attention.attend import attend, attend_flex
 from model.attention.cache import FullCache, LayerCache
-from model.attention.kernel import check_kernel, choose_kernel
+from model.attention.kernel import check_kernel, choose_kernel, refusal
 from model.ops.attention import Bias
 from model.position.base import HOOKS, Position, Positions
 from model.shape import Shape
@@ -52,7 +52,21 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Causal attention of q (B, H, T, Dh) over k and v (B, Hkv, S, *), with dropout in training."""
         p = self.dropout if self.training else 0.0
+        if self.in_flex(q, k, p):
+            return attend_flex(q, k, v, k_pos, bias)
         return attend(q, k, v, q_pos, k_pos, bias, p, self.asked_kernel)
+
+    @property
+    def takes_flex(self) -> bool:
+        """True where `attend` is given keys of the text and the bias of positions, as they are."""
+        return type(self).attend is Attention.attend
+
+    def in_flex(self, q: Tensor, k: Tensor, p: float) -> bool:
+        """True where FlexAttention was asked for and is worth it: a whole text, in a compiled program."""
+        if self.asked_kernel != "flex" or not self.takes_flex or not torch.compiler.is_compiling():
+            return False
+        about: dict[str, Any] = {"width": self.kernel_width, "biased": False, "p": p}
+        return q.size(2) == k.size(2) and not refusal("flex", q.device.type, q.dtype, **about)
 
     def cross(self, x: Tensor, positions: Positions, y: Tensor, y_positions: Positions) -> Tensor:
         """Attend from x (B, T, D) over y (B, S, D), each row to those at its place and before."""

@@ -6,6 +6,7 @@ cudnn      cuDNN's, on CUDA
 efficient  torch's memory-efficient attention, on CUDA
 math       torch's plain one, on CUDA
 sdpa       whatever torch takes
+flex       torch's FlexAttention, on CUDA in a compiled program, see Attention.in_flex
 """
 
 from typing import Any
@@ -82,6 +83,10 @@ def refusal(
         return f"has no bfloat16 at compute capability {capability_name()}"
     if kernel == "math":
         return ""
+    if kernel == "flex":
+        if p > 0:
+            return f"has no dropout, and dropout is {p}"
+        return f"takes heads of at least 16 channels, not {width}" if width < 16 else ""
     if kernel == "efficient":
         align = 8 if dtype in HALF else 4 if capability() >= AMPERE else 1
         return (

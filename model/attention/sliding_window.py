@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from model.attention.attend import attend_flex
 from model.attention.cache import LayerCache, RingCache
 from model.attention.grouped import GQA
 from model.attention.kernel import takes_window
@@ -49,6 +50,8 @@ class SlidingWindow(GQA):
         if k.size(2) <= self.window:  # no key lies outside
             return super().attend(q, k, v, q_pos, k_pos, bias)
         p, biased = self.dropout * self.training, bias(q_pos[:1], k_pos[:1]) is not None
+        if self.in_flex(q, k, p):
+            return attend_flex(q, k, v, k_pos, bias, self.window)
         if q.size(2) == k.size(2) and self.in_kernel(q.device.type, q.dtype, biased, p):
             return window_attention(q, k, v, self.window)
         within = self.within(bias)
@@ -65,6 +68,10 @@ class SlidingWindow(GQA):
         )
         attend = super().attend
         return torch.cat([attend(*block, within) for block in blocks], dim=2)
+
+    @property
+    def takes_flex(self) -> bool:
+        return type(self).attend is SlidingWindow.attend
 
     def in_kernel(self, device: str, dtype: torch.dtype, biased: bool, p: float) -> bool:
         """True where the kernel of full attention takes a window."""
@@ -136,7 +143,8 @@ class SlidingWindow(GQA):
 
         That of full attention where it takes the window.
         """
-        if length <= self.window or self.in_kernel(device, dtype, biased, self.dropout):
+        inside = self.in_kernel(device, dtype, biased, self.dropout)
+        if length <= self.window or inside or self.asked_kernel == "flex":
             return super().kernel(device, dtype, length, biased)
         keys = min(length, max(BLOCK, self.window - 1) + self.window - 1)
         return super().kernel(device, dtype, keys, biased=True)

@@ -13,6 +13,7 @@ class ALiBi(Position):
     Press et al. 2021, https://arxiv.org/abs/2108.12409.
     """
 
+    by_distance = True
     slopes: Tensor
 
     def __init__(self, shape: Shape) -> None:

@@ -20,6 +20,8 @@ class Position(nn.Module):
 
     #: Longest sequence the scheme is defined for; None if it has no end.
     max_len: int | None = None
+    #: True for a scheme whose bias depends on the distance of query and key alone.
+    by_distance = False
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()

@@ -24,6 +24,7 @@ class Gaussian(Position):
     Raises ValueError for centres that are negative or not one per head.
     """
 
+    by_distance = True
     centres: Tensor
     sharpness: Tensor
     centre_bias: Tensor

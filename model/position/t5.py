@@ -18,6 +18,8 @@ class T5(Position):
     are not. Raises ValueError for fewer than 2 buckets, or too short a distance for them.
     """
 
+    by_distance = True
+
     def __init__(self, shape: Shape, *, n_buckets: int, max_distance: int) -> None:
         super().__init__(shape)
         if n_buckets < 2:

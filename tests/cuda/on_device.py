@@ -231,6 +231,22 @@ def test_the_kernel_that_is_asked_for_is_the_one_that_trains(
         assert set(machine.kernels) == ({asked} - {"matmul"})
 
 
+@pytest.mark.parametrize(
+    "variant",
+    ["attn=gqa pos=alibi", "attn=mha pos=t5", "attn=sliding pos=rope attn.window=5"],
+)
+def test_a_compiled_model_trains_by_flex(variant: str, tiny: Any, tmp_path: Path) -> None:
+    shape = ("model.dim=64", "model.n_heads=2", *variant.split())
+    losses = []
+    for kernel in ("flex", "matmul"):
+        out = f"out={tmp_path}/{kernel}"
+        assert run_training(tiny(*shape, "compile=true", f"kernel={kernel}", out)) == 0
+        summary = json.loads((tmp_path / kernel / "summary.json").read_text())
+        assert summary["kernel"] == kernel
+        losses.append(summary["val_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
 def test_checkpoints_come_by_time(
     tiny: Any, tmp_path: Path, machine: "Machine | None", monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+REAL = {"test_a_compiled_model_trains_by_flex"}  # a pretended GPU cannot compile
 TESTS = [
     node.name
     for node in ast.parse((HERE / "on_device.py").read_text()).body
-    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and node.name not in REAL
 ]
 HALF = len(TESTS) // 2  # a process each: to begin one costs seconds
 

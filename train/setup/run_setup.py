@@ -97,6 +97,8 @@ def check(config: Config, *, resuming: bool = False) -> RunSpec:
         model = build_model(config, vocab_size=1)
         build_optimizer(config, model, settings.steps)
         check_kernel(model, settings.kernel, device)
+        if settings.kernel == "flex":
+            check_flex(model, device, settings.deterministic)
     least = least_bytes(model, settings)
     if not settings.force:
         devices.check_memory(least, device)
@@ -133,6 +135,26 @@ def check_kernel(model: Transformer, asked: str, device: Device) -> None:
         if asked == "flash" and "bias" in scheme.hooks and [*scheme.parameters()]:
             name = type(scheme).__name__  # torch would leave its flash kernel without a word
             raise ValueError(f"kernel=flash has no gradient for the bias of {name}; matmul has one")
+
+
+def check_flex(model: Transformer, device: Device, deterministic: bool) -> None:
+    """Raise ValueError if FlexAttention cannot train a model that `check_kernel` has passed."""
+    if not device.compiled:
+        raise ValueError("kernel=flex needs compile=true; elsewhere it would hold all scores")
+    for layer, attention in enumerate(model.attention_layers):
+        scheme, name = model.position.of_layer(layer), type(attention).__name__
+        if attention.prefix is not None or model.has_latents or not attention.takes_flex:
+            raise ValueError(
+                f"kernel=flex takes whole texts and nothing beside, which {name} does not give it; kernel=auto works"
+            )
+        if "bias" in scheme.hooks and not scheme.by_distance:
+            raise ValueError(
+                f"kernel=flex takes biases that depend on distance alone; {type(scheme).__name__} does not say so"
+            )
+        if scheme.trains_bias and deterministic:
+            raise ValueError(
+                f"kernel=flex adds the gradients of {type(scheme).__name__}'s bias up in any order; deterministic=true needs another"
+            )
 
 
 def least_bytes(model: Transformer, settings: Settings) -> int:

@@ -132,6 +132,8 @@ def test_the_kernel_that_is_asked_for_is_the_one_that_trains(attn: str, kernel: 
             "takes heads of a multiple of 8 channels, at most 128, not 136",
         ),
         ("cudnn", "cuda 9.0", {"p": 0.1}, "takes dropout of a multiple of 1/16, not 0.1"),
+        ("flex", "cuda 8.0", {"p": 0.1}, "has no dropout, and dropout is 0.1"),
+        ("flex", "cuda 8.0", {"width": 12}, "takes heads of at least 16 channels, not 12"),
         ("flash", "mps", {"dtype": torch.float32}, "does not exist on mps"),
     ],
 )
