@@ -155,3 +155,13 @@ def test_a_bias_that_says_nothing_of_distance_is_refused(monkeypatch: pytest.Mon
 def test_a_cpu_is_told_that_it_has_no_such_kernel(config: Callable[..., Config]) -> None:
     with pytest.raises(ValueError, match="kernel=flex exists on CUDA alone"):
         check(config("kernel=flex", "compile=true"))
+
+
+@pytest.mark.usefixtures("_anywhere")
+def test_it_is_for_whole_texts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
+    layer = build("gqa", "rope", "kernel=flex").attention_layers[0]
+    q, k = torch.zeros(1, 4, 6, 8), torch.zeros(1, 2, 6, 8)
+    assert layer.in_flex(q, k, 0.0)
+    assert not layer.in_flex(q[:, :, :2], k, 0.0)
+    assert not build("gqa", "rope").attention_layers[0].in_flex(q, k, 0.0)
