@@ -1,11 +1,13 @@
 """`python train.py`: train one model or a sweep of models, or estimate their cost."""
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cli.entry import help_page
 from train.config.compose import keys_set
-from train.config.schema import fits
+from train.config.schema import Config, fits
 from train.setup.match import compose_matched
 from train.sweep.expand import cell_names, cells_of, settings_of, stages_of, with_seeds
 
@@ -56,7 +58,6 @@ def train(arguments: list[str]) -> int:
         configs = [compose_matched(cell) for cell in runs]
         return plan(list(zip(cell_names(runs), configs, strict=True)))
     if flags or len(cells) > 1 or first["stages"] is not None:
-        from compare.cost.plan import forecast
         from train.sweep.run import sweep
 
         return sweep(cells, settings, launcher, forecast, report, undecided)
@@ -80,6 +81,16 @@ def check_evaluations(lines: list[str], folder: str) -> None:
             opened([*shlex.split(line), "run=."])
         except ValueError as error:
             raise ValueError(f"report.evaluate, {line!r}: {error}") from error
+
+
+def forecast(
+    runs: list[tuple[str, Config]], jobs: int, apart: Callable[..., Any]
+) -> dict[str, float]:
+    """The seconds that runs may take, see `compare.cost.plan.forecast`; timed `apart` from this process."""
+    from compare.cost.plan import forecast as timed
+
+    seconds: dict[str, float] = apart(timed, runs, jobs)
+    return seconds
 
 
 def report(folder: Path) -> str:

@@ -138,7 +138,7 @@ def row_losses(model: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:
 
 
 def perplexity(nats: float) -> float:
-    """exp of the mean nats per token; infinite above the range of a float."""
+    """exp of the mean nats per token; infinite above the range of a float, and for NaN."""
     return math.exp(nats) if nats < 700 else math.inf
 
 

@@ -36,8 +36,18 @@ def run_training(config: Config) -> int:
     Raises ValueError for bad input, before anything is written.
     """
     ranks = Ranks.given()
-    if ranks and not ranks.leader:
+    if ranks is None:
+        return begin(config, None)
+    if not ranks.leader:
         return follow(ranks)
+    try:
+        return begin(config, ranks)
+    finally:
+        ranks.dismiss()
+
+
+def begin(config: Config, ranks: Ranks | None) -> int:
+    """The same in the process that writes the run's files, of those that were started together."""
     config = shared(config, ranks.size if ranks else None)
     resuming = has_checkpoint(config)
     spec = check(config, resuming=resuming)
@@ -104,7 +114,11 @@ def lead(
 def follow(ranks: Ranks) -> int:
     """Train as one of the others: the same steps, and no files."""
     ranks.connect()
-    config, folder, threads, resuming, resumed = ranks.tell()
+    told = ranks.tell()
+    if told is None:
+        ranks.end(well=True)
+        return 0
+    config, folder, threads, resuming, resumed = told
     spec = dataclasses.replace(check(config, resuming=resuming), threads=threads)
     trainer = Trainer(assemble(spec, resuming=resuming, ranks=ranks), NoRecord(Path(folder)))
     saved = find(Path(folder))[0] if resumed else None
@@ -176,6 +190,8 @@ def train_job(job: Job, record: Record, *, resumed: bool) -> int:
             hint = f"; continue with resume=true out={record.folder}" if resumable else ""
             say(f"{stop.state} after step {trainer.step}: {stop}{hint}")
             return stop.code
+        finally:
+            watching.set()
         print_answer(record.folder, summary)
     return 0
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from compare.judge.question import Question, variant
 from compare.report.analysis import (
-    LARGEST,
     STEP_TIME,
     Metric,
     analyse,
@@ -15,7 +14,7 @@ from compare.report.analysis import (
 )
 from compare.report.curves.worth import worths
 from compare.report.runs import Run, open_run
-from compare.statistics.paired import Difference, mean_interval, paired
+from compare.statistics.paired import LARGEST, Difference, mean_interval, paired
 from compare.statistics.worth import BUDGETS
 from train.sweep.plan import known_runs
 

@@ -4,6 +4,7 @@ import math
 import shlex
 import statistics
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -116,13 +117,13 @@ class Gate:
         self.jobs = 1  # at a time
         self.forecast: dict[str, float] = {}
 
-    def __call__(self, runs: Runs, jobs: int) -> dict[str, float]:
+    def __call__(self, runs: Runs, jobs: int, apart: Callable[..., Any]) -> dict[str, float]:
         """By name. Raises TooLong if they do not end within the limit.
 
-        From those that finished; without any, from the timing of a few steps.
+        From those that finished; without any, from the timing of a few steps, apart from this process.
         """
         self.jobs = jobs
-        self.forecast = seconds_left(self.folder, runs) or forecast(runs, jobs)
+        self.forecast = seconds_left(self.folder, runs) or apart(forecast, runs, jobs)
         needs = sum(self.forecast.values()) / jobs
         if needs > self.limit.left:
             raise TooLong(needs)

@@ -1,5 +1,6 @@
 """Variants compared: differences in quality and time, paired by seed, and ratios of costs."""
 
+import itertools
 import math
 import shlex
 import statistics
@@ -22,7 +23,7 @@ from compare.report.variants import (
     rungs_of,
     variants_of,
 )
-from compare.statistics.paired import Difference, correct, paired
+from compare.statistics.paired import LARGEST, Difference, correct, paired
 from compare.statistics.sequential import Decision, decide
 from data.atomic import read_json
 from train.config.compose import parse
@@ -56,7 +57,6 @@ def score_from(key: str, *, log: bool = False) -> Score:
     return score
 
 
-LARGEST = 700.0  # nats: e to this is near the largest float
 PERPLEXITY = Metric("val_perplexity", "perplexity", score_from("val_loss"))
 BITS = Metric("val_bits_per_byte", "bits per byte", score_from("val_bits_per_byte", log=True))
 TRAINING = Metric("train_loss", "training perplexity", score_from("train_loss"))
@@ -335,10 +335,11 @@ def questions_of(
 
 
 def sharing_seeds(matched: Pairs, least: int | None) -> Pairs:
-    """The pairs that share at least so many seeds; None: those that share the most."""
+    """The pairs that share at least so many seeds; those that share the most if none does, or for None."""
     shared = [one.seeds.keys() & two.seeds.keys() for one, two in matched]
-    if least is not None:
-        return [pair for pair, seeds in zip(matched, shared, strict=True) if len(seeds) >= least]
+    enough = [len(seeds) >= least for seeds in shared] if least is not None else []
+    if any(enough):
+        return list(itertools.compress(matched, enough))
     most = max(shared, key=len, default=set())
     return [pair for pair, seeds in zip(matched, shared, strict=True) if seeds and seeds >= most]
 

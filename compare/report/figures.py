@@ -19,7 +19,7 @@ from compare.report.curves.worth import worth_figure
 from compare.report.evaluations.kinds import evaluation, kinds
 from compare.report.style import Draw, Drawing, Figure, Styles
 from compare.report.variants import Variant
-from compare.statistics.paired import LEVEL
+from compare.statistics.paired import LEVEL, percents
 from train.config.options import Reporting
 
 #: Costs that figures show: scale and label.
@@ -41,6 +41,12 @@ def figures(study: Study, report: Reporting) -> list[Figure]:
         title = f"{report.title}. " if report.title else ""
         drawn[0] = replace(drawn[0], name=report.figure_file, caption=title + drawn[0].caption)
     return drawn
+
+
+def files_of(report: Reporting) -> list[str]:
+    """The files that `figures` may name."""
+    names = {*FIGURES, *kinds(), report.figure_file} - {None}
+    return sorted(f"{name}.svg" for name in names)
 
 
 def training_figure(study: Study, styles: Styles) -> Drawing | None:
@@ -126,9 +132,11 @@ def quality_figure(study: Study, styles: Styles) -> Drawing | None:
     keys = ["train_seconds", *keys] if study.times_compare else keys
     shown = [v for v in study.compared if v in quality]
     costs = pd.DataFrame({key: {v: v.median(key) for v in shown} for key in keys}, dtype=float)
-    if metric is None or costs.count().max() < 2:
+    keys = [key for key in keys if costs[key].count() > 1]
+    if metric is None or not keys:
         return None
     figure, panels = style.canvas(len(keys), height=3.6)
+    panels = np.atleast_1d(panels)
     for axes, key in zip(panels, keys, strict=True):
         scale, label = COSTS[key]
         points = {v: (scale * x, quality[v]) for v, x in costs[key].dropna().items()}
@@ -169,10 +177,9 @@ def differences_figure(study: Study, styles: Styles) -> Drawing | None:
     for row, (v, d) in enumerate(reversed(shown.items())):
         colour = styles[v].colour
         if d.low is not None and d.high is not None:
-            low, high = 100 * math.expm1(d.low), 100 * math.expm1(d.high)
-            axes.hlines(row, low, high, color=colour, linewidth=2)
+            axes.hlines(row, *percents([d.low, d.high]), color=colour, linewidth=2)
         fill = colour if d.significant else "none"
-        axes.plot([100 * math.expm1(d.mean)], [row], "o", color=colour, markerfacecolor=fill)
+        axes.plot(percents([d.mean]), [row], "o", color=colour, markerfacecolor=fill)
     axes.axvline(0, color=style.INK, linewidth=0.8)
     axes.set_yticks(range(len(shown)), [v.label for v in reversed(shown)])
     axes.set(xlabel=f"{study.metric.name} vs. {study.base_label}, %")

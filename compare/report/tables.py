@@ -9,7 +9,7 @@ import pandas as pd
 from compare.cost.counts import decoding_costs
 from compare.report.analysis import BITS, Metric, Study
 from compare.report.variants import Variant
-from compare.statistics.paired import mean_interval, percent, with_interval
+from compare.statistics.paired import mean_interval, percent, ratio, with_interval
 
 Rows = list[list[str]]
 
@@ -110,7 +110,7 @@ def exp_with_interval(scores: Sequence[float], digits: int) -> str:
     """The mean score and its interval through exp: '35.43 (34.92 to 35.95)'; '-' without scores."""
     if not scores:
         return "-"
-    return with_interval(*mean_interval(scores), lambda x: f"{math.exp(x):.{digits}f}")
+    return with_interval(*mean_interval(scores), lambda x: f"{ratio(x):.{digits}f}")
 
 
 def kernel(v: Variant) -> str:

@@ -153,16 +153,16 @@ def adds(key: str, factors: list[str], settings: list[dict[str, Any]]) -> bool:
 def rungs_of(variants: Sequence[Variant], base: Variant) -> list[str]:
     """The factors that follow from a model's size, as its name and steps, in a ladder; else none.
 
-    A ladder has runs of the baseline and of another variant at three sizes that they share, and variants
-    that differ in one factor at each size: a grid of several is compared factor by factor.
+    A ladder has the baseline and another variant at three sizes that they share, finished or not, and
+    variants that differ in one factor at each size: a grid of several is compared factor by factor.
     """
-    done = [v for v in variants if v.done and v.runs[0].config]
-    settings = [settings_of(v.runs[0]) for v in done]
+    known = [v for v in variants if v.runs[0].config]
+    settings = [settings_of(v.runs[0]) for v in known]
     rungs = [key for key in base.factors if not adds(key, SIZE, settings)]
     if len(base.factors) - len(rungs) != 1:
         return []
     sizes: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
-    for v, s in zip(done, settings, strict=True):
+    for v, s in zip(known, settings, strict=True):
         sizes.setdefault(v.without(*rungs).levels, set()).add(
             tuple(plain(s.get(key)) for key in SIZE)
         )

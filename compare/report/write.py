@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from compare.report.analysis import Study, analyse_folders
 from compare.report.curves import ladder, worth
 from compare.report.evaluations.kinds import evaluation, kinds
-from compare.report.figures import figures
+from compare.report.figures import figures, files_of
 from compare.report.tables import (
     Rows,
     decoding_table,
@@ -60,8 +60,8 @@ def write(folders: Sequence[Path], baseline: str | None = None) -> str:
         "figures": figures(study, options),
     }
     (into / "figures").mkdir(exist_ok=True)
-    for old in (into / "figures").glob("*.svg"):
-        old.unlink()
+    for old in files_of(options):  # others are not ours
+        (into / "figures" / old).unlink(missing_ok=True)
     for figure in content["figures"]:
         replace(into / "figures" / f"{figure.name}.svg", figure.file)
     for name in ("report.html", "report.md"):

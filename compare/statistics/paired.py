@@ -21,6 +21,7 @@ MANY = 100  # seeds; larger numbers are given as "more than"
 #: 5 % over all looks, by simulation of normal differences; see `cli.calibrate`.
 LIMITS = dict(zip(ROUNDS, (0.0124, 0.0100, 0.0154, 0.0230), strict=True))
 RESAMPLES = 2000  # of a bootstrap
+LARGEST = 700.0  # nats: e to this is near the largest float
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,17 @@ def with_interval(
 
 
 MILLION = math.log(1e6)
+
+
+def ratio(difference: float) -> float:
+    """e to a difference of logarithms, as far as a float can hold it: intervals may end far out."""
+    return math.exp(min(difference, LARGEST))
+
+
+def percents(differences: Any) -> Numbers:
+    """Differences of logarithms as relative changes in percent, as far as a figure can hold them."""
+    found: Numbers = 100 * np.expm1(np.minimum(np.array(differences, float), MILLION))
+    return found
 
 
 def percent(difference: float) -> str:

@@ -2,10 +2,12 @@
 
 import json
 import math
+import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -307,3 +309,28 @@ def test_two_judges_do_not_share_a_folder(made: list[str], tiny: list[str], tmp_
     with pytest.raises(ValueError, match="is in use by another"):
         main(["base=attn=mha", "new=attn=gqa", "minutes=1", *tiny, f"to={tmp_path}"])
     lock.release()
+
+
+def test_what_is_timed_apart_from_the_process_can_be_sent_there(
+    made: list[str], judge: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine with GPUs, where what may start CUDA is pickled."""
+    sent: list[str] = []
+
+    @contextmanager
+    def apart(gpus: bool) -> Iterator[Callable[..., Any]]:
+        def ask(function: Callable[..., Any], *values: Any, **named: Any) -> Any:
+            sent.append(function.__name__)
+            pickle.dumps((function, values, named))
+            return function(*values, **named)
+
+        yield ask
+
+    monkeypatch.setattr("train.sweep.run.apart", apart)
+    monkeypatch.setattr(rounds, "forecast", timed)
+    assert judge("attn=gqa")["verdict"] == "discard"
+    assert {"plan_cells", "timed"} <= set(sent)
+
+
+def timed(runs: list[Any], jobs: int) -> dict[str, float]:
+    return {name: 1.0 for name, _ in runs}

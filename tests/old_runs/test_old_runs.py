@@ -16,6 +16,7 @@ from train.config.compose import compose
 from train.config.old_spellings import current_overrides
 from train.config.options import SweepOptions
 from train.record.run_log import records
+from train.record.terminal import table
 from train.run import run_training
 from train.sweep.run import sweep
 
@@ -98,6 +99,13 @@ def test_it_writes_the_same_text(
 ) -> None:
     assert sample([f"run={run(name)}", "max_new_tokens=12", "seed=3", "threads=1"]) == 0
     assert capsys.readouterr().out == EXPECTED[name]["sample"]
+
+
+def test_what_is_done_is_told_again() -> None:
+    """A summary of then has fewer numbers than one of now."""
+    summary = json.loads((OLD / "gqa/summary.json").read_text())
+    assert "above the entropy" not in table(summary)
+    assert f"{summary['params']:,}" in table(summary)
 
 
 def test_it_gives_its_weights_to_new_runs(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """One run in several processes: the losses of one, whatever is killed."""
 
+import contextlib
 import json
 import os
 import signal
@@ -358,6 +359,20 @@ def test_a_text_that_is_scored_in_shares_has_the_same_sum(size: int) -> None:
     assert torch.equal(sum(shares), whole)
     assert len({batches.count(rank) for rank in range(size)}) == 1  # in step with each other
     assert all(share.count_nonzero() < whole.count_nonzero() for share in shares)
+
+
+def test_the_others_end_where_there_is_nothing_to_do(ask: list[str], tmp_path: Path) -> None:
+    """A run that is done already, and one that is refused."""
+    out = [*ask, f"out={tmp_path}/run"]
+    assert run_training(compose([*out, "accumulate=2"])) == 0
+    in_two(tmp_path, *out, "resume=true")
+
+    def refused(config: Config) -> int:
+        with contextlib.suppress(ValueError):
+            return run_training(config)
+        return 0
+
+    in_two(tmp_path, *out, work=refused)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from tiny import HANG, RUN, eventually
 
 from cli.train import train
 from compare.report.write import write
+from data.atomic import write_json
 from train.config.compose import compose, parse, quoted
 from train.config.schema import Config
 from train.record.run_log import records
@@ -26,6 +27,8 @@ from train.sweep.display import Board, Watched
 from train.sweep.expand import cells_of
 from train.sweep.plan import Cell, plan_cells
 from train.sweep.processes import (
+    Ended,
+    folder_of,
     launch_here,
     log_of,
     reason,
@@ -33,7 +36,7 @@ from train.sweep.processes import (
     status_of,
 )
 from train.sweep.run import to_do, write_manifest
-from train.sweep.slots import slots, visible_gpus
+from train.sweep.slots import Slot, slots, visible_gpus
 from train.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -288,6 +291,36 @@ def test_what_is_not_decided_gets_more_seeds(
         train([*ask, variants, "seed=0,1"])
     with pytest.raises(ValueError, match="margin=0 must be above 0"):
         train([*ask, variants, "margin=0."])
+
+
+def test_what_failed_in_a_later_round_is_tried_again_once(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With retry=true, as what failed in the first one."""
+    ran: list[str] = []
+
+    def launch(runs: list[list[str]], slots: list[Slot], ended: Ended) -> None:
+        for run in runs:
+            folder = folder_of(run)
+            ran.append(folder.name)
+            bad = folder.name == "attn-mqa_seed-4"
+            folder.mkdir(exist_ok=True)
+            state = {"state": "failed" if bad else "done", "reason": "x", "last_step": 1}
+            write_json(folder / "status.json", state)
+            if not bad:
+                write_json(folder / "summary.json", {"steps": 1})
+            ended(folder)
+
+    monkeypatch.setattr("train.sweep.run.launch_here", launch)
+    monkeypatch.setattr("cli.train.report", str)
+    rounds = iter(2 * [["attn-mqa_seed-0"], ["attn-mqa_seed-0"], []])
+    monkeypatch.setattr("cli.train.undecided", lambda folder: next(rounds))
+    monkeypatch.setattr("compare.cost.plan.probed", lambda models: [0.01] * len(models))
+    ask = ["-m", *tiny, "steps=1", "attn=mha,mqa", "seeds=auto", f"out={tmp_path}/sweep"]
+    assert train(ask) == 1
+    assert ran.count("attn-mqa_seed-4") == 1
+    assert train([*ask, "retry=true"]) == 1
+    assert ran.count("attn-mqa_seed-4") == 2
 
 
 def test_auto_chooses_the_seeds_of_an_experiment_too() -> None:

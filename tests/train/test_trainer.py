@@ -225,6 +225,15 @@ def test_a_full_disk_ends_with_code_3_and_keeps_the_earlier_checkpoint(
     assert [p.name for p in (tmp_path / "a/checkpoints").iterdir()] == ["step_000004"]
 
 
+def test_a_checkpoint_without_a_finite_loss_is_not_the_best(tmp_path: Path) -> None:
+    for step, loss in ((2, 2.5), (4, 2.7), (6, math.nan)):
+        folder = tmp_path / f"checkpoints/step_{step:06d}"
+        folder.mkdir(parents=True)
+        (folder / "state.json").write_text(json.dumps({"val_loss": loss}))
+    checkpoint.prune(tmp_path, keep=1)
+    assert sorted(p.name[-1] for p in (tmp_path / "checkpoints").glob("step_*")) == ["2", "6"]
+
+
 def test_the_newest_checkpoints_and_the_best_are_kept(config: Make, tmp_path: Path) -> None:
     run(
         config("steps=30", "optim.lr=0.3", "save_every=2", "eval_every=2", "keep=2"), tmp_path / "a"

@@ -40,6 +40,7 @@ class Ranks:
         self.summing = True  # False: each for itself, to measure one
         self.meeting = "env://"  # where they find each other
         self.others: list[Follower] = []
+        self.met = False
 
     @classmethod
     def given(cls) -> "Ranks | None":
@@ -68,6 +69,7 @@ class Ranks:
 
     def connect(self) -> None:
         """Meet the others; where there is CUDA, take a GPU of one's own."""
+        self.met = True
         if self.size == 1:
             return
         gpus = torch.cuda.device_count()
@@ -113,6 +115,13 @@ class Ranks:
             dist.destroy_process_group()
         for other in self.others:
             other.end(wait=well)
+
+    def dismiss(self) -> None:
+        """Tell the others, if they wait still, that there is nothing to do."""
+        if not self.met:
+            self.connect()
+            self.tell()
+            self.end(well=True)
 
     def failure(self, seconds: float = 0.0) -> str | None:
         """Why one of the others has failed, if one has or will within so many seconds."""

@@ -114,9 +114,10 @@ def step_of(folder: Path) -> int:
 
 
 def best_first(folder: Path) -> tuple[float, int]:
-    """Sort key: by validation loss, checkpoints without one last, then newest first."""
+    """Sort key: by validation loss, checkpoints without a finite one last, then newest first."""
     try:
         loss = read_json(folder / "state.json").get("val_loss")
     except ValueError:
         loss = None
-    return (loss if isinstance(loss, float) else math.inf, -step_of(folder))
+    finite = isinstance(loss, float) and math.isfinite(loss)
+    return (loss if finite else math.inf, -step_of(folder))  # type: ignore[return-value]

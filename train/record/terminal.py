@@ -93,7 +93,7 @@ def table(summary: Mapping[str, Any]) -> str:
     rows = [
         ("perplexity", number(summary["val_perplexity"], ".3f")),
         ("bits per byte", number(summary["val_bits_per_byte"], ".4f")),
-        *above_entropy(summary["val_loss"], summary["entropy_floor"]),
+        *above_entropy(summary["val_loss"], summary.get("entropy_floor")),
         ("training time", number(summary["train_seconds"], ".1f", " s")),
         ("tokens per second", number(summary["tokens_per_second"], ",.0f")),
         ("step", number(summary["step_ms"], ".1f", " ms")),

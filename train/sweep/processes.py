@@ -74,7 +74,7 @@ def launch_here(runs: list[list[str]], slots: list[Slot], ended: Ended) -> None:
     with signals() as caught:
         try:
             while (waiting or running) and not caught:
-                free = [run for run in waiting if not in_use(folder_of(run))]
+                free = [run for run in waiting if empty and not in_use(folder_of(run))]
                 for run in free[: len(empty)]:
                     waiting.remove(run)
                     running.append(Child(run, empty.pop(0)))

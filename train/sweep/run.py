@@ -36,7 +36,7 @@ def sweep(
     cells: list[list[str]],
     settings: SweepOptions,
     launcher: list[str],
-    forecast: Callable[[list[tuple[str, Config]], int], dict[str, float]],
+    forecast: Callable[[list[tuple[str, Config]], int, Callable[..., Any]], dict[str, float]],
     report: Callable[[Path], str],
     undecided: Callable[[Path], list[str]],
 ) -> int:
@@ -45,7 +45,8 @@ def sweep(
 
     All are checked before any starts. Started again in the same folder, it skips what is done, resumes
     what was interrupted, and retries what failed if `retry`. `launcher` are the overrides that name
-    another one than processes here. With `seeds`, the cells have more seeds than may be needed; rounds
+    another one than processes here. `forecast` tells the seconds of runs, so many side by side, and is
+    given what calls a function apart from this process. With `seeds`, the cells have more seeds than may be needed; rounds
     of more of them go on with the runs that are `undecided`.
     """
     started, first = time.monotonic(), compose(cells[0])
@@ -73,8 +74,9 @@ def sweep(
                 say(f"{len(planned) - len(todo)} of {len(planned)} runs need nothing more")
             runs = [(cell.name, cell.config) for cell in todo]
             places = slots(settings.jobs, gpus, max(cell.config["gpus"] for cell in planned))
-            seconds = ask(forecast, runs, len(places)) if runs and not there else {}
+            seconds = forecast(runs, len(places), ask) if runs and not there else {}
         try:
+            tried = {cell.name for cell in todo}
             run_all(planned, todo, seconds, there, places, safely(report, ""))
             for seeds in ROUNDS[1:] if settings.seeds else ():
                 going = safely(undecided, list[str]())(parent)
@@ -83,7 +85,12 @@ def sweep(
                 more = asked(every, seeds, going)
                 planned = [cell for cell in every if cell in planned or cell in more]
                 manifest(planned)
-                todo = [cell for cell in planned if to_do(cell, retry=False)]
+                todo = [
+                    cell
+                    for cell in planned
+                    if to_do(cell, retry=settings.retry and cell.name not in tried)
+                ]
+                tried |= {cell.name for cell in todo}
                 say(f"{seeds} seeds for what is not decided: {len(todo)} runs more")
                 run_all(planned, todo, {}, there, places, safely(report, ""))
             failed_evaluations = evaluate(parent, first["report"]["evaluate"])

@@ -15,7 +15,7 @@ from compare.report.style import Drawing, Styles
 from compare.report.tables import Rows, table_of
 from compare.report.variants import Variant
 from compare.statistics.ladder import DECADE, Prediction, Trend, line_weights, too_little, trends
-from compare.statistics.paired import LEVEL, MILLION, Difference, percent, with_interval
+from compare.statistics.paired import LEVEL, Difference, percent, percents, with_interval
 
 HEADING = "By size"
 Pair = tuple[Variant, Variant]  # a variant and the baseline of its size
@@ -217,8 +217,3 @@ def draw(axes: Any, each: Ladder, trend: Trend, aside: float, i: int) -> None:
     ):
         line = [line_weights(compute, x) @ [d.mean for d in trend.differences] for x in xs]
         axes.plot(xs * aside, percents(line), form, linewidth=1.2, **look)
-
-
-def percents(values: Any) -> Any:
-    """Differences of logarithms in percent, as far as a figure can hold them."""
-    return 100 * np.expm1(np.minimum(np.array(values, float), MILLION))

@@ -13,7 +13,7 @@ from compare.report.runs import Run
 from compare.report.style import Drawing, Styles
 from compare.report.tables import Rows, table_of
 from compare.report.variants import Variant
-from compare.statistics.paired import LEVEL, Difference, paired, with_interval
+from compare.statistics.paired import LEVEL, Difference, paired, ratio, with_interval
 from compare.statistics.worth import BEYOND, fit, log_more, no_curve, not_covered
 
 HEADING = "Worth in compute and in time"
@@ -131,12 +131,12 @@ def worth_over(
 
 def factor(d: Difference) -> str:
     """A worth and its interval: '1.12x (1.05 to 1.20)'."""
-    text = with_interval(d.mean, d.low, d.high, lambda x: f"{math.exp(x):.2f}")
+    text = with_interval(d.mean, d.low, d.high, lambda x: f"{ratio(x):.2f}")
     return text.replace(" ", "x ", 1)
 
 
 def steps_in_words(worth: Worth) -> str:
-    return ", ".join(f"{n:g}" for n in worth.steps)
+    return ", ".join(f"{n:,}" for n in worth.steps)
 
 
 def worth_table(study: Study) -> Rows:
@@ -245,8 +245,8 @@ def draw_worths(axes: Any, found: list[Worth], looks: dict[str, Look]) -> None:
         if (d := worth.compute) and d.low is not None and d.high is not None:
             place = steps.index(worth.steps[0]) if len(worth.steps) == 1 else len(steps)
             x = place + 0.5 * ((labels.index(worth.label) + 0.5) / len(labels) - 0.5)
-            axes.vlines(x, math.exp(d.low), math.exp(d.high), color=looks[worth.label]["color"])
-            axes.plot([x], [math.exp(d.mean)], linestyle="", **looks[worth.label])
+            axes.vlines(x, ratio(d.low), ratio(d.high), color=looks[worth.label]["color"])
+            axes.plot([x], [ratio(d.mean)], linestyle="", **looks[worth.label])
     axes.axhline(1, color=style.INK, linewidth=0.8)
     axes.set_xticks(range(len(names)), names)
     axes.set(xlabel="steps", ylabel="worth in compute")

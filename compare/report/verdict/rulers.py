@@ -1,6 +1,5 @@
 """What a published claim is measured by: scores of a variant and of the baseline, paired by seed."""
 
-import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from compare.report.curves.worth import worths
 from compare.report.evaluations.exact_match import points
 from compare.report.runs import Run
 from compare.report.variants import Variant
-from compare.statistics.paired import Difference, paired, percent
+from compare.statistics.paired import Difference, paired, percent, ratio
 from train.config.options import Claim
 
 Scores = dict[int, float]  # by seed
@@ -139,7 +138,7 @@ RULERS = {
     "perplexity": Ruler(by_seed(quality), percent),
     "perplexity at a context": Ruler(by_seed(at_context), percent),
     "exact match": Ruler(by_seed(exact_match), points, " points"),
-    "compute": Ruler(compute, lambda d: f"{math.exp(d):.2f}x", over=("steps",)),
+    "compute": Ruler(compute, lambda d: f"{ratio(d):.3f}x", over=("steps",)),
     "rate sensitivity": Ruler(
         by_seed(sensitivity), lambda d: f"{d:+.2f}", " nats", over=("optim.lr",)
     ),

@@ -230,7 +230,7 @@ def test_a_worth_below_one_is_lower(write: Write) -> None:
     assert found.difference == worths(study)[-1].compute
     assert (found.variant, found.base) == ("rope", "learned")
     assert -0.5 < found.difference.mean < 0
-    assert found.text.startswith(f"{math.exp(found.difference.mean):.2f}x (")
+    assert found.text.startswith(f"{math.exp(found.difference.mean):.3f}x (")
 
 
 def test_a_variant_that_is_not_there_leaves_a_claim_open(write: Write) -> None:

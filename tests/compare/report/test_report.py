@@ -357,6 +357,35 @@ def test_a_loss_that_is_not_finite_counts_nowhere_and_spoils_nothing(write: Writ
     assert "rope vs. learned: lowers perplexity" in printed
 
 
+def test_an_interval_that_ends_beyond_all_numbers_costs_no_report(write: Write) -> None:
+    folder = grid(write, {"learned": 0.0, "rope": 0.0}, [0.0, 121.0])
+    write("rope2", 600.0, "pos=rope", "seed=2")
+    write("learned2", 4.0, "pos=learned", "seed=2")
+    report(folder)
+    assert "| learned | 3 |" in (folder / "report.md").read_text()
+
+
+def test_costs_that_were_not_measured_have_no_panel(write: Write) -> None:
+    """As peak memory on MPS, where times of runs side by side do not compare."""
+    folder = grid(write, {"learned": 0.0, "rope": 0.0}, [0.0, 0.1], peak_train_bytes=None)
+    for environment in (path.parent / "environment.json" for path in folder.glob("*/status.json")):
+        environment.write_text('{"side_by_side": 2}')
+    report(folder)
+    drawn = (folder / "figures/quality.svg").read_text()
+    assert "KV cache" in drawn
+    assert "peak training memory" not in drawn
+
+
+def test_pictures_of_others_are_left_alone(write: Write) -> None:
+    folder = grid(write, {"learned": 0.0, "rope": 0.0}, [0.0, 0.1])
+    (folder / "figures").mkdir()
+    for name in ("claims.svg", "length.svg"):
+        (folder / "figures" / name).write_text("another's")
+    report(folder)
+    assert (folder / "figures/claims.svg").exists()
+    assert not (folder / "figures/length.svg").exists()  # of an earlier report
+
+
 def test_a_seed_that_failed_early_does_not_cut_the_others(write: Write) -> None:
     for seed in range(3):
         folder = write(f"a{seed}", 3.0, f"seed={seed}")

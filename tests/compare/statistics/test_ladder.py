@@ -1,5 +1,6 @@
 """A difference persists, grows or fades with size, or nothing is said; no further than ten times the compute."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -177,6 +178,20 @@ def test_a_report_says_whether_a_difference_persists(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "results.json").read_text())["ladder"]
     assert [each["trend"]["word"] for each in found] == ["persists", "fades"]
     assert found[0]["compute"] == [1e12, 4e12, 1.6e13, 6.4e13]
+
+
+def test_a_ladder_that_has_begun_compares_no_sizes(tmp_path: Path) -> None:
+    folder = sweep(tmp_path, {"mqa": [0.1] * 4})
+    for attn in ("mha", "mqa"):
+        for i, seed in itertools.product((2, 3), range(3)):
+            (folder / f"{attn}_{i}_{seed}/summary.json").unlink()
+            (folder / f"{attn}_{i}_{seed}/status.json").unlink()
+    study = study_of(folder)
+    assert [(c.level, c.base) for c in study.comparisons] == [
+        (f"mqa steps={n}", f"mha steps={n}") for n in (100, 200)
+    ]
+    (sentence,) = ladder_conclusions(study)
+    assert "is not judged by size: " in sentence
 
 
 def test_sizes_that_agree_in_three_digits_have_a_column_each(tmp_path: Path) -> None:

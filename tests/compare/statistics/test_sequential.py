@@ -151,3 +151,13 @@ def test_what_is_decided_gets_no_more_seeds(tmp_path: Path) -> None:
     assert "**none** vs. **learned**: no answer on perplexity yet" in said
     assert "Seeds came in rounds" in said
     assert "Choose the number of seeds in advance" not in said
+
+
+def test_a_run_that_failed_in_the_first_round_does_not_end_the_others(tmp_path: Path) -> None:
+    """Of two seeds that are left nothing is said, but more are asked for."""
+    folder = sweep(tmp_path, {"mha learned": [3.0, 3.1, 2.9], "mha rope": [2.8, 2.9, 2.7]})
+    (folder / "mha_learned_seed-1/summary.json").unlink()
+    (folder / "mha_learned_seed-1/status.json").write_text('{"state": "failed", "reason": "x"}')
+    (one,) = analyse_folders([folder]).comparisons
+    assert one.decision is None
+    assert {name.split("_")[1] for name in undecided(folder)} == {"learned", "rope"}
