@@ -66,7 +66,9 @@ class Corpus:
         """
         tokens = {"train": self.train, "val": self.val}[name]
         if tokens is None:
-            raise ValueError(f"the corpus has no {name} split: data.val_fraction is 0")
+            raise ValueError(
+                f"the corpus has no {name} split: it would be empty, see data.val_fraction"
+            )
         first = tokenizers.bytes_of(self.tokenizer, int(tokens[0]))
         return tokens, int(self.documents[name][:, 2].sum()) - first
 

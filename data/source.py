@@ -13,6 +13,7 @@ import os
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from data.atomic import sha256
 
@@ -59,7 +60,9 @@ class Text:
     """
 
     def __init__(self, *, path: str, column: str) -> None:
-        matches = [Path(p) for p in sorted(glob.glob(str(Path(path).expanduser()), recursive=True))]
+        given = Path(path).expanduser()
+        found = [str(given)] if given.is_file() else sorted(glob.glob(str(given), recursive=True))
+        matches = [Path(p) for p in found]
         self.column = column
         self.paths = [p for p in matches if p.is_file()]
         if not self.paths:
@@ -72,13 +75,15 @@ class Text:
                 check_text(file)
 
     def key(self) -> str:
-        return f"text:{self.column}:{hash_files(self.paths)}"
+        kinds = [LOADERS.get(path.suffix, "") for path in self.paths]  # as `load` reads them
+        read_as = f":{','.join(kinds)}" if any(kinds) else ""
+        return f"text:{self.column}:{hash_files(self.paths)}{read_as}"
 
     def load(self) -> dict[str, list[str]]:
         documents: list[str] = []
         for path in self.paths:
             if loader := LOADERS.get(path.suffix):
-                rows = open_dataset(loader, data_files=str(path), split="train")
+                rows = open_dataset(loader, data_files=glob.escape(str(path)), split="train")
                 documents += rows_to_texts(rows, self.column, str(path))
             else:
                 documents += read_texts([path])
@@ -157,7 +162,9 @@ class Hub:
     def key(self) -> str:
         options = (self.path, self.name, self.revision, self.splits, self.column, self.join)
         folder = Path(self.path)
-        content = hash_files(sorted(folder.rglob("*"))) if folder.is_dir() else "hub"
+        files = sorted(folder.rglob("*")) if folder.is_dir() else []
+        names = [path.relative_to(folder).as_posix() for path in files]  # which may name the split
+        content = f"{hash_files(files)}:{names}" if files else "hub"
         return f"hub:{options}:{self.max_bytes}:{content}"
 
     def load(self) -> dict[str, list[str]]:
@@ -204,7 +211,7 @@ def read_texts(paths: list[Path]) -> list[str]:
     """Whole files as documents, through the `datasets` text loader; empty files are left out."""
     rows = open_dataset(
         "text",
-        data_files=[str(path) for path in paths],
+        data_files=[glob.escape(str(path)) for path in paths],
         split="train",
         sample_by="document",
         encoding="utf-8-sig",
@@ -231,14 +238,15 @@ def check_text(path: Path, key: str = "data.path") -> None:
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0
     with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
+        for chunk in chunks(file):
             if offset == 0 and chunk.startswith(UTF16):
                 raise ValueError(f"{key}: {path} is UTF-16; save it as UTF-8")
+            kept = len(decoder.getstate()[0])  # bytes of a character that has only begun
             try:
-                decoder.decode(chunk)
+                decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
                 raise ValueError(
-                    f"{key}: {path} is not UTF-8 text (byte {offset + error.start}); "
+                    f"{key}: {path} is not UTF-8 text (byte {offset - kept + error.start}); "
                     "if it is text, save it as UTF-8"
                 ) from error
             if b"\0" in chunk:
@@ -247,6 +255,13 @@ def check_text(path: Path, key: str = "data.path") -> None:
             offset += len(chunk)
     if offset == 0:
         raise ValueError(f"{key}: {path} is empty")
+
+
+def chunks(file: BinaryIO) -> Iterator[bytes]:
+    """A file in chunks, the last one empty."""
+    while chunk := file.read(1 << 20):
+        yield chunk
+    yield b""
 
 
 def is_text(path: Path) -> bool:

@@ -95,13 +95,15 @@ def predict(compute: Numbers, differences: Numbers, at: float) -> Prediction:
     return Prediction(d.mean, d.mean - half, d.mean + half)
 
 
-def trends(ladders: Sequence[tuple[Numbers, Numbers]]) -> list[Trend]:
+def trends(ladders: Sequence[tuple[Numbers, Numbers]], *, looks: bool = False) -> list[Trend]:
     """The trend of each variant, from its rungs' compute (rungs,) and its differences (seeds, rungs).
 
     From the smallest rung to the largest, with three rungs and two seeds or more. Holm's correction holds
-    the chance of any wrong slope among variants whose difference is constant at 5 %.
+    the chance of any wrong slope among variants whose difference is constant at 5 %; with `looks`, where
+    seeds came in rounds, over all of them.
     """
-    slopes = correct([paired((d @ slope_weights(compute)).tolist()) for compute, d in ladders])
+    found = [paired((d @ slope_weights(compute)).tolist()) for compute, d in ladders]
+    slopes = correct(found, looks=looks)
     return [trend(compute, d, slope) for (compute, d), slope in zip(ladders, slopes, strict=True)]
 
 

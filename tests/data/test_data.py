@@ -136,6 +136,8 @@ def test_a_glob_reads_its_files_in_order(tmp_path: Path) -> None:
         (b"\x7fELF\x02\x01\x01\x00\x00", r"binary, not text \(a NUL at byte 7\)"),
         (b"\xff\xfeh\x00i\x00", "is UTF-16"),
         (b"caf\xe9 au lait", r"not UTF-8 text \(byte 3\)"),
+        ("café".encode()[:-1], r"not UTF-8 text \(byte 3\)"),
+        (b"x" * ((1 << 20) - 1) + b"\xc3" + b"x", rf"not UTF-8 text \(byte {(1 << 20) - 1}\)"),
     ],
 )
 def test_files_that_are_no_text_are_named_and_refused(
@@ -238,6 +240,26 @@ def test_documents_are_joined_by_end_of_text_and_kept_apart_in_a_table(tmp_path:
         assert tokenizers.decode(made.tokenizer, ids) == document
     with pytest.raises(ValueError, match="no val split"):
         made.split("val")
+
+
+def test_the_key_of_a_text_holds_how_it_is_read(tmp_path: Path) -> None:
+    """The same bytes are two texts, by their suffix; in a folder like the hub's also by their name."""
+    content = b'{"text": "one"}\n'
+    keys = {Text(path=written(tmp_path, f"a{suffix}", content), column="text").key()
+            for suffix in (".jsonl", ".csv", ".txt")}  # fmt: skip
+    assert len(keys) == 3
+    (tmp_path / "hub").mkdir()
+    source = hub(tmp_path / "hub")
+    (tmp_path / "hub/train.jsonl").write_bytes(content)
+    before = source.key()
+    (tmp_path / "hub/train.jsonl").rename(tmp_path / "hub/validation.jsonl")
+    assert source.key() != before
+
+
+def test_a_file_may_be_named_like_a_pattern(tmp_path: Path) -> None:
+    for name, content in {"n[1].txt": "one", "n[1].jsonl": '{"text": "one"}\n'}.items():
+        source = Text(path=written(tmp_path, name, content), column="text")
+        assert source.load() == {"train": ["one"]}
 
 
 def test_large_vocabularies_are_kept_in_32_bits(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Sweeps: all checked first, each run apart, failures as rows, and the same end after a kill."""
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -512,6 +513,17 @@ def test_how_a_process_ended_in_words(tmp_path: Path) -> None:
         assert json.loads((run / "status.json").read_text())["state"] == state
         shutil.rmtree(run)
     assert log_of(run) == tmp_path / "logs/run.log"
+
+
+def test_a_status_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("train.sweep.processes.write_json", full)
+    settle(tmp_path / "run", 3, None)
+    assert "warning: run failed, and its status cannot be written: " in capsys.readouterr().err
 
 
 def test_one_experiment_is_a_whole_sweep(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """How the runs of a sweep stand: a live table on a terminal, a line for each that ends elsewhere."""
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -145,10 +146,17 @@ def glance(run: Watched) -> dict[str, Any]:
     return found
 
 
-def tail(path: Path, size: int = 1 << 16) -> list[dict[str, Any]]:
+def tail(path: Path) -> list[dict[str, Any]]:
     """The last records of a file that is being written."""
     if not path.exists():
         return []
+    now = path.stat()
+    return records_of_end(path, (now.st_mtime_ns, now.st_size))
+
+
+@functools.lru_cache(maxsize=256)
+def records_of_end(path: Path, _: tuple[int, int], size: int = 1 << 16) -> list[dict[str, Any]]:
+    """The last records of a file with this stamp: parsed once, as it is looked at every second."""
     with path.open("rb") as file:
         start = max(0, file.seek(0, 2) - size)
         file.seek(start)

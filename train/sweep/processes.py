@@ -143,15 +143,12 @@ def settle(folder: Path, code: int, before: int | None) -> None:
     if told or (code == 0 and now is not None and now["state"] == "done"):
         return
     state = "interrupted" if -code in STOPPED or code - 128 in STOPPED else "failed"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(
-        folder / "status.json",
-        {
-            "state": state,
-            "reason": reason(code, log_of(folder)),
-            "last_step": now and now["last_step"],
-        },
-    )
+    status = {"state": state, "reason": reason(code, log_of(folder))}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "status.json", status | {"last_step": now and now["last_step"]})
+    except OSError as error:  # others are still to be waited for
+        say(f"warning: {folder.name} {state}, and its status cannot be written: {error}")
 
 
 def reason(code: int, log: Path) -> str:

@@ -59,7 +59,7 @@ def ladders(study: Study) -> list[Ladder]:
     compute = score_table(study.variants, compute_of).mean()
     found = [built(pairs, study, scores, compute) for pairs in climbs(study, compute)]
     judged = [(np.array(each.compute), d.to_numpy()) for each, d in found if not each.refused]
-    found_trends = iter(trends(judged))
+    found_trends = iter(trends(judged, looks=study.margin is not None))
     return [each if each.refused else replace(each, trend=next(found_trends)) for each, _ in found]
 
 

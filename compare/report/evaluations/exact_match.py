@@ -182,14 +182,15 @@ def differences(study: Study) -> dict[str, dict[tuple[str, str], Difference]]:
 
     Corrected together within a group, as the differences of quality are.
     """
-    questions = questions_of(study.compared, study.baseline)
+    looks = study.margin is not None  # seeds came in rounds
+    questions = questions_of(study.compared, study.baseline, looks=looks)
     tables = {group: score_table(study.variants, score(group)) for group in groups_of(study)}
-    return {group: family_tests(questions, scores) for group, scores in tables.items()}
+    return {group: family_tests(questions, scores, looks=looks) for group, scores in tables.items()}
 
 
 def differences_table(study: Study) -> Rows:
     """What each choice changes in exact match, in percentage points."""
-    questions = questions_of(study.compared, study.baseline)
+    questions = questions_of(study.compared, study.baseline, looks=study.margin is not None)
     return table_of(
         {
             "questions": group,
