@@ -11,7 +11,7 @@ from train.config.compose import choices_of, expand, group_of
 
 USAGE = """\
 Check the properties of every attention with every position scheme, with tiny models on this machine's
-device and dtype; about two minutes on 2 cores. A dash is a pair that is refused: the attention has no
+device and dtype; some minutes on 2 cores. A dash is a pair that is refused: the attention has no
 use for such positions. Exit code 1 if a property does not hold.
 
   python -m cli.doctor [KEY=VALUE ...]      keys: attn, pos, their options, device and dtype; separate

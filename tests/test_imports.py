@@ -53,6 +53,8 @@ MOST = 12  # entries that a folder shows
 EXEMPT = {
     ".": "the commands and what tools look for there",
     "configs/*": "Hydra's groups are flat: a choice is a file",
+    "model/position": "a scheme is a file, also one that a reader adds",
+    "model/attention/extensions": "a mechanism is a file",
 }
 
 

@@ -79,7 +79,7 @@ def test_every_link_and_image_leads_somewhere(page: str) -> None:
             assert heading in map(anchor, re.findall(r"^#+ (.*)", path.read_text(), re.MULTILINE))
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("docs/figures/*")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(ROOT.glob("docs/**/*.svg")), ids=lambda path: path.name)
 def test_every_figure_has_a_background_for_light_and_for_dark(path: Path) -> None:
     assert ALONE in path.read_text()
     assert ALONE in Figure("name", "caption", "<svg></svg>").file

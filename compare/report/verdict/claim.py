@@ -148,8 +148,10 @@ def facts(found: Outcome, study: Study) -> dict[str, Any]:
 
 
 def machine(run: Run) -> str:
-    """'AMD EPYC, AVX512, bfloat16, 1 thread'."""
+    """'AMD EPYC, AVX512, bfloat16, 1 thread, 2 runs at a time'."""
     e, threads = run.environment, run.get("threads")
     processor = (e.get("gpu"),) if e.get("gpu") else (e.get("cpu"), e.get("cpu_capability"))
     parts = [str(part) for part in (*processor, run.get("dtype")) if part]
-    return ", ".join([*parts, f"{threads} thread{'s' * (threads != 1)}"])
+    parts.append(f"{threads} thread{'s' * (threads != 1)}")
+    together = e.get("side_by_side") or 1
+    return ", ".join([*parts, *([f"{together} runs at a time"] if together > 1 else [])])

@@ -1,6 +1,7 @@
 """A page on all claims: what was published, what the sweeps here say, in one word."""
 
 import math
+import shlex
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -40,6 +41,7 @@ class Asked:
     claim: Claim
     config: Config  # of its first run
     found: dict[str, Any]
+    command: list[str]  # that its runs were last asked for with
 
     @property
     def name(self) -> str:
@@ -70,8 +72,11 @@ def asked(sweeps: Path) -> list[Asked]:
         claim = claim_of(Reporting(**arguments("report", config["report"], Reporting)[0]))
         if claim is None:
             raise ValueError(f"experiment={experiment} has no report.claim")
-        found = result(sweeps / str(config["name"]) / "results.json", claim)
-        each.append(Asked(experiment, claim, config, found))
+        folder = sweeps / str(config["name"])
+        found, command = result(folder / "results.json", claim), [f"experiment={experiment}"]
+        if found and (folder / "sweep.json").exists():
+            _, *command = read_json(folder / "sweep.json").get("command") or ["", *command]
+        each.append(Asked(experiment, claim, config, found, command))
     return each
 
 
@@ -165,7 +170,7 @@ def section(a: Asked) -> str:
         f"{c.says} As published ([{c.source}]({c.link})): {c.published}.",
         "",
         "```sh",
-        f"python train.py experiment={a.experiment}",
+        shlex.join(["python", "train.py", *a.command]),
         "```",
         "",
         f"Expected, as written on {c.written}: {ruler_of(c)} {expectation(c)}.",

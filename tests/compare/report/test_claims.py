@@ -341,7 +341,8 @@ def test_a_report_leads_with_its_claim_and_the_page_gathers_it(
     folder = sweep.parent
     cells = [{"name": p.name, "parent": None} for p in sorted(sweep.iterdir())]
     config = compose(["experiment=claims/gqa"])["report"]["claim"]
-    ask = {"cells": cells, "baseline": "attn=mha", "claim": config}
+    command = ["anywhere/train.py", "experiment=claims/gqa", "threads=1"]
+    ask = {"command": command, "cells": cells, "baseline": "attn=mha", "claim": config}
     (sweep / "sweep.json").write_text(json.dumps(ask))
     assert f"reproduced: {config['says']} ({config['source']}: none printed) Here" in report(sweep)
     to, picture = tmp_path / "docs/claims.md", tmp_path / "docs/figures/claims.svg"
@@ -353,6 +354,8 @@ def test_a_report_leads_with_its_claim_and_the_page_gathers_it(
     assert "](figures/claims.svg)" in page
     assert f"python -m cli.claims to={to} figure={picture} sweeps=" in page
     assert page.count("Not run yet.") == 9
+    assert "python train.py experiment=claims/gqa threads=1\n" in page
+    assert "python train.py experiment=claims/alibi\n" in page
     assert "gqa: perplexity" in picture.read_text()
     write_report([sweep], "attn=gqa")  # a claim names its own baseline
     assert "claim" not in json.loads((sweep / "results.json").read_text())
