@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from data.atomic import read_json
 from train.config.compose import compose, keys_set, quoted
 from train.config.keys import origin_of
 from train.config.old_spellings import current_overrides, modernise
 from train.config.options import SweepOptions
 from train.config.schema import Config
+from train.record.run_folder import load_manifest
 from train.setup.match import with_baseline
 from train.sweep.apart import apart
 from train.sweep.expand import settings_of
@@ -60,7 +60,7 @@ class Question:
     def folders(self) -> tuple[dict[int, Path], dict[int, Path]]:
         """The folders of the runs last asked for, by seed: those of the base, and of the new."""
         found: dict[str, dict[int, Path]] = {name: {} for name in self.names}
-        for entry in read_json(self.runs / "sweep.json")["cells"]:
+        for entry in load_manifest(self.runs)["cells"]:
             own = found[variant(entry["config"])]
             own[entry["config"]["seed"]] = self.runs / entry["name"]
         return found[self.names[0]], found[self.names[1]]

@@ -15,9 +15,8 @@ from compare.judge.ledger import OPEN, Entry, Ledger
 from compare.judge.limit import Limit, limited
 from compare.judge.question import Question, variant
 from compare.statistics.online import LOOKS, judge
-from data.atomic import read_json
 from train.config.schema import Config
-from train.record.run_folder import load_summary
+from train.record.run_folder import load_manifest, load_summary
 from train.record.terminal import say
 from train.sweep.display import Watched, done_part, glance
 from train.sweep.run import locked, state, sweep
@@ -163,7 +162,7 @@ def pace(folder: Path) -> dict[str, float]:
 
 def cells(folder: Path) -> Runs:
     """Name and config of the runs last asked for."""
-    return [(cell["name"], cell["config"]) for cell in read_json(folder / "sweep.json")["cells"]]
+    return [(cell["name"], cell["config"]) for cell in load_manifest(folder)["cells"]]
 
 
 def unfinished(folder: Path) -> Runs:

@@ -25,9 +25,9 @@ from compare.report.variants import (
 )
 from compare.statistics.paired import LARGEST, Difference, correct, paired
 from compare.statistics.sequential import Decision, decide
-from data.atomic import read_json
 from train.config.compose import parse
 from train.config.old_spellings import current_overrides
+from train.record.run_folder import load_manifest
 from train.sweep.expand import ROUNDS
 
 Key = TypeVar("Key")
@@ -121,8 +121,7 @@ def analyse_folders(folders: Sequence[Path], baseline: str | None = None) -> Stu
 
     Raises ValueError if there are no runs, or no such baseline among them.
     """
-    path = folders[0] / "sweep.json"
-    sweep = read_json(path) if path.exists() else {}
+    sweep = load_manifest(folders[0])
     return analyse(
         read(folders),
         baseline or sweep.get("baseline"),

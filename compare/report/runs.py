@@ -9,7 +9,7 @@ from typing import Any
 from data.atomic import read_json
 from train.config.old_spellings import modernise
 from train.config.schema import Config
-from train.record.run_folder import is_hf_folder
+from train.record.run_folder import is_hf_folder, load_manifest, load_summary
 from train.record.run_log import records
 
 Curve = list[tuple[int, float]]  # (step, loss)
@@ -102,8 +102,8 @@ def cells_in(folder: Path) -> Iterator[tuple[Path, Config, Path | None]]:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder")
-    if (folder / "sweep.json").exists():
-        for cell in read_json(folder / "sweep.json")["cells"]:
+    if sweep := load_manifest(folder):
+        for cell in sweep["cells"]:
             parent = cell["parent"] and folder / cell["parent"]
             yield folder / cell["name"], cell.get("config", {}), parent
     elif is_hf_folder(folder):
@@ -123,6 +123,7 @@ def open_run(folder: Path, planned: Config) -> Run:
 
     saved = read_or("config.json", planned)
     config = modernise(saved) if saved else {}
+    origin = config.get("init_from")
     lines = list(records(folder / "metrics.jsonl"))
     text = folder / "sample.txt"
     summary = read_or("summary.json", {})
@@ -135,7 +136,7 @@ def open_run(folder: Path, planned: Config) -> Run:
         train=curve(lines, "train"),
         val=curve(lines, "val"),
         sample=text.read_text(encoding="utf-8") if text.exists() else "",
-        origin_loss=loss_of(config.get("init_from")),
+        origin_loss=(load_summary(Path(origin)) or {}).get("val_loss") if origin else None,
     )
 
 
@@ -143,9 +144,3 @@ def curve(lines: list[dict[str, Any]], split: str) -> Curve:
     """The finite losses of a split, by step."""
     losses = ((line["step"], line["loss"]) for line in lines if line["split"] == split)
     return [(step, loss) for step, loss in losses if math.isfinite(loss)]
-
-
-def loss_of(origin: str | None) -> float | None:
-    """The final validation loss of the run in a folder; None if it is gone."""
-    path = Path(origin) / "summary.json" if origin else None
-    return read_json(path).get("val_loss") if path and path.exists() else None

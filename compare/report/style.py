@@ -13,6 +13,7 @@ from matplotlib.figure import Figure as Canvas
 
 from compare.report.analysis import Study
 from compare.report.variants import Variant
+from data.atomic import replace
 
 P = ParamSpec("P")
 GREY = "#888888"
@@ -57,7 +58,7 @@ class Figure:
     def write(self, path: Path) -> None:
         """Write the file, and say where."""
         path.parent.mkdir(exist_ok=True)
-        path.write_text(self.file, encoding="utf-8")
+        replace(path, self.file)
         print(f"\nwritten: {path}")
 
 

@@ -45,6 +45,10 @@ class Variant:
         """Its finished runs, one a seed."""
         return list(self.seeds.values())
 
+    def answers(self, kind: str) -> list[Config]:
+        """The answers to an evaluation of its finished runs, one a seed."""
+        return [answer for run in self.done if (answer := run.answer(kind))]
+
     def values(self, key: str) -> list[float]:
         """The finite values of a key in the summaries of its finished runs."""
         numbers = (run.get(key) for run in self.done)

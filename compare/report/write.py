@@ -26,10 +26,11 @@ from compare.report.tables import (
 from compare.report.verdict.claim import Outcome, facts, outcome, sentence
 from compare.report.verdict.conclusions import cache_savings, conclusions, methods
 from compare.statistics.paired import Difference
-from data.atomic import read_json, replace, write_json
+from data.atomic import replace, write_json
 from train.config.old_spellings import report_keys
 from train.config.options import Reporting, claim_of
 from train.config.schema import arguments
+from train.record.run_folder import load_manifest
 from train.record.terminal import columns, printable
 
 
@@ -79,8 +80,7 @@ def reporting(folder: Path) -> Reporting:
 
     Raises ValueError if its sweep.json has others than a config may have.
     """
-    path = folder / "sweep.json"
-    saved = report_keys(read_json(path) if path.exists() else {})
+    saved = report_keys(load_manifest(folder))
     return Reporting(**arguments("report", saved, Reporting)[0])
 
 

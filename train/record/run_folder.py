@@ -83,6 +83,12 @@ def load_summary(folder: Path) -> dict[str, Any] | None:
     return read_json(folder / "summary.json") if (folder / "summary.json").exists() else None
 
 
+def load_manifest(folder: Path) -> dict[str, Any]:
+    """What a sweep's folder says of it, its sweep.json; empty for runs that were no sweep."""
+    path = folder / "sweep.json"
+    return read_json(path) if path.exists() else {}
+
+
 def open_tokenizer(folder: Path) -> Tokenizer:
     return tokenizers.from_file(folder / "tokenizer.json")
 

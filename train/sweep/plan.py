@@ -14,6 +14,7 @@ from train.config.keys import IDENTITY, SHARED, origin_of, select
 from train.config.old_spellings import modernise
 from train.config.schema import Config
 from train.measure.device import select_device
+from train.record.run_folder import load_manifest
 from train.record.terminal import say
 from train.setup.match import compose_matched
 from train.setup.run_setup import check, check_start
@@ -151,8 +152,7 @@ def known_runs(folder: Path) -> dict[str, dict[str, Any]]:
     Earlier versions wrote the configs of the runs last asked for alone; those of the others are in
     their folders.
     """
-    path = folder / "sweep.json"
-    written = read_json(path) if path.exists() else {}
+    written = load_manifest(folder)
     entries = {}
     for entry in [*written.get("known", []), *written.get("cells", [])]:
         run = folder / entry["name"]

@@ -23,7 +23,7 @@ STOPPED = (signal.SIGINT, signal.SIGTERM)  # what ends a run that is to go on la
 
 
 class Stop(Exception):
-    """A signal ended the sweep; its runs have saved."""
+    """A signal ended the sweep; its runs have saved, where processes can be told to (not on Windows)."""
 
 
 class Child:

@@ -14,17 +14,13 @@ from compare.report.style import Drawing, Styles
 from compare.report.tables import Rows, table_of, without_empty
 from compare.report.variants import Variant
 from compare.statistics.paired import Difference, mean_interval, wilson, with_interval
-from train.config.schema import Config
-
-
-def answers_of(v: Variant) -> list[Config]:
-    """The answers of a variant's finished runs, one a seed."""
-    return [answer for run in v.done if (answer := run.answer("answers"))]
 
 
 def groups_of(study: Study) -> list[str]:
     """The groups of questions, in order; levels of difficulty by their numbers."""
-    found = dict.fromkeys(g for v in study.variants for a in answers_of(v) for g in a["groups"])
+    found = dict.fromkeys(
+        g for v in study.variants for a in v.answers("answers") for g in a["groups"]
+    )
     if levels_of([*found]) is None:
         return [*found]
     return sorted(found, key=lambda group: int(re.split(r"\D", group)[0]))
@@ -32,7 +28,9 @@ def groups_of(study: Study) -> list[str]:
 
 def numbers(v: Variant, group: str, key: str) -> list[float]:
     """A number of a group of questions, for each run of a variant."""
-    return [answer["groups"][group][key] for answer in answers_of(v) if group in answer["groups"]]
+    return [
+        answer["groups"][group][key] for answer in v.answers("answers") if group in answer["groups"]
+    ]
 
 
 def accuracy_interval(v: Variant, group: str) -> tuple[float, float, float]:
@@ -64,7 +62,7 @@ def table(study: Study) -> Rows:
             "variant": v.label,
             "questions": group,
             "exact match": with_interval(*accuracy_interval(v, group), share),
-            "runs": str(len(answers_of(v))),
+            "runs": str(len(v.answers("answers"))),
             "of": f"{numbers(v, group, 'questions')[0]:,.0f}",
             "commonest answer": share(statistics.fmean(numbers(v, group, "baseline"))),
             "confidence": share(statistics.fmean(numbers(v, group, "confidence"))),
@@ -80,7 +78,7 @@ def table(study: Study) -> Rows:
 
 def sign_tests(v: Variant) -> str:
     """The questions that only a run or only its reference answered, with the sign test's p."""
-    found = [answer["reference"] for answer in answers_of(v) if answer.get("reference")]
+    found = [answer["reference"] for answer in v.answers("answers") if answer.get("reference")]
     return "; ".join(f"{a['only_this']} : {a['only_the_other']}, p {a['p']:.2g}" for a in found)
 
 
@@ -99,7 +97,7 @@ def figure(study: Study, styles: Styles) -> Drawing | None:
     groups = groups_of(study)
     if not groups:
         return None
-    shown = [v for v in study.variants if answers_of(v)]
+    shown = [v for v in study.variants if v.answers("answers")]
     if levels_of(groups):
         return curves(shown, groups, styles)
     return bars(shown, groups, styles)

@@ -44,17 +44,12 @@ def kinds() -> list[str]:
     return list(dict.fromkeys((*KNOWN, *names)))
 
 
-def answers_of(v: Variant, kind: str) -> list[Config]:
-    """The answers of a variant's finished runs."""
-    return [answer for run in v.done if (answer := run.answer(kind))]
-
-
 def length_losses(study: Study) -> pd.DataFrame:
     """Losses of runs by position scheme and context, and the label of the curve they belong to."""
     rows = pd.DataFrame(
         {"variant": v, **row, "label": f"{v.label} as {row['pos']}" if row["factor"] else v.label}
         for v in study.variants
-        for answer in answers_of(v, "length")
+        for answer in v.answers("length")
         for row in answer["rows"]
     )
     return rows.astype({"loss": float}) if len(rows) else rows
@@ -100,7 +95,7 @@ def length_figure(study: Study, styles: Styles) -> Drawing | None:
             unscaled[v] = points
         left.plot(points, label=label, linewidth=1.4, **look)
         right.plot(by_position(v, pos), linewidth=1.4, **look)
-    trained = {a["trained_context"] for v in unscaled for a in answers_of(v, "length")}
+    trained = {a["trained_context"] for v in unscaled for a in v.answers("length")}
     for context in trained:
         for axes in (left, right):
             axes.axvline(context, color=style.INK, linewidth=0.8, alpha=0.5)
@@ -133,7 +128,7 @@ def ticks_at(axes: Any, values: Iterable[int]) -> None:
 
 def by_position(v: Variant, pos: str) -> pd.Series:
     """Mean loss over seeds, by the middle of each bucket of positions."""
-    answers = answers_of(v, "length")
+    answers = v.answers("length")
     buckets = [bucket for a in answers for bucket in a["positions"].get(pos, [])]
     losses = pd.DataFrame(buckets, columns=["start", "end", "loss"], dtype=float)
     return losses.loss.groupby(np.sqrt(losses.start.clip(1) * losses.end)).mean()
@@ -170,7 +165,7 @@ def decode_rows(study: Study) -> pd.DataFrame:
             "cache_mib": row["cache_bytes"] / 2**20,
         }
         for v in study.variants
-        for answer in answers_of(v, "decode")[:1]
+        for answer in v.answers("decode")[:1]
         for row in answer["rows"]
     ]
     rows.sort(key=lambda row: (row["batch_size"], row["context"]))
@@ -235,7 +230,7 @@ HEAD = {
 
 def attention_table(study: Study) -> Rows:
     """Means over heads and runs, the strongest induction head, and losses on repeated tokens."""
-    answers = {v: found for v in study.variants if (found := answers_of(v, "attention"))}
+    answers = {v: found for v in study.variants if (found := v.answers("attention"))}
     heads = {v: [heads_of(answer) for answer in found] for v, found in answers.items()}
     means = {v: pd.concat(runs).mean(numeric_only=True) for v, runs in heads.items()}
     losses = {v: pd.DataFrame(a["repeated_tokens"] for a in answers[v]).mean() for v in answers}
@@ -261,7 +256,7 @@ def heads_of(answer: Config) -> pd.DataFrame:
 
 def attention_figure(study: Study, styles: Styles) -> Drawing | None:
     """Each head as a dot, by layer and statistic."""
-    shown = {v: answers[0] for v in study.variants if (answers := answers_of(v, "attention"))}
+    shown = {v: answers[0] for v in study.variants if (answers := v.answers("attention"))}
     if not shown:
         return None
     figure, panels = style.canvas(4, height=5.6, rows=2)
@@ -293,7 +288,7 @@ def head_dots(
 
 def distance_answers(study: Study) -> dict[Variant, list[Config]]:
     """The answers with weights by distance, which earlier versions did not write."""
-    found = {v: [a for a in answers_of(v, "attention") if "distances" in a] for v in study.variants}
+    found = {v: [a for a in v.answers("attention") if "distances" in a] for v in study.variants}
     return {v: answers for v, answers in found.items() if answers}
 
 
@@ -359,7 +354,7 @@ def maps_figure(study: Study, styles: Styles) -> Drawing | None:
     rows = [
         (f"{v.label}\nlayer {layer}", [np.array(head) for head in heads])
         for v in study.variants
-        for answer in answers_of(v, "attention")[:1]
+        for answer in v.answers("attention")[:1]
         for layer, heads in enumerate(answer.get("maps", []), 1)
     ]
     if not rows:
@@ -410,13 +405,13 @@ KNOWN = {
 
 def generic_answers(kind: str, study: Study) -> list[Config]:
     """The answers that hold rows."""
-    return [a for v in study.variants for a in answers_of(v, kind) if "rows" in a]
+    return [a for v in study.variants for a in v.answers(kind) if "rows" in a]
 
 
 def generic_rows(kind: str, v: Variant) -> list[Config]:
     """The rows of a variant's answers; rows that differ only in floats are one, with lists of them."""
     rows: dict[str, Config] = {}
-    for row in (row for answer in answers_of(v, kind) for row in answer.get("rows", [])):
+    for row in (row for answer in v.answers(kind) for row in answer.get("rows", [])):
         key = {name: x for name, x in row.items() if not isinstance(x, float | None)}
         merged = rows.setdefault(str(key), {name: key.get(name, []) for name in row})
         for name, x in row.items():

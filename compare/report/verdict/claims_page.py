@@ -22,6 +22,7 @@ from data.atomic import read_json
 from train.config.compose import choices_of, compose
 from train.config.options import Claim, Reporting, claim_of
 from train.config.schema import Config, arguments
+from train.record.run_folder import load_manifest
 
 NOT_RUN, UNFINISHED = "not run", "unfinished"
 COLOURS = {
@@ -74,8 +75,8 @@ def asked(sweeps: Path) -> list[Asked]:
             raise ValueError(f"experiment={experiment} has no report.claim")
         folder = sweeps / str(config["name"])
         found, command = result(folder / "results.json", claim), [f"experiment={experiment}"]
-        if found and (folder / "sweep.json").exists():
-            _, *command = read_json(folder / "sweep.json").get("command") or ["", *command]
+        if found and (told := load_manifest(folder).get("command")):
+            command = told[1:]
         each.append(Asked(experiment, claim, config, found, command))
     return each
 
