@@ -111,7 +111,7 @@ def alike(one: Variant, two: Variant) -> bool:
 
 
 def bounded_loss(run: Run) -> float | None:
-    """The last validation loss, or that of the first step if it is less or training diverged."""
+    """The last validation loss, or the first one in the log if that is less or training diverged."""
     if not run.train:
         return None
     before = run.train[0][1]
