@@ -327,8 +327,8 @@ def test_levels_of_difficulty_are_an_axis() -> None:
 
 def test_levels_are_in_the_order_of_their_numbers_and_other_groups_in_their_own() -> None:
     def study(*groups: str) -> Study:
-        run = SimpleNamespace(answer=lambda _: {"groups": dict.fromkeys(groups)})
-        return cast(Study, SimpleNamespace(variants=[SimpleNamespace(done=[run])]))
+        variant = SimpleNamespace(answers=lambda _: [{"groups": dict.fromkeys(groups)}])
+        return cast(Study, SimpleNamespace(variants=[variant]))
 
     shown = groups_of(study("16-23 characters back", "8-15 characters back"))
     assert shown == ["8-15 characters back", "16-23 characters back"]
