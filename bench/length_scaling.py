@@ -103,6 +103,8 @@ def layer_pass(overrides: list[str], length: int, device: Device) -> tuple[Calla
     """Forward and backward of the first attention layer of a model at this length, and its kernel."""
     config = compose([*overrides, f"model.max_len={length}"])
     choose("kernel", config["kernel"], dict.fromkeys(KERNELS))
+    if config["kernel"] == "flex":
+        raise ValueError("kernel=flex is for compiled models, and this layer is not compiled")
     model = build_model(config, 65)
     check_kernel(model, config["kernel"], device)
     init_model(model, config, 0)

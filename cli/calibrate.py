@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from cli.entry import run_command
+from cli.entry import options_of, run_command
 from compare.check.calibration import (
     FADING,
     FOUND,
@@ -50,15 +50,17 @@ def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
-    options = dict(a.split("=", 1) for a in arguments if "=" in a)
+    options = options_of([a for a in arguments if "=" in a], ["splits"])
     folders = [Path(a) for a in arguments if "=" not in a] or [Path("outputs/sweeps/honesty")]
-    splits = int(options.get("splits", "1000"))
-    runs = [run for run in read(folders) if run.done]
+    given = options.get("splits", "1000")
+    if not given.isdecimal() or int(given) < 1:
+        raise ValueError(f"splits={given} must be a number from 1")
+    splits, runs = int(given), [run for run in read(folders) if run.done]
     by_steps: dict[int, list[Run]] = {}
     for run in runs:
         by_steps.setdefault(run.summary["steps"], []).append(run)
-    most = max(by_steps)
-    whole, half = by_steps[most], by_steps.get(most // 2, [])
+    most = max(by_steps, default=0)
+    whole, half = by_steps.get(most, []), by_steps.get(most // 2, [])
     if len(whole) < 24:
         raise ValueError(
             f"{folders[0]}: {len(whole)} finished runs with {most} steps; 24 are needed"

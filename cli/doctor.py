@@ -41,8 +41,8 @@ def main(overrides: list[str]) -> int:
             variants.append(variant_of(cell))
         except PairRefused as error:
             refused = error
-    if not variants and refused:
-        raise refused
+    if not variants:
+        raise refused or ValueError(f"no variant: {' '.join(overrides)} matches no choice")
     start = perf_counter()
     print(
         f"{len(variants)} variants on {variants[0].device.name} in {variants[0].device.dtype_name}"

@@ -137,7 +137,7 @@ class Hub:
 
     `name` picks a configuration, `revision` a version, `column` the text. Rows are documents, or
     with `join` are joined by it into one. `val_split=null` leaves the validation split to us.
-    Loading stops after `max_bytes` of training text; null reads everything.
+    Loading stops after `max_bytes` of each split; null reads everything.
     Raises ValueError, in one line, for whatever the hub or the data refuse.
     """
 

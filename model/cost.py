@@ -25,7 +25,7 @@ def flops_per_token(model: Transformer, length: int, *, causal: bool = True) -> 
     rows = [model.rows(layer, length) for layer in range(model.shape.n_layers)]
     total = 0.0
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and not name.startswith("prompt."):
             products = 6 if module.weight.requires_grad else 4
             total += products * module.weight.numel() * rows_through(name, rows)
     for i, layer in enumerate(model.attention_layers):

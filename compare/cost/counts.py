@@ -91,9 +91,10 @@ def decoding_costs(config: Config, points: int = 32) -> list[DecodingCost]:
 
 
 def weights_outside_attention(model: Transformer) -> int:
-    """Weights of all linear layers outside attention, which every token is multiplied with."""
-    attention = {id(m) for layer in model.attention_layers for m in layer.modules()}
-    linear = (m for m in model.modules() if isinstance(m, nn.Linear) and id(m) not in attention)
+    """Weights of all linear layers outside attention that every token is multiplied with."""
+    apart = {id(m) for layer in model.attention_layers for m in layer.modules()}
+    apart |= {id(m) for m in model.prompt.modules()} if model.prompt else set()
+    linear = (m for m in model.modules() if isinstance(m, nn.Linear) and id(m) not in apart)
     return sum(m.weight.numel() for m in linear)
 
 

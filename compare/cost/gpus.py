@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from model.attention.kernel import AMPERE
 from train.config.schema import Config, choose
 from train.measure.device import fastest_dtype_at
+from train.sweep.plan import trains_with
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,15 @@ def counted_here(config: Config, gpu: Gpu) -> Config:
     """The config of a run on a GPU as a CPU can count its bytes.
 
     Both half precisions have two bytes, and all of torch's fused kernels keep what flash attention
-    keeps, which a CPU has without dropout.
+    keeps, which a CPU has without dropout and without a trained bias.
     """
     dtype = fastest_dtype_at(gpu.capability) if config["dtype"] == "auto" else config["dtype"]
     fused = config["kernel"] not in ("matmul", "math") and not config["model"]["dropout"]
-    return config | {
+    counted = config | {
         "device": "cpu",
         "dtype": "float32" if dtype == "float32" else "bfloat16",
-        "kernel": "flash" if fused else "matmul",
         "compile": False,
         "force": True,
     }
+    kernel = "flash" if fused else "matmul"
+    return counted | {"kernel": kernel if trains_with(counted, kernel) else "auto"}

@@ -6,7 +6,7 @@ Shapes: B questions, T tokens, V vocab_size.
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -43,9 +43,10 @@ class Options:
 
 def evaluate(selector: RunSelector, options: Options) -> int:
     """`python eval.py run=DIR,... eval=answers`."""
+    selector.refuse_data("answers")
     reference = None
     if options.reference is not None:
-        other = selector.load(Path(options.reference))
+        other = replace(selector, pos=None).load(Path(options.reference))
         reference = items_of(other, answered_by(other), options)
     answers = (
         (folder, measure(selector.load(folder), options, reference)) for folder in selector.runs

@@ -52,12 +52,18 @@ def measure(selector: RunSelector, folder: Path, options: Options) -> tuple[Path
     run = selector.load(folder, allow_untrained=True)
     if run.model.has_latents:
         raise ValueError(f"run={folder}: not every token passes every layer, so no map is square")
+    if run.model.prompt_tokens or any(a.prefix is not None for a in run.model.attention_layers):
+        raise ValueError(
+            f"run={folder}: its heads also look at what is no text, a prompt or a prefix"
+        )
     for attention in run.model.attention_layers:
         if not attention.has_weights:
             raise ValueError(f"run={folder}: {type(attention).__name__} has no attention weights")
     text = open_text(run, options.split, selector.data, selector.data_name)
     length = min(run.model.shape.max_len, len(text.tokens))
-    starts = torch.linspace(0, len(text.tokens) - length, options.num_windows).long()
+    starts = torch.linspace(
+        0, len(text.tokens) - length, options.num_windows, dtype=torch.float64
+    ).long()
     windows = text.tokens[starts[:, None] + torch.arange(length)].long()  # (B, T)
     repeated = random_repeats(run, options.num_windows)
     layers = head_readouts(run, windows)

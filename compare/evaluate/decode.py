@@ -44,6 +44,7 @@ class Options:
 
 def evaluate(selector: RunSelector, options: Options) -> int:
     """`python eval.py run=DIR,... eval=decode`: one run of each variant, interleaved."""
+    selector.refuse_data("decode")
     variants, _ = variants_of([run for run in read(selector.folders) if run.done])
     if not variants:
         raise ValueError(f"run={selector.run} holds no finished run")
@@ -169,7 +170,8 @@ def cache_bytes(decoder: Decoder) -> dict[str, int]:
     """Measured bytes of a full cache. Raises ValueError unless they equal the stated ones."""
     (batch_size, context), run = decoder.text.shape, decoder.run
     layers = run.model.attention_layers
-    analytic = batch_size * sum(m.cache_bytes(context, run.device.dtype) for m in layers)
+    held = context + run.model.prompt_tokens
+    analytic = batch_size * sum(m.cache_bytes(held, run.device.dtype) for m in layers)
     if decoder.cache.nbytes != analytic:
         raise ValueError(
             f"{run.folder}: the cache holds {decoder.cache.nbytes} bytes after {context} tokens; "

@@ -192,8 +192,7 @@ def sampling_of(gen_kwargs: dict[str, Any]) -> tuple[int, Sampler, list[str]]:
 
 def evaluate(selector: RunSelector, options: Options) -> int:
     """`python eval.py run=DIR eval=harness tasks=NAMES`."""
-    if selector.data is not None:
-        raise ValueError("eval=harness: tasks have their own texts; data=... is for other kinds")
+    selector.refuse_data("harness")
     for library in ("datasets", "huggingface_hub"):  # what they log, the ValueError says
         logging.getLogger(library).setLevel(logging.CRITICAL)
     run = selector.load(selector.only)

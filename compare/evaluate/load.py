@@ -128,6 +128,11 @@ class RunSelector:
     def __post_init__(self) -> None:
         at_least(1, self, "threads")
 
+    def refuse_data(self, kind: str) -> None:
+        """Raise ValueError if another text is named: this kind of evaluation has its own."""
+        if self.data is not None:
+            raise ValueError(f"eval={kind} has texts of its own; data=... is for other kinds")
+
     @property
     def folders(self) -> list[Path]:
         """The folders in `run`, separated by commas: of runs, or of whole sweeps."""

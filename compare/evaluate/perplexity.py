@@ -93,9 +93,13 @@ def evaluate(selector: RunSelector, options: Options) -> int:
 
 @torch.no_grad()
 def store_weights(run: LoadedRun) -> None:
-    """Store the matrices of a model's blocks in four bits, and compute with what comes back."""
-    for module in run.model.blocks.modules():
-        if isinstance(module, nn.Linear):
+    """Store the matrices of a model's blocks in four bits, and compute with what comes back.
+
+    But for what finetuning has added, which QLoRA keeps as it is.
+    """
+    for name, module in run.model.named_modules():
+        frozen = f"{name}.weight" not in run.model.added
+        if name.startswith("blocks.") and isinstance(module, nn.Linear) and frozen:
             module.weight.copy_(nf4(module.weight))
 
 
@@ -103,6 +107,7 @@ def score_text(run: LoadedRun, text: EvaluationText, options: Options) -> Scored
     """Score a text. Raises ValueError for a context beyond the run's position scheme."""
     context, batch_size = run.context(options.context), run.batch_size(options.batch_size)
     stride = options.stride or context
+    stride = min(stride, run.model.shape.latents or stride)
     batches = -(-len(text.tokens) // (stride * batch_size))
     bar = iter(tracked(range(batches), f"scoring {len(text.tokens):,} tokens"))
     nats = run.score(

@@ -3,6 +3,7 @@
 Shapes: B batch, T new tokens, S tokens so far, D dim, H heads.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -134,6 +135,12 @@ class Attention(nn.Module):
     def kernel_width(self) -> int:
         """Channels of a head in the attention kernel, of keys or of values, whichever are more."""
         return max(self.key_dim, self.head_dim)
+
+
+def weight_of(layer: nn.Linear) -> Tensor:
+    """The weight (O, I) of a layer that is not called, with what finetuning has added to it."""
+    merged: Callable[[], Tensor] | None = getattr(layer, "merged", None)
+    return layer.weight if merged is None else merged()
 
 
 class PairRefused(ValueError):

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from model.attention.base import Attention
+from model.attention.base import Attention, weight_of
 from model.attention.cache import LayerCache
 from model.ops.attention import attention_weights
 from model.ops.norm import RMSNorm
@@ -98,7 +98,7 @@ class MLA(Attention):
     @property
     def up_heads(self) -> tuple[Tensor, Tensor]:
         """The up-projections of keys and of values, each (H, Dh, C)."""
-        k, v = self.up.weight.view(self.n_heads, 2, self.head_dim, -1).unbind(dim=1)
+        k, v = weight_of(self.up).view(self.n_heads, 2, self.head_dim, -1).unbind(dim=1)
         return k, v
 
     # Cost

@@ -27,8 +27,8 @@ class Pattern(Position):
         self.pattern = list(pattern)
         self.schemes = nn.ModuleDict({name: make(shape) for name, make in schemes.items()})
         used = pattern[: shape.n_layers]
-        ends = [s.max_len for name, s in self.named() if name in used and s.max_len is not None]
-        self.max_len = min(ends, default=None)
+        acting = [s for name, s in self.named() if name in used or "embed" in s.hooks]
+        self.max_len = min((s.max_len for s in acting if s.max_len is not None), default=None)
 
     def named(self) -> list[tuple[str, Position]]:
         """The schemes by name."""

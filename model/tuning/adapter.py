@@ -40,5 +40,5 @@ class Adapter(Tuning):
         freeze(model)
         replace_linears(model, "out".__eq__, lambda base: AdaptedLinear(base, self.width))
         for name, parameter in model.named_parameters():
-            if self.norms and "norm" in name.rsplit(".", 2)[-2]:
+            if self.norms and "norm" in name.rpartition(".")[0].rpartition(".")[2]:
                 parameter.requires_grad_(True)

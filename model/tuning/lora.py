@@ -39,14 +39,17 @@ class DynamicLoRALinear(LoRALinear):
     """In training, a random number of the R channels; in evaluation, the first `rank` of them."""
 
     def narrow(self, x: Tensor) -> Tensor:
-        channels = torch.arange(self.lora_a.out_features, device=x.device)
-        if self.training:  # from torch's generator, which is seeded by (seed, step)
-            return self.lora_a(x) * (channels <= torch.randint(len(channels), (), device=x.device))
-        return self.lora_a(x) * (channels < self.rank)
+        return self.lora_a(x) * self.kept()
 
     def merged(self) -> Tensor:
-        a, b = self.lora_a.weight[: self.rank], self.lora_b.weight[:, : self.rank]
-        return self.weight + self.scale * b @ a
+        return self.weight + self.scale * (self.lora_b.weight * self.kept()) @ self.lora_a.weight
+
+    def kept(self) -> Tensor:
+        """Which channels count: (R,)."""
+        channels = torch.arange(self.lora_a.out_features, device=self.weight.device)
+        if self.training:  # from torch's generator, which is seeded by (seed, step)
+            return channels <= torch.randint(len(channels), (), device=channels.device)
+        return channels < self.rank
 
 
 class LoRA(Tuning):

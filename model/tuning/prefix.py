@@ -32,7 +32,7 @@ class Prefix(Tuning):
     Without the paper's network that makes them, which is P-tuning v2 (Liu et al. 2021,
     https://arxiv.org/abs/2110.07602). They take weight from the first step on: the model does not
     start as its parent. Raises ValueError for fewer than 1, and for an attention that has no place for
-    them: they need keys and values that every query sees.
+    them: they need keys and values that every query sees. So does a model with latents.
     """
 
     def __init__(self, *, tokens: int) -> None:
@@ -41,6 +41,10 @@ class Prefix(Tuning):
         self.tokens = tokens
 
     def apply(self, model: Transformer) -> None:
+        if model.has_latents:
+            raise ValueError(
+                "tune=prefix is for models whose layers read the text; latents and bottlenecks cross to it"
+            )
         freeze(model)
         for layer in model.attention_layers:
             if not layer.takes_prefix or layer.n_kv_heads is None:

@@ -63,6 +63,7 @@ def test_the_plain_products_hold_the_scores_and_flash_does_not() -> None:
     [
         (["kernel=matmul,flush"], "kernel=flush: no such choice; did you mean flash"),
         (["kernel=matmul,flash", "pos=t5"], "kernel=flash has no gradient for the bias of T5"),
+        (["kernel=matmul,flex"], "kernel=flex is for compiled models"),
         (["kernel=matmul,flash", "model.dropout=0.1"], "kernel=flash has no dropout on a CPU"),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import build, tokens, variants
+from tiny import RUN, build, tokens, variants
 
 from cli.train import train
 from compare.check.properties import CPU, VOCAB, TinyVariant, composed
@@ -123,6 +123,15 @@ def test_whether_a_run_fits_a_gpu_is_told_without_one(
     ):
         with pytest.raises(ValueError, match=why):
             train(["plan=true", "data.path=README.md", *wrong.split()])
+
+
+@pytest.mark.parametrize("variant", ["pos=t5", "attn=lstm pos=none", "attn=additive pos=none"])
+def test_what_no_fused_kernel_trains_is_planned_for_a_gpu_too(
+    variant: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    places = ["data.path=README.md", f"data.cache={tmp_path}", "device=cuda:A100"]
+    assert train([*RUN, *places, "plan=true", *variant.split()]) == 0
+    assert " fits " in capsys.readouterr().out
 
 
 def test_the_work_of_counting_a_peak_is_linear_in_the_layers() -> None:

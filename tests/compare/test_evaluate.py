@@ -413,6 +413,44 @@ def test_attention_by_distance_and_maps_are_shown_and_reported(
     assert {"attention_distance.svg", "attention_maps.svg"} <= figures
 
 
+def test_a_prompt_is_in_the_cache_and_no_part_of_a_map(
+    runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    same = [f"data.path={runs}/documents.jsonl", f"data.cache={runs}/cache", "data.tokenizer=bpe"]
+    same += ["data.vocab_size=300", "data.val_fraction=0.5", "pos=rope", "steps=1"]
+    start = ["tune=prompt", "tune.tokens=3", f"init_from={runs}/rope", f"out={tmp_path}/run"]
+    assert run_training(compose([*RUN, *same, *start])) == 0
+    ask = [f"run={tmp_path}/run", "threads=1"]
+    assert evaluate([*ask, "eval=decode", "contexts=[12]", "tokens=4", "batch_sizes=[1]"]) == 0
+    with pytest.raises(ValueError, match="a prompt or a prefix"):
+        evaluate([*ask, "eval=attention"])
+
+
+def test_windows_of_a_model_with_latents_are_as_far_apart_as_it_predicts(
+    runs: Path, tmp_path: Path
+) -> None:
+    same = [f"data.path={runs}/documents.jsonl", f"data.cache={runs}/cache", "data.tokenizer=bpe"]
+    same += ["data.vocab_size=300", "data.val_fraction=0.5", "pos=rope", "steps=1"]
+    assert run_training(compose([*RUN, *same, "model.latents=4", f"out={tmp_path}/run"])) == 0
+    ask = [f"run={tmp_path}/run", "threads=1"]
+    assert evaluate([*ask, "eval=length", "contexts=[1]"]) == 0
+    found = json.loads((tmp_path / "run/eval/length.json").read_text())
+    (row,) = found["rows"]
+    assert row["windows"] == 1 + math.ceil((found["tokens"] - 16) / 4)
+    assert found["positions"] == {}  # by place in a window they would be of its end alone
+    assert evaluate(ask) == 0
+    (path,) = (tmp_path / "run/eval").glob("val_*.json")
+    assert json.loads(path.read_text())["stride"] == 4
+
+
+def test_runs_may_be_named_from_here_and_from_the_root(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(runs)
+    ask = [f"run=rope,{runs}/learned", "threads=1", "eval=length", "contexts=[1]", "scalings=[]"]
+    assert evaluate(ask) == 0
+
+
 def test_answers_of_earlier_versions_have_no_distances() -> None:
     old = {"layers": [{"distance": [1.0], "entropy": [1.0], "first": [0.1], "induction": [0.1]}]}
     run: Any = SimpleNamespace(done=True, seed=0, answer=lambda kind: old)
@@ -503,6 +541,8 @@ def always(token: int) -> Callable[..., Tensor]:
             "maps=17 must be at most num_windows=16",
         ),
         (["run={runs}/rope", "reference={runs}/cache"], "is not a run"),
+        (["run={runs}/rope", "eval=decode", "data.path={runs}/documents.jsonl"], "of its own"),
+        (["run={runs}/rope", "eval=answers", "data.path={runs}/documents.jsonl"], "of its own"),
         (["run={runs}/rope", "data.path={runs}/nothing.txt"], "no such file"),
     ],
 )
@@ -574,8 +614,8 @@ def test_two_files_are_a_new_evaluation_with_its_table_and_figure(
 
 def test_a_new_evaluation_shows_means_over_seeds() -> None:
     rows: list[Answer] = [{"k": 1, "x": 0.5, "y": None}, {"k": 1, "x": 1.5, "y": None}]
-    done = [SimpleNamespace(answer=lambda kind, row=row: {"rows": [row]}) for row in rows]
-    study: Any = SimpleNamespace(variants=[SimpleNamespace(label="rope", done=done)])
+    variant = SimpleNamespace(label="rope", answers=lambda kind: [{"rows": [row]} for row in rows])
+    study: Any = SimpleNamespace(variants=[variant])
     header, line = evaluations.evaluation("new", study).table(study)
     assert header == ["variant", "k", "x", "y"]
     assert line == ["rope", "1", "1 (-5.353 to 7.353)", "not defined"]

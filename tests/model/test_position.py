@@ -254,5 +254,8 @@ def test_a_pattern_ends_where_its_shortest_scheme_does() -> None:
     with pytest.raises(ValueError, match="17 tokens exceeds max_len=16"):
         learned(tokens(1, 17))
     assert learned.position.hooks == {"embed", "rotate"}
+    shallow = build("mha", "pattern", "pos@pos.global=learned", "model.n_layers=2")
+    with pytest.raises(ValueError, match="17 tokens exceeds max_len=16"):
+        shallow(tokens(1, 17))  # what no layer of two names is added all the same
     with pytest.raises(ValueError, match=r"pos\.pattern=\[local\] leaves out global"):
         build("mha", "pattern", "pos.pattern=[local]")

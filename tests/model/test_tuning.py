@@ -2,12 +2,18 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from tiny import RUN, build, tokens
 
 from cli.evaluate import evaluate
+from compare.cost.counts import weights_outside_attention
+from compare.evaluate.load import LoadedRun
+from compare.evaluate.perplexity import store_weights
+from model.cost import flops_per_token
 from model.loss import next_token_loss
 from model.transformer import Transformer
 from model.tuning.lora import DynamicLoRALinear, LoRALinear
@@ -113,6 +119,57 @@ def test_merged_weights_compute_the_same() -> None:
     assert merged.keys() == dict(plain.named_parameters()).keys()
     torch.testing.assert_close(plain(text), model(text), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(plain(text), build("gqa", "rope", "model.bias=true")(text))
+
+
+@pytest.mark.parametrize(
+    ("attn", "pos"),
+    [("mla", "rope"), ("multiplicative", "rope"), ("concatenated", "none"), ("elman", "none"),
+     ("lstm", "none")],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["lora", "dylora"])
+def test_layers_whose_weight_is_used_by_itself_are_adapted_too(
+    kind: str, attn: str, pos: str
+) -> None:
+    overrides = (f"tune={kind}", "tune.modules=null", "tune.rank=2")
+    model, text = build(attn, pos, *overrides), tokens(2, 12)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in model.added:
+                parameter.normal_(0, 0.1)
+        whole, cache = model(text), model.new_cache(12)
+        parts = [model(part, cache) for part in text.split([5, 1, 1, 3, 2], dim=1)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-5)
+        plain = build(attn, pos)
+        config: Config = {"tune": compose(list(overrides))["tune"]}
+        plain.load_state_dict(build_tuning(config).merged(model), strict=False)
+        torch.testing.assert_close(plain(text), whole, rtol=1e-4, atol=1e-5)
+    model(text).square().sum().backward()
+    assert all(p.grad is not None for n, p in model.named_parameters() if n in model.added)
+
+
+def test_models_with_latents_take_adapters_and_no_prefix() -> None:
+    assert tuned("adapter", "model.bottleneck=4", "model.n_layers=3").added
+    for latents in ("model.latents=4", "model.bottleneck=4"):
+        with pytest.raises(ValueError, match="latents and bottlenecks cross to it"):
+            tuned("prefix", latents, "model.n_layers=3")
+
+
+def test_what_makes_a_prompt_costs_a_text_nothing() -> None:
+    """As the prompt itself, which is not counted."""
+    one, made = (tuned(kind, "tune.tokens=3") for kind in ("prompt", "ptuning"))
+    assert flops_per_token(made, 16) == flops_per_token(one, 16)
+    assert weights_outside_attention(made) == weights_outside_attention(one)
+
+
+def test_four_bits_are_for_frozen_weights() -> None:
+    model = tuned("lora")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    store_weights(cast(LoadedRun, SimpleNamespace(model=model)))
+    for name, parameter in model.named_parameters():
+        matrix = name.startswith("blocks.") and name.endswith("weight") and "norm" not in name
+        changed = not torch.equal(before[name], parameter)
+        assert changed == (matrix and name not in model.added), name
 
 
 def test_a_part_of_the_channels_is_a_layer_of_lower_rank() -> None:

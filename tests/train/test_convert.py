@@ -63,6 +63,18 @@ def test_gqa_converts_further_and_all_else_stays() -> None:
         assert adapted[other] is weights[other]
 
 
+def test_heads_have_the_width_of_their_mechanism() -> None:
+    """Keys of attn=rank are narrower than values."""
+    rank = ("attn.rank=4", "model.bias=true")
+    weights = dict(build("rank", "rope", *rank, "attn.n_kv_heads=4").named_parameters())
+    few = build("rank", "rope", *rank, "attn.n_kv_heads=2")
+    for part, width in (("k", 4), ("v", 8)):
+        name = f"blocks.0.attention.{part}.weight"
+        heads = weights[name].unflatten(0, (4, width))
+        found = fit_to_shape(weights, few, "mean")[name].unflatten(0, (2, width))
+        torch.testing.assert_close(found, heads.unflatten(0, (2, 2)).mean(1))
+
+
 def test_heads_that_do_not_group_are_left_to_be_refused() -> None:
     weights = weights_of("gqa")
     mha = build("mha", "rope", "model.bias=true")

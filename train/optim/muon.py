@@ -84,6 +84,7 @@ class Muon(Optimizer):
     """Muon (Jordan et al. 2024) for the matrices of blocks; AdamW for embeddings, head and vectors.
 
     Muon's updates are scaled to the RMS of AdamW's (Liu et al. 2025): both share lr and decay.
+    `decayed` says which of the AdamW parameters decay; all matrices of blocks do.
     """
 
     def __init__(

@@ -5,6 +5,7 @@ import re
 import torch
 from torch import Tensor
 
+from model.attention.base import Attention
 from model.transformer import Transformer
 
 
@@ -31,7 +32,9 @@ def fit_to_shape(weights: dict[str, Tensor], model: Transformer, how: str) -> di
             adapted[name] = mine.detach().clone()
             adapted[name][:rows] = theirs[:rows]
         elif re.search(r"\.attention\.[kv]\.(weight|bias)$", name) and len(theirs) > len(mine):
-            head_dim = model.shape.head_dim
+            layer = model.get_submodule(name.rpartition(".")[0].rpartition(".")[0])
+            assert isinstance(layer, Attention)
+            head_dim = len(mine) // (layer.n_kv_heads or layer.n_heads)  # of keys, or of values
             if len(theirs) % len(mine) == 0:
                 groups = theirs.unflatten(0, (len(mine) // head_dim, -1, head_dim))
                 mean = groups.double().mean(1).to(groups.dtype)  # equal heads are kept exactly

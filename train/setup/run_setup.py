@@ -147,6 +147,11 @@ def check_flex(model: Transformer, device: Device, deterministic: bool) -> None:
             raise ValueError(
                 f"kernel=flex takes whole texts and nothing beside, which {name} does not give it; kernel=auto works"
             )
+        narrow = min(attention.key_dim, attention.head_dim)
+        if narrow < 16:
+            raise ValueError(
+                f"kernel=flex takes keys and values of at least 16 channels, not {narrow}"
+            )
         if "bias" in scheme.hooks and not scheme.by_distance:
             raise ValueError(
                 f"kernel=flex takes biases that depend on distance alone; {type(scheme).__name__} does not say so"

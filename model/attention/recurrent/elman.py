@@ -5,6 +5,7 @@ Shapes: B batch, T new tokens, D dim, R width of the state.
 
 from torch import Tensor
 
+from model.attention.base import weight_of
 from model.attention.cache import LayerCache
 from model.attention.recurrent.network import Network
 from model.ops.recurrence import ACTIVATIONS, elman
@@ -29,7 +30,7 @@ class Elman(Network):
     def forward(self, x: Tensor, positions: Positions, cache: LayerCache | None = None) -> Tensor:
         x = self.input(x)  # (B, T, R)
         (h,) = self.state_before(x, cache)
-        y = elman(x, self.recurrent.weight.to(x.dtype), h.to(x.dtype), self.activation)
+        y = elman(x, weight_of(self.recurrent).to(x.dtype), h.to(x.dtype), self.activation)
         self.keep(cache, x.size(1), y[:, -1])
         return self.out(y)  # (B, T, D)
 

@@ -5,6 +5,7 @@ Shapes: B batch, T new tokens, D dim, R width of the state.
 
 from torch import Tensor
 
+from model.attention.base import weight_of
 from model.attention.cache import LayerCache
 from model.attention.recurrent.network import Network
 from model.ops.recurrence import lstm
@@ -27,7 +28,7 @@ class LSTM(Network):
     def forward(self, x: Tensor, positions: Positions, cache: LayerCache | None = None) -> Tensor:
         x = self.input(x)  # (B, T, 4 R)
         h, c = self.state_before(x, cache)
-        y, c = lstm(x, self.recurrent.weight.to(x.dtype), h.to(x.dtype), c)
+        y, c = lstm(x, weight_of(self.recurrent).to(x.dtype), h.to(x.dtype), c)
         self.keep(cache, x.size(1), y[:, -1], c)
         return self.out(y)  # (B, T, D)
 

@@ -7,7 +7,7 @@ Dh head_dim.
 import torch
 from torch import Tensor, nn
 
-from model.attention.base import Attention
+from model.attention.base import Attention, weight_of
 from model.attention.cache import LayerCache
 from model.attention.grouped import kv_heads
 from model.ops.attention import masked_softmax, weighted_values
@@ -53,7 +53,7 @@ class Concatenated(Attention):
             for part in (self.k, self.v)
         )
         _, k = positions.rotate(k, k)
-        w = self.score.weight.unflatten(0, (self.n_kv_heads, -1))  # (Hkv, G, Dh)
+        w = weight_of(self.score).unflatten(0, (self.n_kv_heads, -1))  # (Hkv, G, Dh)
         return torch.einsum("bktd,kgd->bkgt", k, w).flatten(1, 2).unsqueeze(-1), v
 
     def weights(self, x: Tensor, positions: Positions) -> Tensor:

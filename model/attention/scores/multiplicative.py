@@ -6,6 +6,7 @@ Shapes: B batch, T new tokens, D dim, H query heads, Hkv KV heads, Dh head_dim.
 import torch
 from torch import Tensor, nn
 
+from model.attention.base import weight_of
 from model.attention.cache import LayerCache
 from model.attention.grouped import GQA
 from model.position.base import Positions
@@ -31,6 +32,6 @@ class Multiplicative(GQA):
     ) -> tuple[Tensor, Tensor, Tensor]:
         q = self.heads(self.q(x), self.n_heads)
         k, v = self.keys_values(x, cache)
-        W = self.score.weight.unflatten(0, (self.n_heads, -1))  # (H, Dh, Dh)
+        W = weight_of(self.score).unflatten(0, (self.n_heads, -1))  # (H, Dh, Dh)
         q = q + torch.einsum("bhtd,hed->bhte", q, W)
         return *positions.rotate(q, k), v

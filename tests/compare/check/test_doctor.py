@@ -100,3 +100,8 @@ def test_a_scheme_that_appears_is_tested_against_every_partner(tmp_path: Path) -
     assert {test for _, test in failed} == {"test_variant[peek-rope]"}
     (passed,) = re.findall(r"(\d+) subtests passed", done.stdout)
     assert int(passed) + len(failed) == 2 * 4  # those of every pair: neither is representative
+
+
+def test_a_pattern_that_no_choice_matches_is_refused() -> None:
+    with pytest.raises(ValueError, match="no variant: attn=glob"):
+        main(["attn=glob(zzz*)"])

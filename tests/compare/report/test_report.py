@@ -608,3 +608,11 @@ def test_contexts_of_unequal_runs_are_in_order(write: Write) -> None:
     head, *rows = length_table(analyse_folders([folder.parent]))
     assert head == ["perplexity at context", "128", "256", "512"]
     assert rows == [["learned", "", "20.1", "20.1"], ["rope", "20.1", "20.1", ""]]
+
+
+@pytest.mark.parametrize(
+    ("argument", "why"), [("split=9", "split: no such key"), ("splits=x", "splits=x must be")]
+)
+def test_a_calibration_takes_a_number_of_splits(argument: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        honesty.main([argument])

@@ -129,6 +129,7 @@ def test_a_bias_is_by_distance_where_a_scheme_says_so(pos: str) -> None:
         ("attn=gqa tune=prefix", True, False, "whole texts"),
         ("attn=mha model.latents=8", True, False, "whole texts"),
         ("pos=t5", True, True, "deterministic=true needs another"),
+        ("attn=rank attn.rank=8", True, False, "at least 16 channels, not 8"),
     ],
 )
 def test_what_it_cannot_train(ask: str, compiled: bool, deterministic: bool, refused: str) -> None:
@@ -138,13 +139,13 @@ def test_what_it_cannot_train(ask: str, compiled: bool, deterministic: bool, ref
         attn = value if key == "attn" else attn
         pos = value if key == "pos" else pos
         more += [override] if key not in ("attn", "pos") else []
-    model = build(attn, pos, *more, "kernel=flex")
+    model = build(attn, pos, "model.dim=64", *more, "kernel=flex")
     with pytest.raises(ValueError, match=refused):
         check_flex(model, Device("cuda", torch.float32, compiled), deterministic)
 
 
 def test_a_bias_that_says_nothing_of_distance_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build("mha", "alibi", "kernel=flex")
+    model = build("mha", "alibi", "model.dim=64", "kernel=flex")
     device = Device("cuda", torch.float32, compiled=True)
     check_flex(model, device, deterministic=True)
     monkeypatch.setattr("model.position.alibi.ALiBi.by_distance", False)
