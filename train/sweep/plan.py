@@ -45,7 +45,8 @@ def plan_cells(
 ) -> list[Cell]:
     """Every run, checked, with its folder. Raises ValueError if any of them could not be trained.
 
-    What depends on the device is not checked for runs that will not be `here`. A run that an earlier start of this sweep knew keeps its folder, whatever is beside it now.
+    What depends on the device is not checked for runs that will not be `here`. A run that an earlier
+    start of this sweep knew keeps its folder, whatever is beside it now.
     """
     each = (stage for cell in cells for stage in stages_of(cell, first))
     kernel = common_kernel(map(compose, each)) if here else None
@@ -53,62 +54,94 @@ def plan_cells(
         say(
             f"kernel={kernel}: the fastest that the runs can all train with; kernel=fastest: each its own"
         )
-    checked: dict[str, Config] = {}  # but for the seed
-    known = identities(known_runs(parent))
-    taken = set(known.values())
-    planned: list[Cell] = []
+    checks, names = Checks(here), Names(parent)
+    planned: dict[str, Cell] = {}  # by identity
     for name, cell in zip(cell_names(cells), cells, strict=True):
-        before: Cell | None = None
-        stages = stages_of(cell, first)
-        for number, overrides in enumerate(stages, 1):
-            if before and "matched" in before.config:  # one width for all stages
-                width = before.config["model"]["ff_dim"]
-                overrides = [*overrides, "match=null", f"model.ff_dim={width}"]
-            composed = compose_matched(overrides)
-            if kernel and composed["kernel"] == "auto" and trains_with(composed, kernel):
-                overrides = [*overrides, f"kernel={kernel}"]
-                composed = composed | {"kernel": kernel}
-            for key in SHARED:
-                if composed[key] != first[key]:
-                    raise ValueError(
-                        f"{key} is the sweep's, but its runs have {first[key]} and {composed[key]}"
-                    )
-            if composed["minutes"] is not None:
-                raise ValueError(
-                    f"minutes={composed['minutes']} is for one run; those of a sweep have equal "
-                    "steps: give steps=N"
-                )
-            seed = composed["seed"]
-            other_seed = {"seed": 0} if type(seed) is int and seed >= 0 else {}
-            alike = json.dumps(composed | other_seed, sort_keys=True)
-            if alike not in checked:
-                there = {} if here else {key: composed[key] for key in ANY_DEVICE}
-                checked[alike] = check(composed if here else composed | ANY_DEVICE).config | there
-            config = checked[alike] | ({"seed": seed} if other_seed else {})
+        if compose(cell)["stages"] != first["stages"]:
+            raise ValueError(f"stages differ between the runs of the sweep: {' '.join(cell)}")
+        stages, before = stages_of(cell, first), None
+        for number, asked in enumerate(stages, 1):
+            overrides, composed = completed(asked, before, kernel)
+            refuse_unshared(composed, first)
+            config = checks.of(composed)
             if before:
                 check_start(before.config, config, f"stage {number}")
-            elif compose(cell)["stages"] != first["stages"]:
-                raise ValueError(f"stages differ between the runs of the sweep: {' '.join(cell)}")
             mine = identity(config, before.identity if before else origin_of(config))
-            if mine not in known:
-                known[mine] = f"{name}_stage-{number}" if len(stages) > 1 else name
-                if known[mine] in taken or (parent / known[mine]).exists():
-                    known[mine] += f"_{mine[:8]}"
-                taken.add(known[mine])
-            if mine in (other.identity for other in planned):
-                before = next(other for other in planned if other.identity == mine)
-                continue
-            before = Cell(
-                name=known[mine],
-                overrides=overrides,
-                config=config,
-                identity=mine,
-                stage=number,
-                parent=before.name if before else None,
-                folder=parent / known[mine],
+            if mine not in planned:
+                own = names.of(mine, f"{name}_stage-{number}" if len(stages) > 1 else name)
+                planned[mine] = Cell(
+                    name=own,
+                    overrides=overrides,
+                    config=config,
+                    identity=mine,
+                    stage=number,
+                    parent=before.name if before else None,
+                    folder=parent / own,
+                )
+            before = planned[mine]
+    return sorted(planned.values(), key=lambda cell: (cell.stage, cell.config["seed"]))  # stable
+
+
+def completed(
+    overrides: list[str], before: Cell | None, kernel: str | None
+) -> tuple[list[str], Config]:
+    """A run's overrides and config, with the width of the stage before and the kernel of all runs."""
+    if before and "matched" in before.config:  # one width for all stages
+        width = before.config["model"]["ff_dim"]
+        overrides = [*overrides, "match=null", f"model.ff_dim={width}"]
+    composed = compose_matched(overrides)
+    if kernel and composed["kernel"] == "auto" and trains_with(composed, kernel):
+        return [*overrides, f"kernel={kernel}"], composed | {"kernel": kernel}
+    return overrides, composed
+
+
+def refuse_unshared(composed: Config, first: Config) -> None:
+    """Raise ValueError for a run that sets a key of the sweep otherwise than the first one does."""
+    for key in SHARED:
+        if composed[key] != first[key]:
+            raise ValueError(
+                f"{key} is the sweep's, but its runs have {first[key]} and {composed[key]}"
             )
-            planned.append(before)
-    return sorted(planned, key=lambda cell: (cell.stage, cell.config["seed"]))  # stable
+    if composed["minutes"] is not None:
+        raise ValueError(
+            f"minutes={composed['minutes']} is for one run; those of a sweep have equal "
+            "steps: give steps=N"
+        )
+
+
+class Checks:
+    """Checked configs of runs; those that differ in their seed alone are checked once."""
+
+    def __init__(self, here: bool) -> None:
+        self.here = here
+        self.found: dict[str, Config] = {}
+
+    def of(self, composed: Config) -> Config:
+        """The config of a run as it will be trained. Raises ValueError if it cannot be."""
+        seed = composed["seed"]
+        other_seed = {"seed": 0} if type(seed) is int and seed >= 0 else {}
+        alike = json.dumps(composed | other_seed, sort_keys=True)
+        if alike not in self.found:
+            there = {} if self.here else {key: composed[key] for key in ANY_DEVICE}
+            config = composed if self.here else composed | ANY_DEVICE
+            self.found[alike] = check(config).config | there
+        return self.found[alike] | ({"seed": seed} if other_seed else {})
+
+
+class Names:
+    """The names of runs by identity: a run that the folder knows keeps its own."""
+
+    def __init__(self, parent: Path) -> None:
+        self.parent, self.known = parent, identities(known_runs(parent))
+        self.taken = set(self.known.values())
+
+    def of(self, mine: str, wished: str) -> str:
+        """The name of a run: as wished, if no other one has it."""
+        if mine not in self.known:
+            free = wished not in self.taken and not (self.parent / wished).exists()
+            self.known[mine] = wished if free else f"{wished}_{mine[:8]}"
+            self.taken.add(self.known[mine])
+        return self.known[mine]
 
 
 def common_kernel(configs: Iterable[Config]) -> str | None:
