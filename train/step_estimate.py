@@ -55,8 +55,8 @@ def random_batches(vocab_size: int, rows: int, length: int) -> Callable[[int], B
     return lambda step: (tokens[:, :-1], tokens[:, 1:])
 
 
-def step_seconds(config: Config, vocab_size: int) -> float | None:
-    """Seconds of one optimizer step, the fastest in about three seconds; None for a compiled model.
+def step_seconds(config: Config, vocab_size: int, budget: float | None = None) -> float | None:
+    """Seconds of one optimizer step, the fastest in `budget` seconds (BUDGET); None for a compiled model.
 
     Doubles the rows of a micro-batch until they are all or the time is up; the time of further rows
     is taken to grow in proportion.
@@ -74,7 +74,7 @@ def step_seconds(config: Config, vocab_size: int) -> float | None:
         return lambda: timed(few, spec.device)
 
     with_rows(1)()  # the first step is slow
-    end, rows = perf_counter() + BUDGET, 1
+    end, rows = perf_counter() + (BUDGET if budget is None else budget), 1
     batch_size, most = spec.settings.batch_size, spec.settings.rows
     while rows < most:
         attempt = with_rows(rows)

@@ -93,6 +93,7 @@ def rows_of(config: Config, gpu: Gpu | None) -> tuple[list[str], list[str], floa
     return training, decoding if counted.caches else ["-"] * len(decoding), took
 
 
+QUICK = 1.0  # seconds of steps of a variant; the pace of a sweep's first run corrects them
 OVERHEAD = 10.0  # seconds of a run to start, to measure what the loop does not, and to save
 
 
@@ -147,7 +148,7 @@ def probed(models: list[tuple[Config, int]]) -> list[float | None]:
             continue
         pool = pool or ProcessPoolExecutor(1, context, end_with, (os.getpid(),))
         try:
-            found.append(pool.submit(step_seconds, config, vocab_size).result())
+            found.append(pool.submit(step_seconds, config, vocab_size, QUICK).result())
         except (Exception, SystemExit):  # noqa: BLE001  a broken pool, or no memory for it
             found.append(None)
             pool.shutdown(wait=False, cancel_futures=True)
