@@ -18,8 +18,9 @@ def publish(folder: Path, write: Callable[[Path], None], needs: int) -> None:
 
     Every file, a manifest of their SHA-256 and both directories are synced before and after the
     rename, so a crash or power loss leaves the old state or the new one; of an existing `folder`, which
-    is replaced, in the instant between two renames neither. The caller keeps other writers of this folder out. Raises OSError, with the bytes that
-    it `needs` and those free, if anything cannot be written.
+    is replaced, in the instant between two renames neither. The caller keeps other writers of this
+    folder out. Raises OSError, with the bytes that it `needs` and those free, if anything cannot be
+    written.
     """
     temporary = folder.parent / f"{TEMPORARY}{folder.name}"
     try:

@@ -57,7 +57,7 @@ def measure(selector: RunSelector, folder: Path, options: Options) -> tuple[Path
             batch_size = max(1, tokens_at_once // context)
             nats = used.score(text.tokens, context=context, stride=context, batch_size=batch_size)
             loss = nats.double().mean().item()
-            stride = min(context, run.model.shape.latents or context)
+            stride = run.stride(context)
             windows = 1 + -(-max(0, len(nats) - context) // stride)
             row |= {"loss": loss, "perplexity": perplexity(loss), "windows": windows}
             if stride == context:  # else a window scores its last tokens alone

@@ -93,6 +93,10 @@ class LoadedRun:
         """The batch size that is given, or that of evaluation in training."""
         return given or int(self.config["eval_batch_size"])
 
+    def stride(self, asked: int) -> int:
+        """Tokens from one window to the next: as asked, but no more than the model predicts of a window."""
+        return min(asked, self.model.shape.latents or asked)
+
     def score(self, tokens: Tensor, **options: Any) -> Tensor:
         """Nats of each token (N,) but the first, (N - 1,); options of `token_nll`."""
         with self.device.autocast():

@@ -106,8 +106,7 @@ def store_weights(run: LoadedRun) -> None:
 def score_text(run: LoadedRun, text: EvaluationText, options: Options) -> ScoredText:
     """Score a text. Raises ValueError for a context beyond the run's position scheme."""
     context, batch_size = run.context(options.context), run.batch_size(options.batch_size)
-    stride = options.stride or context
-    stride = min(stride, run.model.shape.latents or stride)
+    stride = run.stride(options.stride or context)
     batches = -(-len(text.tokens) // (stride * batch_size))
     bar = iter(tracked(range(batches), f"scoring {len(text.tokens):,} tokens"))
     nats = run.score(

@@ -50,12 +50,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
     rows.write_text("".join(json.dumps({"text": d + "\n\n"}) + "\n" for d in documents if d))
     kinds = {"rope": "pos=rope", "learned": "pos=learned", "bytes": "pos=rope data.tokenizer=byte"}
     for name, overrides in kinds.items():
-        places = [f"data.path={rows}", f"data.cache={folder}/cache", f"out={folder}/{name}"]
-        tokenizer = ["data.tokenizer=bpe", "data.vocab_size=300", "data.val_fraction=0.5"]
-        assert (
-            run_training(compose([*RUN, *places, *tokenizer, "steps=4", *overrides.split()])) == 0
-        )
+        train_on(folder, folder / name, "steps=4", *overrides.split())
     return folder
+
+
+def train_on(folder: Path, out: Path, *overrides: str) -> None:
+    """Train a run on the text of a folder of runs."""
+    places = [f"data.path={folder}/documents.jsonl", f"data.cache={folder}/cache", f"out={out}"]
+    tokenizer = ["data.tokenizer=bpe", "data.vocab_size=300", "data.val_fraction=0.5"]
+    assert run_training(compose([*RUN, *places, *tokenizer, *overrides])) == 0
 
 
 def opened(folder: Path) -> LoadedRun:
@@ -416,10 +419,8 @@ def test_attention_by_distance_and_maps_are_shown_and_reported(
 def test_a_prompt_is_in_the_cache_and_no_part_of_a_map(
     runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    same = [f"data.path={runs}/documents.jsonl", f"data.cache={runs}/cache", "data.tokenizer=bpe"]
-    same += ["data.vocab_size=300", "data.val_fraction=0.5", "pos=rope", "steps=1"]
-    start = ["tune=prompt", "tune.tokens=3", f"init_from={runs}/rope", f"out={tmp_path}/run"]
-    assert run_training(compose([*RUN, *same, *start])) == 0
+    start = ["tune=prompt", "tune.tokens=3", f"init_from={runs}/rope"]
+    train_on(runs, tmp_path / "run", "pos=rope", "steps=1", *start)
     ask = [f"run={tmp_path}/run", "threads=1"]
     assert evaluate([*ask, "eval=decode", "contexts=[12]", "tokens=4", "batch_sizes=[1]"]) == 0
     with pytest.raises(ValueError, match="a prompt or a prefix"):
@@ -429,9 +430,7 @@ def test_a_prompt_is_in_the_cache_and_no_part_of_a_map(
 def test_windows_of_a_model_with_latents_are_as_far_apart_as_it_predicts(
     runs: Path, tmp_path: Path
 ) -> None:
-    same = [f"data.path={runs}/documents.jsonl", f"data.cache={runs}/cache", "data.tokenizer=bpe"]
-    same += ["data.vocab_size=300", "data.val_fraction=0.5", "pos=rope", "steps=1"]
-    assert run_training(compose([*RUN, *same, "model.latents=4", f"out={tmp_path}/run"])) == 0
+    train_on(runs, tmp_path / "run", "pos=rope", "steps=1", "model.latents=4")
     ask = [f"run={tmp_path}/run", "threads=1"]
     assert evaluate([*ask, "eval=length", "contexts=[1]"]) == 0
     found = json.loads((tmp_path / "run/eval/length.json").read_text())

@@ -8,6 +8,7 @@ from typing import cast
 import pytest
 import torch
 from tiny import RUN, build, tokens
+from torch import Tensor
 
 from cli.evaluate import evaluate
 from compare.cost.counts import weights_outside_attention
@@ -29,6 +30,24 @@ SAME_START = ("lora", "dylora", "adapter")  # the model starts as its parent
 
 def tuned(kind: str, *overrides: str, pos: str = "rope") -> Transformer:
     return build("gqa", pos, f"tune={kind}", *overrides)
+
+
+@torch.no_grad()
+def draw_added(model: Transformer, std: float) -> None:
+    """Draw what finetuning has added, so that it changes what the model computes."""
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if name in model.added:
+            parameter.normal_(0, std)
+
+
+@torch.no_grad()
+def check_decoding(model: Transformer, text: Tensor) -> None:
+    """Assert that parts of a text (2, 12), read with the cache, give what the whole does."""
+    whole, cache = model(text), model.new_cache(12)
+    parts = [model(part, cache) for part in text.split([5, 1, 1, 3, 2], dim=1)]
+    assert len(cache) == 12
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-5)
 
 
 def counted(*overrides: str) -> int:
@@ -81,15 +100,9 @@ def test_where_a_method_promises_it_the_model_starts_as_its_parent(kind: str) ->
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("pos", ["rope", "alibi"])
 def test_decoding_with_the_cache_equals_reading_the_whole(kind: str, pos: str) -> None:
-    model, text = tuned(kind, pos=pos), tokens(2, 12)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in model.added:
-                parameter.normal_(0, 0.3)
-        whole, cache = model(text), model.new_cache(12)
-        parts = [model(part, cache) for part in text.split([5, 1, 1, 3, 2], dim=1)]
-    assert len(cache) == 12
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-5)
+    model = tuned(kind, pos=pos)
+    draw_added(model, 0.3)
+    check_decoding(model, tokens(2, 12))
 
 
 def test_of_two_narrow_matrices_the_zero_one_learns_first() -> None:
@@ -109,10 +122,8 @@ def test_merged_weights_compute_the_same() -> None:
     overrides = ("tune.modules=null", "model.bias=true")
     model, text = tuned("lora", *overrides), tokens(2, 12)
     plain = build("gqa", "rope", "model.bias=true")
+    draw_added(model, 0.1)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in model.added:
-                parameter.normal_(0, 0.1)
         config: Config = {"tune": compose(["tune=lora"])["tune"]}
         merged = build_tuning(config).merged(model)
         plain.load_state_dict(merged, strict=False)
@@ -132,18 +143,13 @@ def test_layers_whose_weight_is_used_by_itself_are_adapted_too(
 ) -> None:
     overrides = (f"tune={kind}", "tune.modules=null", "tune.rank=2")
     model, text = build(attn, pos, *overrides), tokens(2, 12)
-    torch.manual_seed(0)
+    draw_added(model, 0.1)
+    check_decoding(model, text)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in model.added:
-                parameter.normal_(0, 0.1)
-        whole, cache = model(text), model.new_cache(12)
-        parts = [model(part, cache) for part in text.split([5, 1, 1, 3, 2], dim=1)]
-        torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-5)
         plain = build(attn, pos)
         config: Config = {"tune": compose(list(overrides))["tune"]}
         plain.load_state_dict(build_tuning(config).merged(model), strict=False)
-        torch.testing.assert_close(plain(text), whole, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(plain(text), model(text), rtol=1e-4, atol=1e-5)
     model(text).square().sum().backward()
     assert all(p.grad is not None for n, p in model.named_parameters() if n in model.added)
 
@@ -176,10 +182,8 @@ def test_a_part_of_the_channels_is_a_layer_of_lower_rank() -> None:
     """Trained with random parts of them, dylora computes at each rank what lora of that rank does."""
     model, text = tuned("dylora", "tune.rank=4", "tune.alpha=8"), tokens(2, 12)
     lower = tuned("lora", "tune.rank=2", "tune.alpha=4")  # alpha / rank is that of all channels
+    draw_added(model, 0.1)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in model.added:
-                parameter.normal_(0, 0.1)
         for wide, narrow in zip(model.modules(), lower.modules(), strict=True):
             if isinstance(wide, DynamicLoRALinear):
                 assert isinstance(narrow, LoRALinear)
@@ -295,10 +299,10 @@ def test_low_rank_adaptation_is_that_of_peft() -> None:
     model, theirs = tuned("lora", "tune.rank=4", "tune.alpha=6"), build("gqa", "rope")
     settings = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["q", "v"])
     theirs = peft.inject_adapter_in_model(settings, theirs).eval()
+    draw_added(model, 0.3)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in model.added:
-                parameter.normal_(0, 0.3)
                 place = name.replace("lora_a", "lora_A.default").replace("lora_b", "lora_B.default")
                 theirs.get_parameter(place).copy_(parameter)
     text = tokens(2, 12)

@@ -119,5 +119,5 @@ def best_first(folder: Path) -> tuple[float, int]:
         loss = read_json(folder / "state.json").get("val_loss")
     except ValueError:
         loss = None
-    finite = isinstance(loss, float) and math.isfinite(loss)
-    return (loss if finite else math.inf, -step_of(folder))  # type: ignore[return-value]
+    loss = loss if isinstance(loss, float) and math.isfinite(loss) else math.inf
+    return (loss, -step_of(folder))

@@ -46,8 +46,8 @@ def sweep(
     All are checked before any starts. Started again in the same folder, it skips what is done, resumes
     what was interrupted, and retries what failed if `retry`. `launcher` are the overrides that name
     another one than processes here. `forecast` tells the seconds of runs, so many side by side, and is
-    given what calls a function apart from this process. With `seeds`, the cells have more seeds than may be needed; rounds
-    of more of them go on with the runs that are `undecided`.
+    given what calls a function apart from this process. With `seeds`, the cells have more seeds than
+    may be needed; rounds of more of them go on with the runs that are `undecided`.
     """
     started, first = time.monotonic(), compose(cells[0])
     name = first["name"] or time.strftime("%Y%m%d-%H%M%S")
