@@ -7,20 +7,24 @@ from typing import ClassVar
 from data.probes.base import OfLetters, document, letters
 
 ASKED = "|"
+ASKS = 4  # nodes for each that is asked about
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hops(OfLetters):
-    """A ring of letters as pairs in random order, then for each letter the one so many hops on.
+    """A ring of letters as pairs in random order, then for some letters the one so many hops on.
 
     `ca ab bc`, without the spaces, leads from a to b with 1 hop, and to c with 2, which is asked as
-    `2ac`. A level is the number of hops; a ring has `nodes`, of an alphabet of `letters`. After Depo
-    (Allen-Zhu 2025, https://arxiv.org/abs/2512.17351). Raises ValueError for letters that do not
-    exist, and for a ring of fewer than two or of more than there are letters.
+    `2ac`. A level is the number of hops, at most half the ring: beyond, the way back is shorter. A ring
+    has `nodes`, of an alphabet of `letters`; one in four is asked about, since if all were, the letters
+    not yet told would give answers away. With a prime number of nodes no answer is the way back of
+    another. After Depo (Allen-Zhu 2025, https://arxiv.org/abs/2512.17351). Raises ValueError for letters
+    that do not exist, and for a ring of fewer than two or of more than there are letters.
     """
 
     nodes: int
 
+    VERSION: ClassVar[int] = 2
     UNIT: ClassVar[str] = "hops"
 
     def __post_init__(self) -> None:
@@ -32,7 +36,7 @@ class Hops(OfLetters):
 
     @property
     def most(self) -> int:
-        return min(self.nodes - 1, 9)  # one digit
+        return min(self.nodes // 2, 9)  # one digit
 
     def row(self, level: int, draw: random.Random) -> str:
         ring = draw.sample(letters(self.letters, "letters"), self.nodes)
@@ -40,7 +44,7 @@ class Hops(OfLetters):
         draw.shuffle(pairs)
         text = "".join(pairs) + ASKED
         parts = []
-        for start in draw.sample(range(self.nodes), self.nodes):
+        for start in draw.sample(range(self.nodes), max(1, self.nodes // ASKS)):
             end = ring[(start + level) % self.nodes]
             parts.append((f"{text}{level}{ring[start]}", end, self.group(level)))
             text = ""

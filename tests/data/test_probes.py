@@ -1,7 +1,7 @@
 """Probes: each task's rows are right, and its answers alone are learned."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,17 +97,44 @@ def test_levels_are_those_asked_for(name: str) -> None:
         task(name, "data.levels=[0]")
 
 
-def test_recall_asks_each_key_once_by_pairs_or_by_distance() -> None:
+def test_recall_asks_as_often_as_there_are_pairs_by_pairs_or_by_distance() -> None:
     made = task("recall", "data.levels=[4]", "data.val_levels=[4]", "data.by=distance")
     for document in made.load()["val"]:
         found = list(answers(document))
-        row = document_text(document)
-        assert len(row) == 64
-        assert len({text[-1] for text, *_ in found}) == len(found) == 4
+        assert len(document_text(document)) == 64
+        assert len(found) == 4
         for text, _, group in found:
-            distance = len(text) - 1 - text.index(text[-1])
+            distance = len(text) - 1 - text.rindex(text[-1], 0, -1)  # from where it was last seen
             first, last = map(int, group.split(" ")[0].split("-"))
             assert first <= distance <= last == first + 7
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "candidates"),
+    [
+        ("recall", 4, lambda text: text[1:8:2]),
+        ("recall", 16, lambda text: text[1:32:2]),
+        ("hops", 4, lambda text: text[:22:2]),
+    ],
+)
+def test_answers_already_shown_do_not_give_the_next_away(
+    name: str, level: int, candidates: Callable[[str], str]
+) -> None:
+    made, draw = task(name), random.Random(0)
+    kept, right, guessed = 0, 0.0, 0.0
+    for _ in range(500):
+        shown = list[str]()
+        for text, answer, _ in answers(made.row(level, draw)):
+            every = list(candidates(text))
+            left = list(every)
+            for letter in shown:
+                if letter in left:
+                    left.remove(letter)
+            kept += 1
+            right += left.count(answer) / max(1, len(left))
+            guessed += every.count(answer) / len(every)
+            shown.append(answer)
+    assert right / kept < guessed / kept + 0.03
 
 
 def document_text(document: str) -> str:
@@ -150,6 +177,7 @@ KEYS: dict[str, Any] = {"levels": [1], "val_levels": [1], "rows": 1, "val_rows":
          r"data.levels=\[5\] must be numbers of pairs from 1 to 4"),
         (lambda: Recall(**KEYS, length=16, keys=9, values=9, by="gap"), "data.by=gap is not one of"),
         (lambda: Hops(**KEYS, nodes=9, letters=8), "data.nodes=9 must be at least 2 and at most"),
+        (lambda: Hops(**KEYS | {"levels": [4]}, nodes=7, letters=8), "of hops from 1 to 3, the most"),
         (lambda: Induction(**KEYS, length=9, letters=8), "from 2 to 9"),
         (lambda: Recall(**KEYS | {"rows": 0}, length=16, keys=9, values=9, by="pairs"), "data.rows=0"),
     ],
