@@ -64,9 +64,12 @@ def train(arguments: list[str]) -> int:
     if launcher:
         raise ValueError(f"{launcher[0]}: a launcher is for sweeps (-m)")
     from train.parallel.parent import end_with_parent
-    from train.run import run_training
+    from train.record.wandb_process import import_early
 
     end_with_parent()
+    import_early(first["wandb"])
+    from train.run import run_training  # takes a second: torch
+
     return run_training(first)
 
 

@@ -209,7 +209,8 @@ def test_a_sweep_evaluates_its_runs_and_reports_on_that(
     assert "(4 runs, 0 failed, 1 of 2 evaluations failed)" in said.out
     assert re.search(r"training steps took \d+% of \d+ (s|min)", said.err)
     runs = [*(tmp_path / "sweep").glob("attn-*")]
-    seconds = [json.loads((run / "summary.json").read_text())["train_seconds"] for run in runs]
+    summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
+    seconds = [found["warmup_seconds"] + found["train_seconds"] for found in summaries]
     cells = cast(list[Cell], [SimpleNamespace(folder=run) for run in runs])
     assert min(seconds) > 0
     say_share(cells, 2, wall=sum(seconds))

@@ -1,6 +1,6 @@
 """Logging to Weights & Biases from a separate process, which can neither stop nor change the run.
 
-The process reads the run's folder: python -m train.record.wandb_process FOLDER OFFSET
+The process reads the run's folder, of which it is told on its standard input.
 """
 
 import contextlib
@@ -22,6 +22,30 @@ WAIT_TIMEOUT = 2.0  # seconds that a run waits for wandb, at its start and its e
 POLL_INTERVAL = 1.0  # seconds between reads of metrics.jsonl
 UPLOAD_TIMEOUT = 600.0  # seconds to finish uploading after the run has ended
 IMPORTED, READY = "imported", "ready"  # messages to the run; any other is the reason of a failure
+EARLY = list[subprocess.Popen[bytes]]()  # processes that were started before there was a folder
+
+
+def import_early(options: object) -> None:
+    """Have a process import wandb while this one imports torch, unless the run will not log there.
+
+    `options` are the config's keys of wandb, not yet checked.
+    """
+    wanted = isinstance(options, dict) and options.get("mode") != "disabled"
+    if wanted and "RANK" not in os.environ:  # of several processes the leader logs
+        with contextlib.suppress(OSError):  # the run itself warns
+            EARLY.append(start())
+
+
+def start() -> subprocess.Popen[bytes]:
+    """A process that imports wandb, and waits to be told of a run."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "train.record.wandb_process"],
+        cwd=Path(__file__).resolve().parents[2],
+        stdin=subprocess.PIPE,  # closed when the run ends, however it does
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is for the run
+    )
 
 
 @contextlib.contextmanager
@@ -47,21 +71,15 @@ class WandbProcess:
 
     def __init__(self, folder: Path) -> None:
         """Start it and wait until it is ready, or a moment: starting up would slow the first steps."""
-        offset = (folder / "metrics.jsonl").stat().st_size
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "train.record.wandb_process",
-                str(folder.resolve()),
-                str(offset),
-            ],
-            cwd=Path(__file__).resolve().parents[2],
-            stdin=subprocess.PIPE,  # closed when the run ends, however it does
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the run
-        )
+        self.process = EARLY.pop() if EARLY else start()
+        run = {
+            "folder": str(folder.resolve()),
+            "offset": (folder / "metrics.jsonl").stat().st_size,
+        }
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and has said why
+            self.process.stdin.write(json.dumps(run).encode() + b"\n")
+            self.process.stdin.flush()
         self.messages: list[str] = []
         self.imported, self.ready = threading.Event(), threading.Event()
         threading.Thread(target=self.listen, daemon=True).start()
@@ -98,11 +116,16 @@ class WandbProcess:
             say(f"warning: wandb failed, the run is complete without it: {reason}")
 
 
-def log_records(folder: Path, offset: int) -> None:
-    """Log a run's records after the first `offset` bytes to wandb, until standard input ends."""
+def log_records() -> None:
+    """Log the records of the run named on standard input, after the first `offset` bytes, to wandb,
+    until standard input ends."""
     import wandb
 
     send(IMPORTED)
+    if not (line := sys.stdin.readline()):
+        return  # the run was refused
+    told = json.loads(line)
+    folder, offset = Path(told["folder"]), told["offset"]
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     options, choices = config["wandb"], config["choices"]
     run = wandb.init(
@@ -163,13 +186,13 @@ def exit_after_timeout() -> None:
     os._exit(1)
 
 
-def main(folder: str, offset: str) -> None:
+def main() -> None:
     try:
-        log_records(Path(folder), int(offset))
+        log_records()
     except Exception as error:  # noqa: BLE001  any failure of wandb is one message
         send(f"{type(error).__name__}: {' '.join(str(error).split())}")
         os._exit(1)  # at once: wandb may take minutes to give up
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -29,7 +29,7 @@ from train.sweep.slots import Slot, slots, visible_gpus
 
 T = TypeVar("T")
 QUIET = 30.0  # seconds of a sweep before its first report; each takes a few
-REPORTING = 0.02  # of a sweep's time at most, before its last report
+REPORTING = 0.005  # of a sweep's time at most, before its last report
 
 
 def sweep(
@@ -172,7 +172,8 @@ def say_failures(planned: list[Cell]) -> int:
 def say_share(planned: list[Cell], places: int, wall: float) -> None:
     """Say how much of a sweep's seconds its training steps took, of runs that have a summary."""
     summaries = [load_summary(cell.folder) or {} for cell in planned]
-    trained = sum(summary.get("train_seconds") or 0.0 for summary in summaries)
+    clocks = ("warmup_seconds", "train_seconds")
+    trained = sum(summary.get(clock) or 0.0 for summary in summaries for clock in clocks)
     share = trained / min(places, len(planned)) / wall
     say(f"training steps took {share:.0%} of {duration(wall)}")
 
