@@ -118,7 +118,8 @@ def prepare(
         if not is_intact(folder):
             loaded = source.load()
             learned_from = loaded.pop("tokenizer", None)
-            splits = split(loaded, val_fraction, shuffle)
+            whole = bool(getattr(source, "rows", False))
+            splits = split(loaded, val_fraction, shuffle, whole=whole)
             size = sum(len(text) for documents in splits.values() for text in documents)
             if size > 1e6:
                 say(f"data: tokenising {size:,} characters; later runs find them in {folder}")
@@ -132,13 +133,21 @@ def prepare(
     return load(folder)
 
 
-def split(splits: dict[str, list[str]], val_fraction: float, shuffle: bool) -> dict[str, list[str]]:
-    """Cut a validation split off the end of the training text, unless the source has its own."""
+def split(
+    splits: dict[str, list[str]], val_fraction: float, shuffle: bool, *, whole: bool = False
+) -> dict[str, list[str]]:
+    """Cut a validation split off the end of the training text, unless the source has its own.
+
+    Between two documents, if they are to stay `whole`.
+    """
     documents = list(splits["train"])
     if "val" in splits or val_fraction == 0:
         return {"train": documents, "val": splits.get("val", [])}
     if shuffle:
         random.Random(0).shuffle(documents)
+    if whole:
+        cut = round(len(documents) * (1 - val_fraction))
+        return {"train": documents[:cut], "val": documents[cut:]}
     keep = round(sum(map(len, documents)) * (1 - val_fraction))
     train: list[str] = []
     val: list[str] = []

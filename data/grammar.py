@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 LETTERS = "abcdefgh"
 MOST_RULES = 8  # of a symbol
 LONGEST_SENTENCE = 256  # characters: a floor takes n^3 operations, and float64 must hold p
+DEEPEST = 8  # levels: two symbols to a power above that are more
 VALIDATION = 40  # training characters for each one of validation
 CONCENTRATION = 2.0  # of the Dirichlet distribution of a symbol's rules
 
@@ -61,7 +62,7 @@ class Grammar:
             )
         if not 2 <= longest <= 4:
             raise ValueError(f"data.longest={longest} must be at least 2 and at most 4")
-        if depth < 1 or longest**depth > LONGEST_SENTENCE:
+        if not 1 <= depth <= DEEPEST or longest**depth > LONGEST_SENTENCE:
             raise ValueError(
                 f"data.depth={depth} must be at least 1, and data.longest={longest} to this power at "
                 f"most {LONGEST_SENTENCE}: so long is the longest sentence"

@@ -113,6 +113,8 @@ class Pairs:
     naming the file and the line, for a line of another form.
     """
 
+    rows = True  # documents that a split does not cut
+
     def __init__(self, *, train: str, dev: str | None) -> None:
         self.paths = {"train": one_file("data.train", train)}
         if dev is not None:
@@ -126,7 +128,7 @@ class Pairs:
                     )
 
     def key(self) -> str:
-        return f"pairs:{hash_files(self.paths.values())}"
+        return f"rows:{hash_files(self.paths.values())}"
 
     def load(self) -> dict[str, list[str]]:
         return {split: read_lines(path) for split, path in self.paths.items()}

@@ -60,6 +60,7 @@ def training_kernels(model: Transformer, device: str, dtype: torch.dtype, length
     kernels = []
     for i, layer in enumerate(model.attention_layers):
         queries, keys = model.rows(i, length)
-        biased = queries != keys or "bias" in model.position.of_layer(i).hooks
+        masked = queries != keys or layer.prefix is not None  # not by the triangle alone
+        biased = masked or "bias" in model.position.of_layer(i).hooks
         kernels.append(layer.kernel(device, dtype, keys, biased))
     return kernels

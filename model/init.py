@@ -13,16 +13,17 @@ def init_weights(model: Transformer, seed: int, *, scaled: str = "out.weight") -
     """Draw every parameter from a CPU generator seeded by (seed, its name).
 
     Variants that share a tensor, by name and shape, therefore start from the same values.
-    Matrices N(0, 0.02); those whose name ends in `scaled`, the last of a residual branch,
-    N(0, 0.02 / sqrt(2 n_layers)) (GPT-2); biases 0, norms 1. A module with an `init_std` has its
-    matrices N(0, init_std).
+    Matrices N(0, 0.02), those of a module with an `init_std` N(0, init_std); where the name ends in
+    `scaled`, as that of the last of a residual branch, divided by sqrt(2 n_layers) (GPT-2). Biases 0,
+    norms 1.
     """
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2:
             nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
             continue
-        std = 0.02 / math.sqrt(2 * model.shape.n_layers) if name.endswith(scaled) else 0.02
-        std = getattr(model.get_submodule(name.rpartition(".")[0]), "init_std", std)
+        std = getattr(model.get_submodule(name.rpartition(".")[0]), "init_std", 0.02)
+        if name.endswith(scaled):
+            std /= math.sqrt(2 * model.shape.n_layers)
         generator = torch.Generator().manual_seed(derive_seed(seed, name))
         with torch.no_grad():
             parameter.copy_(torch.empty(parameter.shape).normal_(0, std, generator=generator))

@@ -7,6 +7,7 @@ from typing import NoReturn, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.attention.cache import KVCache
 from model.ops.dropout import dropout
@@ -29,12 +30,21 @@ class Perceiver(Transformer):
                 raise ValueError(
                     f"latents and bottleneck need attention by plain queries, keys and values in the "
                     f"{'first layer' if layer == 0 else 'last layer'}, not {type(attention).__name__}; "
-                    "mha, gqa and mqa work"
+                    "mha, gqa, mqa, key_shift and short_conv work"
                 )
 
     def block(self, layer: int) -> Block:
         """The block of a layer."""
         return cast(Block, self.blocks[layer])
+
+    def cross(
+        self, layer: int, x: Tensor, x_places: Positions, y: Tensor, y_places: Positions
+    ) -> Tensor:
+        """x (B, R, D) after a block in which it asks y (B, S, D), recomputed as the others are."""
+        inputs = (self.block(layer), x, x_places, y, y_places)
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(cross, *inputs, use_reentrant=False)
+        return cross(*inputs)
 
     def new_cache(self, capacity: int) -> NoReturn:
         """Raises ValueError: which rows a block runs on changes with every token."""
@@ -60,7 +70,7 @@ class PerceiverAR(Perceiver):
             return super().hidden(tokens)
         x, positions = self.read(tokens, 0)
         last, its = x[:, -m:], self.position.at(positions.pos[-m:])
-        last = cross(self.block(0), last, its.of_layer(0), x, positions.of_layer(0))
+        last = self.cross(0, last, its.of_layer(0), x, positions.of_layer(0))
         last = self.through(range(1, len(self.blocks)), last, its)
         return self.norm(last[:, -tokens.size(1) :])  # without the prompt
 
@@ -92,9 +102,9 @@ class Bottleneck(Perceiver):
         places, last = self.position.at(positions.pos[:m]), len(self.blocks) - 1
         latents = self.latents[:m].to(x.dtype).expand(len(x), -1, -1)
         first = places.of_layer(0)
-        latents = cross(self.block(0), latents, first, x[:, :m], first)
+        latents = self.cross(0, latents, first, x[:, :m], first)
         latents = self.through(range(1, last), latents, places)
-        x = cross(self.block(last), x, positions.of_layer(last), latents, places.of_layer(last))
+        x = self.cross(last, x, positions.of_layer(last), latents, places.of_layer(last))
         return self.norm(x[:, x.size(1) - tokens.size(1) :])
 
     def rows(self, layer: int, length: int) -> tuple[int, int]:

@@ -48,7 +48,7 @@ def run_training(config: Config) -> int:
 
 def begin(config: Config, ranks: Ranks | None) -> int:
     """The same in the process that writes the run's files, of those that were started together."""
-    config = shared(config, ranks.size if ranks else None)
+    config = config | ({"gpus": ranks.size} if ranks else {})
     resuming = has_checkpoint(config)
     spec = check(config, resuming=resuming)
     settings = spec.settings
@@ -76,14 +76,6 @@ def begin(config: Config, ranks: Ranks | None) -> int:
         return lead(ranks, spec, record, resuming=resuming, resumed=state is not None)
     finally:
         record.close()
-
-
-def shared(config: Config, size: int | None) -> Config:
-    """A config whose steps so many processes share, or as many as it says: a micro-batch for each."""
-    gpus = config["gpus"] if size is None else size
-    if type(gpus) is not int or gpus < 2 or config["accumulate"] != 1:
-        return config | {"gpus": gpus}
-    return config | {"gpus": gpus, "accumulate": gpus}
 
 
 def lead(

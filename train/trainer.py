@@ -75,7 +75,7 @@ class Trainer:
                     self.check_signal()
 
             while True:
-                last = self.step == settings.steps
+                last, scored = self.step == settings.steps, self.validation.get("step")
                 if self.step == 0 and self.job.parent:
                     bar.doing("validating")
                     self.validate(on_batch)
@@ -83,7 +83,8 @@ class Trainer:
                 if due(self.step, settings.eval_every, last):
                     bar.doing("validating")
                     self.validate(on_batch)
-                if self.due_to_save(last) and self.step > first:
+                new = self.step > first or self.validation.get("step") != scored
+                if self.due_to_save(last) and new:
                     bar.doing("saving")
                     self.save()
                 if last:

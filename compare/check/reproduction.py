@@ -90,9 +90,10 @@ def verdict(
     if not shared:
         return Verdict(False, "no step was recorded in both")
     unlike = [at for at in shared if then[at] != now[at]]
-    if not unlike and then.keys() == now.keys():
+    if not unlike and max(then) == max(now):
         where = f" although {'; '.join(differences)}" if differences else ""
-        return Verdict(True, f"bit for bit, in all {len(then)} records{where}")
+        both = " that both have" * (then.keys() != now.keys())  # some were recorded more seldom
+        return Verdict(True, f"bit for bit, in all {len(shared)} records{both}{where}")
     if not differences:
         step, split = unlike[0] if unlike else min(then.keys() ^ now.keys())
         return Verdict(False, f"the same machine and code, but {split} differs at step {step}")

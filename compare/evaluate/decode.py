@@ -49,6 +49,11 @@ def evaluate(selector: RunSelector, options: Options) -> int:
     if not variants:
         raise ValueError(f"run={selector.run} holds no finished run")
     runs = [selector.load(v.done[0].folder, allow_untrained=True) for v in variants]
+    if len(dtypes := {run.device.dtype_name for run in runs}) > 1:
+        raise ValueError(
+            f"run={selector.run} has runs in {', '.join(sorted(dtypes))}, whose times do not compare: "
+            f"give dtype={min(dtypes)}"
+        )
     return publish("decode", selector, measure(runs, options))
 
 

@@ -179,6 +179,8 @@ def file_name(scored: ScoredText, selector: RunSelector, options: Options) -> st
     words.append(scored.run.device.dtype_name)
     words += [scored.run.pos_label] if selector.pos is not None else []
     words += [options.weights] if options.weights is not None else []
+    words += ["bigram"] if options.bigram else []
+    words += [f"vs-{Path(options.reference).name}"] if options.reference is not None else []
     return "_".join(words)
 
 

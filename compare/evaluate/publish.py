@@ -28,9 +28,9 @@ def publish(
         (folder / "eval").mkdir(exist_ok=True)
         write_json(folder / "eval" / f"{kind}.json", answer)
     study = analyse(read(selector.folders))
-    mixed = len({folder.is_absolute() for folder in selector.folders}) > 1
-    named = [folder.resolve() if mixed else folder for folder in selector.folders]
-    into = Path(os.path.commonpath(named)) / "eval"
+    holding = Path(os.path.commonpath([folder.resolve() for folder in selector.folders]))
+    here = Path.cwd()
+    into = (holding.relative_to(here) if holding.is_relative_to(here) else holding) / "eval"
     into.mkdir(exist_ok=True)
     for name in (kind, *more):
         shown, written = evaluation(name, study), []

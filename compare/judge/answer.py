@@ -5,13 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from compare.judge.question import Question, variant
-from compare.report.analysis import (
-    STEP_TIME,
-    Metric,
-    analyse,
-    comparable_times,
-    metric_of,
-)
+from compare.report.analysis import STEP_TIME, Metric, analyse, comparable_times, metric_of
+from compare.report.caveats import same
 from compare.report.curves.worth import worths
 from compare.report.runs import Run, open_run
 from compare.statistics.paired import LARGEST, Difference, mean_interval, paired
@@ -41,11 +36,12 @@ class Evidence:
     @property
     def metric(self) -> Metric:
         """Perplexity, or bits per byte across tokenizers. Raises ValueError across corpora."""
-        found = metric_of([run for pair in self.pairs for run in pair])
+        done = [run for pair in self.pairs for run in pair]
+        found = metric_of(done)
         if found is None:
-            raise ValueError(
-                "base and new were trained on different text, and no measure compares them"
-            )
+            several = not same(done, "data_fingerprint")
+            why = "were trained on different text" if several else "have no loss"
+            raise ValueError(f"base and new {why}, and no measure compares them")
         return found
 
     @property

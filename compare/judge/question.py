@@ -85,6 +85,8 @@ def ask(base: str, new: str, both: list[str], folder: Path) -> Question:
             raise ValueError(
                 f"{key}={text}: a variant is one run, without sweep, stages, evaluations"
             )
+        if config["steps"] == 0:
+            raise ValueError(f"{key}: steps=0 trains nothing that could be judged")
         variants[key] = overrides
     asked = Question(**variants, runs=folder / "runs")
     settings_of(asked.first)

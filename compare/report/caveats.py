@@ -21,7 +21,7 @@ def caveats(
     done = [run for run in runs if run.done]
     trained = [run for run in done if run.get("steps")]
     if missing := [run for run in runs if run.over and not run.done]:
-        names = ", ".join(f"{r.folder.name} ({r.status.get('reason')})" for r in missing)
+        names = ", ".join(f"{r.folder.name} ({r.reason})" for r in missing)
         yield f"{len(missing)} of {len(runs)} runs have no result: {names}."
     if to_come := sum(not run.over for run in runs):
         yield f"{to_come} of {len(runs)} runs are still to come."

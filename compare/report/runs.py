@@ -36,8 +36,17 @@ class Run:
 
     @property
     def over(self) -> bool:
-        """True unless it waits or is running."""
-        return self.done or self.status.get("state") not in ("waiting", "running")
+        """True unless it waits or is running; also if it waits for a stage that has ended badly."""
+        before = self.parent
+        lost = before is not None and before.over and not before.done
+        return self.done or lost or self.status.get("state") not in ("waiting", "running")
+
+    @property
+    def reason(self) -> str | None:
+        """Why it has no result, in one line: that of the first stage that ended badly."""
+        first = next((run for run in self.stages if run.over and not run.done), self)
+        why = first.status.get("reason")
+        return None if why is None else " ".join(str(why).split())
 
     @property
     def seed(self) -> int:
@@ -64,7 +73,11 @@ class Run:
         return curve
 
     def get(self, key: str) -> Any:
-        """A number of the summary; None if it has none."""
+        """A number of the summary, None if it has none; of training time, that of all stages."""
+        if key == "train_seconds":
+            seconds = [stage.summary.get(key) for stage in self.stages]
+            known = [x for x in seconds if x is not None]
+            return math.fsum(known) if len(known) == len(seconds) else None
         return self.summary.get(key)
 
     def answer(self, kind: str) -> dict[str, Any]:

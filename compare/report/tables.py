@@ -72,7 +72,11 @@ def columns_of(study: Study) -> list[Column]:
     def above_entropy(v: Variant) -> str:
         """Nats per token above the floor, where the text has a known one."""
         losses = [(run.get("val_loss"), run.get("entropy_floor")) for run in v.done]
-        above = [loss - floor for loss, floor in losses if None not in (loss, floor)]
+        above = [
+            loss - floor
+            for loss, floor in losses
+            if loss is not None and floor is not None and math.isfinite(loss)
+        ]
         return with_interval(*mean_interval(above), lambda x: f"{x:.4f}") if above else "-"
 
     def failed(v: Variant) -> str:
@@ -139,7 +143,8 @@ def table_of(records: Iterable[dict[str, str]]) -> Rows:
 
 def markdown(rows: Rows) -> str:
     """A table in Markdown: the first column to the left, all others to the right."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
+    escaped = ([cell.replace("|", "\\|") for cell in row] for row in rows)
+    lines = [f"| {' | '.join(row)} |" for row in escaped]
     return "\n".join([lines[0], f"|---{'|---:' * (len(rows[0]) - 1)}|", *lines[1:]]) + "\n"
 
 

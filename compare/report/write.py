@@ -138,8 +138,16 @@ def samples(study: Study) -> list[tuple[str, str]]:
 def failures(study: Study) -> Rows:
     """Runs without a result, with state, reason and last step; empty without any."""
     runs = [run for v in study.variants for run in v.runs if run.over and not run.done]
-    keys = ("state", "reason", "last_step")
-    rows = [[run.folder.name, *(str(run.status.get(key) or "-") for key in keys)] for run in runs]
+    rows = [
+        [
+            run.folder.name,
+            *(
+                str(x or "-")
+                for x in (run.status.get("state"), run.reason, run.status.get("last_step"))
+            ),
+        ]
+        for run in runs
+    ]
     return [["run", "state", "reason", "last step"], *rows] if rows else []
 
 

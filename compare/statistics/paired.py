@@ -121,7 +121,7 @@ def correct(family: Sequence[Difference], *, looks: bool = False) -> list[Differ
     alpha = (1 - LEVEL) / max(1, len(tested))
     return [
         d
-        if d.significant or not d.sd or d.n < FEW
+        if d.significant or not d.sd or d.n < FEW or looks  # rounds add them as long as it helps
         else replace(d, seeds_needed=seeds_needed(d.mean / d.sd, alpha))
         for d in corrected
     ]

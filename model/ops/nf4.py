@@ -38,8 +38,8 @@ def nf4(weight: Tensor) -> Tensor:
 
 def in_eight_bits(scales: Tensor) -> Tensor:
     """Scales (N / 64,) as they come back from eight bits: 255 steps around the mean of each 256."""
-    groups = F.pad(scales, (0, -len(scales) % SCALES)).view(-1, SCALES)
     mean = scales.mean()
-    largest = (groups - mean).abs().amax(dim=1, keepdim=True).clamp(min=1e-12)
-    steps = ((groups - mean) / largest * 127).round()
+    groups = F.pad(scales - mean, (0, -len(scales) % SCALES)).view(-1, SCALES)
+    largest = groups.abs().amax(dim=1, keepdim=True).clamp(min=1e-12)
+    steps = (groups / largest * 127).round()
     return (steps / 127 * largest + mean).flatten()[: len(scales)]

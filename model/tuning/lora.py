@@ -82,6 +82,8 @@ class LoRA(Tuning):
                 f"tune.modules: no layer is called {', '.join(unknown)}; "
                 f"there are {', '.join(sorted(names))}"
             )
+        if not wanted:
+            raise ValueError("tune.modules=[] trains nothing; null takes all layers of each block")
         freeze(model)
         replace_linears(model, wanted.__contains__, self.extend)
 

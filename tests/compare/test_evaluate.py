@@ -161,7 +161,7 @@ def test_four_bit_weights_are_scored_beside_the_whole_ones(
     found = answer(capsys, *ask)
     assert found["weights"] == "nf4"
     assert 0 < abs(found["reference"]["perplexity_ratio"] - 1) < 0.05
-    assert [p.name for p in (runs / "rope/eval").glob("*_nf4.json")]
+    assert [p.name for p in (runs / "rope/eval").glob("*_nf4_vs-rope.json")]
     with pytest.raises(ValueError, match="weights=int3: no such choice"):
         evaluate([f"run={runs}/rope", "weights=int3"])
 
@@ -448,6 +448,27 @@ def test_runs_may_be_named_from_here_and_from_the_root(
     monkeypatch.chdir(runs)
     ask = [f"run=rope,{runs}/learned", "threads=1", "eval=length", "contexts=[1]", "scalings=[]"]
     assert evaluate(ask) == 0
+    assert (runs / "eval/length.md").exists()
+    (runs / "eval/length.md").unlink()
+    monkeypatch.chdir(runs / "rope")  # names with `..` have no common beginning
+    assert evaluate(["run=.,../learned", *ask[1:]]) == 0
+    assert (runs / "eval/length.md").exists()
+    assert not (runs / "rope/eval/length.md").exists()
+
+
+def test_answers_of_an_evaluation_with_other_settings_stay(runs: Path) -> None:
+    before = {*(runs / "rope/eval").glob("val_*.json")}
+    for more in ([], ["bigram=true"], [f"reference={runs}/learned"]):
+        assert evaluate([f"run={runs}/rope", "threads=1", "split=val", "stride=7", *more]) == 0
+    assert len({*(runs / "rope/eval").glob("val_*.json")} - before) == 3
+
+
+def test_runs_in_several_dtypes_are_not_timed_in_one(runs: Path, tmp_path: Path) -> None:
+    for dtype in ("float32", "bfloat16"):
+        train_on(runs, tmp_path / dtype, "pos=rope", "steps=1", f"dtype={dtype}")
+    ask = [f"run={tmp_path}/float32,{tmp_path}/bfloat16", "threads=1", "eval=decode"]
+    with pytest.raises(ValueError, match="runs in bfloat16, float32, .* give dtype=bfloat16"):
+        evaluate([*ask, "contexts=[8]", "tokens=4", "batch_sizes=[1]"])
 
 
 def test_answers_of_earlier_versions_have_no_distances() -> None:

@@ -291,6 +291,7 @@ def test_an_interrupted_judge_says_nothing_and_keeps_its_runs(
         (["base=attn=mha", "new=attn=gqa seed=1", "minutes=1"], "new: seed is not for a variant"),
         (["base=attn=mha", "new=attn=mha", "minutes=1"], "base and new are the same variant"),
         (["base=attn=mha", "new=experiment=grid", "minutes=1"], "a variant is one run"),
+        (["base=attn=mha", "new=attn=gqa steps=0", "minutes=1"], "new: steps=0 trains nothing"),
         (["base=attn=mha", "new=attn=gqa,mqa", "minutes=1"], "several values need -m"),
         (["base=attn=mha", "new=attn=gqa", "minutes=1", "margin=2"], "margin=2 must be above 0"),
     ],

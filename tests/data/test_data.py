@@ -278,6 +278,8 @@ def test_a_split_cuts_exactly_and_loses_nothing() -> None:
     shuffled = split({"train": documents}, 0.25, shuffle=True)
     assert shuffled == split({"train": documents}, 0.25, shuffle=True)
     assert sorted("".join(shuffled["train"] + shuffled["val"])) == sorted("".join(documents))
+    whole = split({"train": documents}, 0.25, shuffle=False, whole=True)
+    assert whole == {"train": documents[:2], "val": documents[2:]}
     own = split({"train": ["x"], "val": ["y"]}, 0.5, shuffle=True)
     assert own == {"train": ["x"], "val": ["y"]}
 

@@ -146,6 +146,7 @@ def test_validation_is_drawn_apart() -> None:
     [
         ({"depth": 0}, "data.depth=0 must be at least 1, and data.longest=3 to this power at most"),
         ({"depth": 6}, "data.depth=6 must be at least 1, and data.longest=3 to this power at most"),
+        ({"depth": 10**9}, "data.depth=1000000000 must be at least 1, and data.longest=3"),
         ({"symbols": 1}, "data.symbols=1 must be at least 2 and at most 8"),
         ({"symbols": 9}, "data.symbols=9 must be at least 2 and at most 8"),
         (

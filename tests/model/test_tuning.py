@@ -277,6 +277,7 @@ def test_every_rank_is_evaluated_after_one_training(parent: Path, text: Path) ->
         ("tune=lora tune.ratio=0", "tune.ratio=0 must be above 0"),
         ("tune=lora tune.rank=0", "tune.rank=0 must be at least 1"),
         ("tune=lora tune.rank=33", "tune.rank=33 exceeds the width 32 of a layer"),
+        ("tune=lora tune.modules=[]", r"tune.modules=\[\] trains nothing"),
         ("tune=lora tune.modules=[w]", "no layer is called w; there are k, out, q, up, v"),
         ("tune=adapter tune.width=0", "tune.width=0 must be at least 1"),
         ("tune=prefix tune.tokens=0", "tune.tokens=0 must be at least 1"),
@@ -292,6 +293,16 @@ def test_what_cannot_be_finetuned_is_refused(overrides: str, message: str) -> No
     config = compose([*RUN, "attn=gqa", *overrides.split()])
     with torch.device("meta"), pytest.raises(ValueError, match=message):
         build_model(config, 17)
+
+
+def test_low_rank_parts_count_as_much_in_a_run_that_goes_on(parent: Path, text: Path) -> None:
+    asked = [*RUN, "pos=rope", "tune=lora", "tune.rank=4", "steps=2"]
+    first = [*places(text, parent, "once"), f"init_from={parent}/parent"]
+    assert run_training(compose([*asked, *first])) == 0
+    again = [*asked, *places(text, parent, "more"), f"init_from={parent}/once"]
+    with pytest.raises(ValueError, match=r"count alpha / rank = 4 times.*: set tune.alpha=16"):
+        run_training(compose([*again, "tune.alpha=32"]))
+    assert run_training(compose(again)) == 0
 
 
 def test_low_rank_adaptation_is_that_of_peft() -> None:

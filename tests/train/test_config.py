@@ -164,6 +164,40 @@ def test_a_mistake_is_one_line_that_names_what_would_work(overrides: str, messag
     assert "\n" not in str(error.value)
 
 
+def test_memory_is_that_of_what_is_trained_and_of_the_rows_that_ask() -> None:
+    """12 bytes a trained parameter, 4 of a frozen one, and latents instead of tokens."""
+    asked = ["pos=rope", "model.vocab_size=2048", "eval_batch_size=1"]
+    plain, tuned, latents = (
+        check(compose([*asked, *keys.split()])).least_bytes
+        for keys in (
+            "",
+            "tune=lora init_from=tests/old_runs/mha",
+            "model.latents=8 model.n_layers=5",
+        )
+    )
+    params, trained = 1_327_104, 82_944
+    assert plain - tuned > 8 * params - 12 * trained
+    more = check(compose([*asked, "model.n_layers=5"])).least_bytes
+    assert more - latents == 2 * 32 * 192 * 5 * (128 - 8)
+
+
+def test_processes_have_a_micro_batch_each_wherever_a_run_is_checked() -> None:
+    assert check(compose(["gpus=2"])).config["accumulate"] == 2
+    assert check(compose(["gpus=2", "accumulate=4"])).config["accumulate"] == 4
+
+
+def test_two_patterns_are_tried_in_all_their_pairs() -> None:
+    """Only in the sixth layer does the second attention meet the third scheme, which turns a part."""
+    asked = [
+        *("model.n_layers=6", "attn=pattern", "attn@attn.local=mha", "attn@attn.global=mla"),
+        *("attn.pattern=[local,global]", "pos=pattern", "pos@pos.global=rope"),
+        *("attn.global.rope_dim=6", "pos.global.rotary_fraction=0.5"),
+        "pos.pattern=[local,local,global]",
+    ]
+    with pytest.raises(ValueError, match="rotary_fraction|rope_dim|width"):
+        check(compose(asked))
+
+
 def test_a_missing_gpu_is_said_and_one_that_torch_cannot_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -234,6 +234,31 @@ def test_a_checkpoint_without_a_finite_loss_is_not_the_best(tmp_path: Path) -> N
     assert sorted(p.name[-1] for p in (tmp_path / "checkpoints").glob("step_*")) == ["2", "6"]
 
 
+def test_a_run_interrupted_while_it_validates_has_the_same_checkpoints(
+    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one of that step, saved at the signal, gets the loss of its validation."""
+    asked = ["eval_every=4", "save_every=4"]
+    real, saved = Trainer.score, {}
+
+    def interrupted(self: Trainer, *args: Any, **options: Any) -> tuple[float, int]:
+        if self.step == 8:
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "score", interrupted)
+        run(config(*asked), tmp_path / "parts", code=128 + signal.SIGTERM)
+    assert checkpoint.find(tmp_path / "parts")[0].state["val_loss"] is None
+    run(config(*asked, "resume=true"), tmp_path / "parts")
+    run(config(*asked), tmp_path / "whole")
+    for name in ("parts", "whole"):
+        found = (tmp_path / name / "checkpoints").glob("*/state.json")
+        states = map(json.loads, map(Path.read_text, found))
+        saved[name] = {state["step"]: state["val_loss"] for state in states}
+    assert saved["parts"] == saved["whole"]
+
+
 def test_the_newest_checkpoints_and_the_best_are_kept(config: Make, tmp_path: Path) -> None:
     run(
         config("steps=30", "optim.lr=0.3", "save_every=2", "eval_every=2", "keep=2"), tmp_path / "a"

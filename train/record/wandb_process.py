@@ -33,10 +33,10 @@ def import_early(options: object) -> None:
     wanted = isinstance(options, dict) and options.get("mode") != "disabled"
     if wanted and "RANK" not in os.environ:  # of several processes the leader logs
         with contextlib.suppress(OSError):  # the run itself warns
-            EARLY.append(start())
+            EARLY.append(importing())
 
 
-def start() -> subprocess.Popen[bytes]:
+def importing() -> subprocess.Popen[bytes]:
     """A process that imports wandb, and waits to be told of a run."""
     return subprocess.Popen(
         [sys.executable, "-m", "train.record.wandb_process"],
@@ -71,7 +71,7 @@ class WandbProcess:
 
     def __init__(self, folder: Path) -> None:
         """Start it and wait until it is ready, or a moment: starting up would slow the first steps."""
-        self.process = EARLY.pop() if EARLY else start()
+        self.process = EARLY.pop() if EARLY else importing()
         run = {
             "folder": str(folder.resolve()),
             "offset": (folder / "metrics.jsonl").stat().st_size,

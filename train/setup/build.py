@@ -1,6 +1,7 @@
 """Objects from config nodes: the only place that turns a name in a config into code."""
 
 import importlib
+import math
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -110,7 +111,7 @@ def try_model(config: Config) -> None:
     Through one layer of each kind, uninitialised. Where even those would take much memory it is on
     the meta device, which has torch import its compiler, for a second.
     """
-    kinds = max(len(config[group].get("pattern", [0])) for group in ("attn", "pos"))
+    kinds = math.lcm(*(len(config[group].get("pattern", [0])) for group in ("attn", "pos")))
     if config["model"]["bottleneck"] is not None:
         kinds = max(2, kinds)
     few = {"n_layers": min(kinds, config["model"]["n_layers"]), "vocab_size": 1}

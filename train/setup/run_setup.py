@@ -84,6 +84,7 @@ def check(config: Config, *, resuming: bool = False) -> RunSpec:
     Builds the model without memory and looks at the files of the source, but reads no corpus. A run
     that is resumed no longer needs the weights that it started from.
     """
+    config = shared(config)
     scalars = {key: value for key, value in config.items() if key not in APART}
     settings = Settings(**arguments("", scalars, Settings)[0])
     sampling = Sampling(**arguments("sample", config["sample"], Sampling)[0])
@@ -122,6 +123,13 @@ def check(config: Config, *, resuming: bool = False) -> RunSpec:
         source=source,
         corpus=corpus,
     )
+
+
+def shared(config: Config) -> Config:
+    """A config whose processes have a micro-batch each, unless it says how many there are."""
+    gpus = config["gpus"]
+    several = type(gpus) is int and gpus > 1 and config["accumulate"] == 1
+    return config | {"accumulate": gpus} if several else config
 
 
 def check_kernel(model: Transformer, asked: str, device: Device) -> None:
@@ -168,11 +176,15 @@ def least_bytes(model: Transformer, settings: Settings) -> int:
     Float32 parameters, their gradients and one state of the optimizer, the residual stream into each
     block in two bytes, and the tokens of a batch. Of a sharded model, this process's part.
     """
-    length, dim, layers = model.shape.max_len, model.shape.dim, model.shape.n_layers
-    stream = max(settings.rows * length * dim * layers, settings.eval_batch_size * length * dim)
-    parameters = count_parameters(model)[0] // (settings.gpus if settings.sharded else 1)
-    trained = 12 * parameters + 2 * stream + 16 * settings.batch_size * length
-    return trained if settings.steps else 4 * parameters
+    length, dim = model.shape.max_len, model.shape.dim
+    asking = sum(model.rows(layer, length)[0] for layer in range(model.shape.n_layers))
+    stream = dim * max(settings.rows * asking, settings.eval_batch_size * length)
+    parts = settings.gpus if settings.sharded else 1
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad) // parts
+    held = 4 * (count_parameters(model)[0] // parts)
+    if not settings.steps:
+        return held
+    return held + 8 * trained + 2 * stream + 16 * settings.batch_size * length
 
 
 def check_start(before: Config, now: Config, where: str) -> None:
@@ -222,11 +234,18 @@ def assemble(spec: RunSpec, *, resuming: bool = False, ranks: Ranks | None = Non
         raise ValueError("the validation text has 1 token: raise data.val_fraction, or set it to 0")
     asked = spec.sampling.prompt
     prompt = objective.prompt if asked is None else encode(corpus.tokenizer, asked)
+    if not prompt:
+        raise ValueError(f"sample.prompt={asked!r} is empty; null takes one from the text")
     model = build_model(config, corpus.tokenizer.get_vocab_size())
     init_model(model, config, settings.seed)
     parent = None
     if settings.init_from and not resuming:
         parent = start_from(settings.init_from, settings.convert, config, model, corpus)
+    frozen = not all(p.requires_grad for p in model.parameters())
+    if frozen and not settings.init_from and settings.steps:
+        say(
+            "warning: frozen weights stay as drawn at random: tune goes on from a run, init_from=..."
+        )
     if settings.sharded:
         shard(model, spec.device.name)
     model = model.to(spec.device.name)

@@ -7,6 +7,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from model.transformer import Transformer
+from model.tuning.lora import LoRALinear
 from train.config.schema import Config
 from train.parallel.shard import part_of
 from train.setup.build import build_model
@@ -21,7 +22,22 @@ def load_weights(
         raise ValueError(
             f"{where}: it has {before['model']['n_heads']} heads, model.n_heads={model.shape.n_heads} here"
         )
+    refuse_other_scale(before, model, where)
     load(model, fit_to_shape(weights, model, how), where)
+
+
+def refuse_other_scale(before: Config, model: Transformer, where: str) -> None:
+    """Raise ValueError for low-rank parts that would count for more or less than they did."""
+    tune = before.get("tune") or {}
+    if "alpha" not in tune:
+        return
+    was = tune["alpha"] / tune["rank"]
+    for module in model.modules():
+        if isinstance(module, LoRALinear) and module.scale != was:
+            raise ValueError(
+                f"{where}: its low-rank parts count alpha / rank = {was:g} times, {module.scale:g} "
+                f"times here: set tune.alpha={was * module.rank:g}"
+            )
 
 
 def open_model(folder: Path, config: Config, tokenizer: Tokenizer) -> Transformer:

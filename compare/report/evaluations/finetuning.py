@@ -1,5 +1,6 @@
 """Ways of finetuning in a report: the share of full finetuning's gain, for how many trained numbers."""
 
+import math
 from dataclasses import dataclass
 
 from compare.report import style
@@ -55,9 +56,11 @@ def shares(v: Variant, whole: Variant, start: float) -> list[float]:
     """What a variant gains over the parent's loss, as a share of full finetuning's gain, by seed."""
     found = []
     for seed, run in v.seeds.items():
-        mine, full = run.get("val_loss"), whole.seeds.get(seed)
-        theirs = full.get("val_loss") if full else None
-        if mine is not None and theirs is not None and theirs < start:
+        full = whole.seeds.get(seed)
+        mine, theirs = run.get("val_loss"), full.get("val_loss") if full else None
+        if mine is None or theirs is None:
+            continue
+        if math.isfinite(mine) and theirs < start:
             found.append((start - mine) / (start - theirs))
     return found
 

@@ -1,5 +1,6 @@
 """Tables and figures of evaluations, for eval.py and for the report of a sweep."""
 
+import math
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -432,7 +433,8 @@ def generic_cell(value: Any) -> str:
     """'0.513 (0.497 to 0.529)' for a list of floats, one per run; other values as they are."""
     if not isinstance(value, list):
         return str(value)
-    return with_interval(*mean_interval(value), "{:.4g}".format) if value else "not defined"
+    found = [x for x in value if math.isfinite(x)]
+    return with_interval(*mean_interval(found), "{:.4g}".format) if found else "not defined"
 
 
 def generic_figure(kind: str, title: str, study: Study, styles: Styles) -> Drawing | None:

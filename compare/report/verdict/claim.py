@@ -7,7 +7,7 @@ from typing import Any
 from compare.report.analysis import Study, wanted_by
 from compare.report.runs import Run
 from compare.report.variants import Variant, is_baseline
-from compare.report.verdict.rulers import RULERS
+from compare.report.verdict.rulers import RULERS, bounded_loss
 from compare.statistics.paired import LEVEL, Difference, with_interval
 from train.config.options import Claim
 
@@ -52,9 +52,9 @@ def variant_of(claim: Claim, study: Study) -> Variant:
 
     Raises ValueError if there is none, or if it is the baseline, unless that is read in two ways.
     """
-    wanted = wanted_by(claim.variant)
+    wanted, over = wanted_by(claim.variant), RULERS[claim.ruler].over
     base = study.baseline
-    alike = {"steps", "optim.lr"} - wanted.keys() - {*RULERS[claim.ruler].over}
+    alike = {"steps", "optim.lr"} - wanted.keys() - {*over}
     found = [
         v
         for v in study.variants
@@ -66,7 +66,18 @@ def variant_of(claim: Claim, study: Study) -> Variant:
         raise ValueError(f"variant={claim.variant}: none of that name has finished runs")
     if claim.scaled is None and base in found:
         raise ValueError(f"{base.label} is the baseline, too: has another one finished runs?")
-    return found[0]
+
+    def unlike(v: Variant) -> list[str]:
+        """What differs from the baseline and was not asked for."""
+        return [key for key in v.factors if key not in wanted and v.level(key) != base.level(key)]
+
+    nearest = min(found, key=lambda v: len(unlike(v)))
+    named = {key.partition(".")[0] for key in wanted}  # attn of attn.n_kv_heads=1
+    if others := [k for k in unlike(nearest) if k not in over and k.partition(".")[0] not in named]:
+        raise ValueError(
+            f"{nearest.label} differs from the baseline in {', '.join(others)}, too: name it in variant"
+        )
+    return nearest
 
 
 def word(d: Difference, claim: Claim) -> str:
@@ -133,6 +144,7 @@ def facts(found: Outcome, study: Study) -> dict[str, Any]:
     """An outcome for results.json, with what was asked and what ran where."""
     runs = [run for v in study.variants for run in v.runs]
     done = [run for run in runs if run.done]
+    told = [run for run in runs if run.done or counts(found.claim, run)]
     return {
         "asked": asdict(found.claim),
         "word": found.word,
@@ -140,11 +152,16 @@ def facts(found: Outcome, study: Study) -> dict[str, Any]:
         "difference": found.difference and asdict(found.difference),
         "variant": found.variant,
         "base": found.base,
-        "done": len(done),
+        "done": len(told),
         "planned": len(runs),
         "minutes": math.fsum(run.get("train_seconds") or 0 for run in done) / 60,
         "machines": sorted({machine(run) for run in done}),
     }
+
+
+def counts(claim: Claim, run: Run) -> bool:
+    """True for a run that has no result and still tells of a claim: that it diverged is an answer."""
+    return claim.ruler == "rate sensitivity" and run.over and bounded_loss(run) is not None
 
 
 def machine(run: Run) -> str:

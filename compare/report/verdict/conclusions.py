@@ -74,7 +74,10 @@ def conclusion(c: Comparison, study: Study) -> str:
     parts = []
     if study.metric and c.quality:
         if c.decision and study.margin is not None:
-            parts.append(decided(c.decision, study.metric.name, study.margin))
+            ended = all(run.over for v in study.variants for run in v.runs)
+            rounds = max(len(v.runs) for v in study.variants)  # seeds that were asked for
+            last = ended and rounds >= ROUNDS[-1]
+            parts.append(decided(c.decision, study.metric.name, study.margin, last=last))
         else:
             parts.append(in_words(c.quality, study.metric.name, "lowers", "raises"))
     if c.time:
@@ -93,8 +96,11 @@ COSTS = {
 }
 
 
-def decided(decision: Decision, what: str, margin: float) -> str:
-    """What the rounds of seeds have come to, with the difference and its interval at that look."""
+def decided(decision: Decision, what: str, margin: float, *, last: bool = False) -> str:
+    """What the rounds of seeds have come to, with the difference and its interval at that look.
+
+    After the `last` round a question can be open if some of its seeds have no result.
+    """
     d = decision.difference
     assert d.low is not None
     assert d.high is not None
@@ -103,7 +109,7 @@ def decided(decision: Decision, what: str, margin: float) -> str:
         "worse": f"raises {what}",
         "equal": f"the same {what} to within {margin:.1%}",
         "hopeless": f"no answer on {what} to be expected within {ROUNDS[-1]} seeds",
-        "open": f"no answer on {what} yet",
+        "open": f"no answer on {what} {'with the seeds that have a result' if last else 'yet'}",
         "not settled": f"no answer on {what} after the last round",
     }
     return (

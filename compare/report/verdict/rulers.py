@@ -1,10 +1,11 @@
 """What a published claim is measured by: scores of a variant and of the baseline, paired by seed."""
 
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from compare.report.analysis import PERPLEXITY, Study, score_from
+from compare.report.analysis import PERPLEXITY, Study
 from compare.report.curves.worth import worths
 from compare.report.evaluations.exact_match import points
 from compare.report.runs import Run
@@ -13,7 +14,6 @@ from compare.statistics.paired import Difference, paired, percent, ratio
 from train.config.options import Claim
 
 Scores = dict[int, float]  # by seed
-LOSS = score_from("val_loss")
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,19 @@ class Ruler:
 
 
 def by_seed(
-    scores: Callable[[Study, Claim, Variant, int], Scores],
+    scores: Callable[[Study, Claim, Variant, int], Scores], answers: str | None = None
 ) -> Callable[[Study, Claim, Variant], Difference]:
-    """A measure from the scores of two sides, 0 the variant and 1 the baseline, by seed."""
+    """A measure from the scores of two sides, 0 the variant and 1 the baseline, by seed.
+
+    `answers` is the evaluation that the scores are from, if they are from one.
+    """
 
     def measure(study: Study, claim: Claim, variant: Variant) -> Difference:
         sides = [scores(study, claim, v, side) for side, v in enumerate((variant, study.baseline))]
         shared = sorted(sides[0].keys() & sides[1].keys())
         if not shared:
-            raise ValueError("no seed has both, the variant and the baseline")
+            has = f"the answers of {answers}" if answers else "a result"
+            raise ValueError(f"no seed of both, the variant and the baseline, has {has}")
         return paired([sides[0][seed] - sides[1][seed] for seed in shared])
 
     return measure
@@ -52,7 +56,7 @@ def at_context(study: Study, claim: Claim, v: Variant, side: int) -> Scores:
     """Losses of eval=length at the claim's context, with the positions scaled if it says so."""
     need_perplexity(study)
     found = {seed: loss_at(run, claim, side) for seed, run in v.seeds.items()}
-    return {seed: loss for seed, loss in found.items() if loss is not None}
+    return {seed: loss for seed, loss in found.items() if loss is not None and math.isfinite(loss)}
 
 
 def need_perplexity(study: Study) -> None:
@@ -116,7 +120,7 @@ def bounded_loss(run: Run) -> float | None:
         return None
     before = run.train[0][1]
     if run.done:
-        loss = LOSS(run)
+        loss = PERPLEXITY.score(run)
         return before if loss is None else min(before, loss)
     return before if "diverged" in str(run.status.get("reason")) else None
 
@@ -130,14 +134,15 @@ def compute(study: Study, claim: Claim, v: Variant) -> Difference:
     over = next((w.compute for w in found if len(w.steps) > 1 and w.compute), None)
     if over is None:
         reasons = dict.fromkeys(worth.refused for worth in found if worth.refused)
-        raise ValueError(f"the worth of {label} is refused: {'; '.join(map(str, reasons))}")
+        why = "; ".join(reasons) or "it was trained for one number of steps, and several are needed"
+        raise ValueError(f"the worth of {label} is refused: {why}")
     return over
 
 
 RULERS = {
     "perplexity": Ruler(by_seed(quality), percent),
-    "perplexity at a context": Ruler(by_seed(at_context), percent),
-    "exact match": Ruler(by_seed(exact_match), points, " points"),
+    "perplexity at a context": Ruler(by_seed(at_context, "eval=length"), percent),
+    "exact match": Ruler(by_seed(exact_match, "eval=answers"), points, " points"),
     "compute": Ruler(compute, lambda d: f"{ratio(d):.3f}x", over=("steps",)),
     "rate sensitivity": Ruler(
         by_seed(sensitivity), lambda d: f"{d:+.2f}", " nats", over=("optim.lr",)

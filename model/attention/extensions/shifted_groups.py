@@ -101,6 +101,9 @@ class ShiftedGroups(GQA):
 
     # Cost
 
+    def kernel(self, device: str, dtype: torch.dtype, length: int, biased: bool) -> str:
+        return super().kernel(device, dtype, min(length, self.group), biased)
+
     def score_flops(self, length: int, causal: bool) -> float:
         """Pairs within groups, a mean over both halves of the heads."""
         pairs = sum(n * n for half in (0, 1) for n in self.sizes(length, half)) / 2

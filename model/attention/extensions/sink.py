@@ -76,5 +76,10 @@ class SinkAttention(GQA):
             return super().score_flops(length, causal)
         return 2 * self.n_heads * (2 * self.head_dim + 1) * (length + 1) ** 2 / length
 
+    @property
+    def kernel_width(self) -> int:
+        """With the channel of the sink's score."""
+        return super().kernel_width + 1
+
     def kernel(self, device: str, dtype: torch.dtype, length: int, biased: bool) -> str:
         return super().kernel(device, dtype, length + 1, biased)

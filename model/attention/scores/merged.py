@@ -31,7 +31,7 @@ class Merged(Attention):
         std = 0.02**2 * math.sqrt(shape.head_dim)  # of a product of two matrices N(0, 0.02)
         wide = shape.n_heads * shape.dim
         self.q = Product(shape.dim, wide, shape.bias, std)
-        self.out = Product(wide, shape.dim, shape.bias, std / math.sqrt(2 * shape.n_layers))
+        self.out = Product(wide, shape.dim, shape.bias, std)
 
     def forward(self, x: Tensor, positions: Positions, cache: LayerCache | None = None) -> Tensor:
         q, k, v = self.project(x, positions)

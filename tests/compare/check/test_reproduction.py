@@ -35,6 +35,15 @@ def test_a_run_is_reproduced_bit_for_bit(run: Path, capsys: pytest.CaptureFixtur
     assert "exists; choose a new folder" in capsys.readouterr().err
 
 
+def test_records_that_were_made_more_seldom_are_compared_where_both_have_them() -> None:
+    often: Curve = {(step, "train"): (4.0 - step / 10, 1.0) for step in range(1, 13)}
+    seldom = {at: value for at, value in often.items() if at[0] % 4 == 0}
+    found = verdict(often, seldom, [])
+    assert found.reproduced
+    assert found.words == "bit for bit, in all 3 records that both have"
+    assert not verdict(often, {(4, "train"): often[4, "train"]}, []).reproduced  # it ended there
+
+
 def test_what_differs_is_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = (run / "metrics.jsonl").read_text().splitlines()
     at = next(i for i, line in enumerate(lines) if '"step": 7' in line)

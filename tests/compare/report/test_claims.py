@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,7 @@ from compare.report.analysis import analyse, analyse_folders
 from compare.report.curves.worth import worths
 from compare.report.runs import read
 from compare.report.variants import Variant, is_baseline
-from compare.report.verdict.claim import expectation, outcome, word
+from compare.report.verdict.claim import expectation, facts, outcome, word
 from compare.report.verdict.claims_page import asked
 from compare.report.write import report
 from compare.report.write import write as write_report
@@ -144,7 +145,7 @@ def test_a_context_is_read_as_trained_or_scaled(write: Write) -> None:
     assert found.difference is not None
     assert found.difference.mean == -1.5
     assert outcome(study, claim(**at, context=512)).refused == (
-        "no seed has both, the variant and the baseline"
+        "no seed of both, the variant and the baseline, has the answers of eval=length"
     )
 
 
@@ -205,6 +206,8 @@ def test_sensitivity_is_the_mean_loss_above_the_best_and_bounded_by_that_before_
     assert found.difference.mean == pytest.approx(0.3 - 4.3 / 3, abs=1e-9)
     assert found.difference.sd == pytest.approx(2 / 3 * 0.002)
     assert found.word == "reproduced"
+    told = facts(found, study)
+    assert told["planned"] - told["done"] == 0  # that one diverged is an answer
 
 
 def test_a_worth_that_is_refused_leaves_a_claim_open(write: Write) -> None:
@@ -249,6 +252,26 @@ def test_a_baseline_without_a_result_leaves_a_claim_open(write: Write) -> None:
     found = outcome(analyse(read([folder]), "pos=learned"), claim())
     assert found.word == "open"
     assert found.text == "rope is the baseline, too: has another one finished runs?"
+
+
+def test_a_variant_differs_in_what_the_claim_names_alone(write: Write) -> None:
+    """Of two variants with that attention, the one with the baseline's positions is meant."""
+    worse = {
+        **{("mha", "rope"): 0.0, ("mha", "learned"): 0.2},
+        **{("gqa", "learned"): 0.5, ("gqa", "rope"): 0.1},
+    }
+    for (attn, pos), effect in worse.items():
+        for seed, noise in enumerate(NOISE):
+            keys = (f"attn={attn}", f"pos={pos}", f"seed={seed}")
+            folder = write(f"{attn}{pos}{seed}", 3 + noise + effect, *keys)
+    ask = claim(variant="attn=gqa")
+    found = outcome(analyse_folders([folder.parent], "attn=mha pos=rope"), ask)
+    assert found.difference is not None
+    assert found.difference.mean == pytest.approx(0.1)
+    for path in folder.parent.glob("gqarope*"):
+        shutil.rmtree(path)
+    found = outcome(analyse_folders([folder.parent], "attn=mha pos=rope"), ask)
+    assert found.text == "gqa learned differs from the baseline in pos, too: name it in variant"
 
 
 def test_a_variant_has_the_rate_and_the_steps_of_the_baseline(write: Write) -> None:

@@ -287,8 +287,24 @@ def test_stages_are_one_curve(write: Write) -> None:
     (run,) = read([first.parent])
     assert run.history("train") == [(1, 5.0), (2, 4.0), (3, 3.0), (4, 2.9), (5, 2.5), (6, 2.0)]
     assert [stage.folder.name for stage in run.stages] == ["first", "second"]
+    assert run.get("train_seconds") == 20.0  # of both
     report(first.parent)
     assert "| 2 | 3 | 256 | 2.0000 |" in (first.parent / "report.md").read_text()
+
+
+def test_a_stage_that_ends_badly_is_why_the_next_has_no_result(write: Write) -> None:
+    first = write("first", 3.0)
+    second = write("second", 2.0, f"init_from={first}")
+    write("other", 3.1, "pos=rope")
+    for folder, state in ((first, "failed"), (second, "waiting")):
+        (folder / "summary.json").unlink()
+        why = {"failed": "training diverged\nat step | 2", "waiting": "first did not end well"}
+        (folder / "status.json").write_text(json.dumps({"state": state, "reason": why[state]}))
+    report(first.parent)
+    page = (first.parent / "report.md").read_text()
+    assert "1 of 2 runs have no result: second (training diverged at step | 2)" in page
+    assert "| second | waiting | training diverged at step \\| 2 | - |" in page
+    assert "still to come" not in page
 
 
 def test_learning_rates_are_compared_at_a_shared_one_and_at_each_ones_best(write: Write) -> None:
@@ -310,6 +326,7 @@ def test_losses_are_set_against_the_entropy_where_it_is_known(write: Write) -> N
     for seed, loss in enumerate(losses):
         folder = write(f"mha{seed}", loss, f"seed={seed}", entropy_floor=1.0)
     write("mqa", 1.5, "attn=mqa", entropy_floor=None)
+    write("nan", math.nan, "seed=3", entropy_floor=1.0, val_perplexity=math.nan)
     header, *rows = main_table(analyse_folders([folder.parent]))
     low, high = stats.t.interval(0.95, 2, 0.21666667, stats.sem(losses))
     column = header.index("above the entropy")

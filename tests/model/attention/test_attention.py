@@ -228,6 +228,34 @@ def test_dropout_on_attention_weights_keeps_the_mean() -> None:
     torch.testing.assert_close(drawn.mean(dim=0), expected, atol=0.1, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("attn", "overrides", "length", "kernel"),
+    [
+        ("mha", "", 256, "flash"),
+        ("mha", "tune=prefix", 256, "matmul"),
+        ("shifted_groups", "attn.group=128", 512, "matmul"),
+    ],
+)
+def test_the_kernel_that_is_named_is_the_one_that_computes(
+    attn: str, overrides: str, length: int, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prefix is a mask, and groups are short."""
+    long = f"model.max_len={length}"
+    model = build(attn, "rope", *overrides.split(), long).train()
+    assert set(training_kernels(model, "cpu", torch.float32, length)) == {kernel}
+    found = set()
+    real = attend_module.choose_kernel
+    monkeypatch.setattr(
+        attend_module, "choose_kernel", lambda *a, **k: found.add(real(*a, **k)) or real(*a, **k)
+    )
+    model(tokens(1, length))
+    assert found == {kernel}
+
+
+def test_a_sink_is_a_channel_of_the_kernel() -> None:
+    assert build("sink", "rope").attention_layers[0].kernel_width == 9
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("length", [16, 4096])
