@@ -257,8 +257,10 @@ def test_a_baseline_without_a_result_leaves_a_claim_open(write: Write) -> None:
 def test_a_variant_differs_in_what_the_claim_names_alone(write: Write) -> None:
     """Of two variants with that attention, the one with the baseline's positions is meant."""
     worse = {
-        **{("mha", "rope"): 0.0, ("mha", "learned"): 0.2},
-        **{("gqa", "learned"): 0.5, ("gqa", "rope"): 0.1},
+        ("mha", "rope"): 0.0,
+        ("mha", "learned"): 0.2,
+        ("gqa", "learned"): 0.5,
+        ("gqa", "rope"): 0.1,
     }
     for (attn, pos), effect in worse.items():
         for seed, noise in enumerate(NOISE):
