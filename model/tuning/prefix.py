@@ -50,6 +50,6 @@ class Prefix(Tuning):
             if not layer.takes_prefix or layer.n_kv_heads is None:
                 raise ValueError(
                     f"tune=prefix adds keys and values that every query sees, and "
-                    f"{type(layer).__name__} has no place for them; mha, gqa and mqa do"
+                    f"{type(layer).__name__} has no place for them; mha, gqa, mqa, gated and others do"
                 )
             layer.prefix = KeysValues(layer.n_kv_heads, self.tokens, layer.head_dim)
