@@ -32,6 +32,7 @@ from train.sweep.expand import ROUNDS
 
 Key = TypeVar("Key")
 Pairs = Sequence[tuple[Variant, Variant]]
+Question = tuple[str, str]  # a factor and its level, or nothing and a variant's label
 Score = Callable[[Run], float | None]
 
 
@@ -90,6 +91,7 @@ class Study:
     scores: pd.DataFrame  # of finished runs: a row per seed, a column per variant; NaN without one
     differences: dict[Variant, Difference]  # in scores, from its baseline
     times: dict[Variant, Difference]  # in the logarithm of the step time, from its baseline
+    questions: Mapping[Question, Pairs]  # what is compared, see `questions_of`
     comparisons: list[Comparison]
     times_compare: bool
     margin: float | None  # of quality, relative, where seeds came in rounds
@@ -157,7 +159,8 @@ def analyse(
     baselines = baselines_of(variants, base, rungs)
     with_base = {v: [(v, own)] for v in compared if (own := baselines.get(v, v)) is not v}
     looks = margin is not None
-    questions = questions_of(compared, base, looks=looks)
+    of_its_size = baselines_of(compared, base, rungs) if rungs else {}
+    questions = questions_of(compared, base, of_its_size, looks=looks)
     quality = family_tests(questions, scores, looks=looks)
     times = family_tests(questions, log_ms, looks=looks)
     counted = [key for key in COUNTED if key != "peak_train_bytes" or comparable_memory(done)]
@@ -171,6 +174,7 @@ def analyse(
         scores=scores,
         differences=family_tests(with_base, scores, looks=looks),
         times=family_tests(with_base, log_ms, looks=looks),
+        questions=questions,
         comparisons=[
             Comparison(
                 factor=factor,
@@ -274,10 +278,13 @@ def undecided(folder: Path) -> list[str]:
     study = analyse_folders([folder])
     if study.metric is None:  # no seeds will settle that
         return []
-    questions = questions_of(study.compared, study.baseline, looks=True)
     over = {(c.factor, c.level) for c in study.comparisons if c.decision and c.decision.over}
     going = {
-        v for key, matched in questions.items() if key not in over for pair in matched for v in pair
+        v
+        for key, matched in study.questions.items()
+        if key not in over
+        for pair in matched
+        for v in pair
     }
     return [run.folder.name for v in going for run in v.runs]
 
@@ -303,24 +310,27 @@ def comparable_memory(done: Sequence[Run]) -> bool:
 
 
 def questions_of(
-    variants: Sequence[Variant], base: Variant, *, looks: bool = False
-) -> dict[tuple[str, str], Pairs]:
+    variants: Sequence[Variant],
+    base: Variant,
+    own: Mapping[Variant, Variant],
+    *,
+    looks: bool = False,
+) -> dict[Question, Pairs]:
     """Each (factor, level) with its pairs: the level and the baseline's, with all shared partners.
 
     Of these, the ones that share the most seeds, as one with fewer would cost the others theirs. But with
     `looks` all: where seeds come in rounds, a question that was answered with some pairs keeps them,
     and so its answer, while some of them go on.
     A variant that differs from all others in more than one factor is compared with the baseline
-    itself, under ("", its label). So is, on a ladder, each variant with the baseline of its size.
+    itself, under ("", its label). So is, on a ladder, each variant with its `own`, that of its size.
     """
     least = ROUNDS[0] if looks else None
-    if rungs := rungs_of(variants, base):
-        own = baselines_of(variants, base, rungs)
+    if own:
         at_rungs = {
             ("", v.label): sharing_seeds([(v, b)], least) for v, b in own.items() if v is not b
         }
         return {key: matched for key, matched in at_rungs.items() if matched}
-    questions: dict[tuple[str, str], Pairs] = {}
+    questions: dict[Question, Pairs] = {}
     for factor in base.factors:
         for level in dict.fromkeys(v.level(factor) for v in variants):
             at_base = base.level(factor)

@@ -142,6 +142,15 @@ def canvas(panels: int, height: float, rows: int = 1) -> tuple[Canvas, Any]:
     return figure, axes[0] if panels == 1 else axes
 
 
+def whiskers(
+    mean: float, low: float | None, high: float | None, scale: float = 1.0
+) -> list[list[float]] | None:
+    """How far an interval reaches below and above its mean, for `errorbar`; None without one."""
+    if low is None or high is None:
+        return None
+    return [[scale * (mean - low)], [scale * (high - mean)]]
+
+
 def legend(axes: Any, lines: int) -> None:
     """The legend of a single panel, if it has several lines."""
     if lines > 1:

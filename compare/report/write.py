@@ -53,6 +53,7 @@ def write(folders: Sequence[Path], baseline: str | None = None) -> str:
         "verdict": ([sentence(asked)] if asked else [])
         + (cache_savings(study) if counted else [])
         + conclusions(study),
+        "nothing": nothing(study),
         "notes": options.notes,
         "warnings": study.warnings,
         "sections": sections(study, counted),
@@ -73,6 +74,15 @@ def write(folders: Sequence[Path], baseline: str | None = None) -> str:
     lines += [f"warning: {line}" for line in study.warnings]
     table = columns(main_table(study, short=True))
     return "\n".join([table, "", *lines, "", f"report: {into / 'report.html'}"])
+
+
+def nothing(study: Study) -> str:
+    """Why there is no verdict, where there is none."""
+    if not all(run.over for v in study.variants for run in v.runs):
+        return "Nothing to compare yet."
+    if study.rate is not None:
+        return "Nothing to compare: no two variants have the same learning rate."
+    return "Nothing to compare."
 
 
 def reporting(folder: Path) -> Reporting:

@@ -32,6 +32,8 @@ class Attention(nn.Module):
     heads_see_alike = True
     #: The kernel asked for, see model/attention/kernel.py.
     asked_kernel = "auto"
+    #: The name of a computation of its own, for what no kernel of torch's can do.
+    own_kernel: str | None = None
 
     def __init__(self, shape: Shape, layer: int) -> None:
         super().__init__()
@@ -127,6 +129,8 @@ class Attention(nn.Module):
 
         Raises ValueError where the kernel asked for cannot do it.
         """
+        if self.own_kernel is not None:
+            return self.own_kernel
         about: dict[str, Any] = {"width": self.kernel_width, "biased": biased, "p": self.dropout}
         check_kernel(self.asked_kernel, device, dtype, **about)
         return choose_kernel(device, dtype, length, **about, asked=self.asked_kernel)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from compare.report import style
-from compare.report.analysis import Study, family_tests, questions_of, score_table
+from compare.report.analysis import Study, family_tests, score_table
 from compare.report.runs import Run
 from compare.report.style import Drawing, Styles
 from compare.report.tables import Rows, table_of, without_empty
@@ -160,7 +160,8 @@ def bar(axes: Any, place: float, v: Variant, group: str, styles: Styles) -> None
     mean, low, high = (100 * x for x in accuracy_interval(v, group))
     color = styles[v].colour
     axes.barh(place, mean, height=0.6, color=color, alpha=0.6)
-    axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], color=style.INK, capsize=3)
+    whiskers = style.whiskers(mean, low, high)
+    axes.errorbar(mean, place, xerr=whiskers, color=style.INK, capsize=3)
     confidence = 100 * statistics.fmean(numbers(v, group, "confidence"))
     axes.plot(confidence, place, "o", color=color, markeredgecolor=style.INK)
 
@@ -181,27 +182,37 @@ def differences(study: Study) -> dict[str, dict[tuple[str, str], Difference]]:
     Corrected together within a group, as the differences of quality are.
     """
     looks = study.margin is not None  # seeds came in rounds
-    questions = questions_of(study.compared, study.baseline, looks=looks)
     tables = {group: score_table(study.variants, score(group)) for group in groups_of(study)}
-    return {group: family_tests(questions, scores, looks=looks) for group, scores in tables.items()}
+    return {
+        group: family_tests(study.questions, scores, looks=looks)
+        for group, scores in tables.items()
+    }
+
+
+def choice(factor: str, level: str) -> str:
+    """'attn: gqa'; the name of a variant that is no level of a factor."""
+    return f"{factor}: {level}" if factor else level
+
+
+def in_points(d: Difference) -> tuple[float, list[list[float]] | None]:
+    """A difference in exact match in percentage points, and how far its interval reaches."""
+    return 100 * d.mean, style.whiskers(d.mean, d.low, d.high, 100)
 
 
 def differences_table(study: Study) -> Rows:
     """What each choice changes in exact match, in percentage points."""
-    questions = questions_of(study.compared, study.baseline, looks=study.margin is not None)
+    against = {(c.factor, c.level): c.base for c in study.comparisons}
     return table_of(
         {
             "questions": group,
-            "choice": f"{factor}: {level}" if factor else level,
-            "against": study.baseline.level(factor)
-            if factor
-            else questions[factor, level][0][1].label,
+            "choice": choice(*key),
+            "against": against[key],
             "points": with_interval(d.mean, d.low, d.high, points),
             "seeds": str(d.n),
             "significant": d.significance,
         }
         for group, found in differences(study).items()
-        for (factor, level), d in found.items()
+        for key, d in found.items()
     )
 
 
@@ -216,20 +227,18 @@ def differences_figure(study: Study, styles: Styles) -> Drawing | None:
     drawing, panels = style.canvas(len(found), height=1.4 + 0.42 * rows)
     for axes, (group, tests) in zip(np.atleast_1d(panels), found.items(), strict=True):
         for place, d in enumerate(reversed(tests.values())):
-            spread = (
-                None if d.low is None or d.high is None else [[d.mean - d.low], [d.high - d.mean]]
-            )
+            mean, whiskers = in_points(d)
             filled = style.INK if d.significant else "none"
             axes.errorbar(
-                100 * d.mean,
+                mean,
                 place,
-                xerr=None if spread is None else 100 * np.array(spread),
+                xerr=whiskers,
                 fmt="o",
                 color=style.INK,
                 markerfacecolor=filled,
                 capsize=3,
             )
-        labels = [f"{factor}: {level}" if factor else level for factor, level in reversed(tests)]
+        labels = [choice(*key) for key in reversed(tests)]
         axes.set_yticks(range(len(labels)), labels)
         axes.axvline(0, color=style.INK, linewidth=0.8, linestyle=":")
         axes.set(xlabel=f"points of exact match: {group}", ylim=(-0.6, len(labels) - 0.4))
@@ -242,25 +251,23 @@ def differences_figure(study: Study, styles: Styles) -> Drawing | None:
 def difference_curves(found: dict[str, dict[tuple[str, str], Difference]]) -> Drawing:
     """What each choice changes in exact match, against the level of difficulty."""
     drawing, axes = style.canvas(1, height=4.2)
-    choices = list(dict.fromkeys(choice for tests in found.values() for choice in tests))
-    for number, (factor, level) in enumerate(choices):
+    choices = list(dict.fromkeys(key for tests in found.values() for key in tests))
+    for number, key in enumerate(choices):
         colour = style.COLOURS[number % len(style.COLOURS)]
         shift = 0.4 * ((number + 0.5) / len(choices) - 0.5)  # so that whiskers do not hide others
         for place, tests in enumerate(found.values()):
-            if (d := tests.get((factor, level))) is None:
+            if (d := tests.get(key)) is None:
                 continue
-            spread = (
-                None if d.low is None or d.high is None else [[d.mean - d.low], [d.high - d.mean]]
-            )
+            mean, whiskers = in_points(d)
             axes.errorbar(
                 place + shift,
-                100 * d.mean,
-                yerr=None if spread is None else 100 * np.array(spread),
+                mean,
+                yerr=whiskers,
                 fmt=style.MARKERS[number % len(style.MARKERS)],
                 color=colour,
                 markerfacecolor=colour if d.significant else "none",
                 capsize=3,
-                label=None if place else (f"{factor}: {level}" if factor else level),
+                label=None if place else choice(*key),
             )
     axes.axhline(0, color=style.INK, linewidth=0.8, linestyle=":")
     label_levels(axes, [*found])

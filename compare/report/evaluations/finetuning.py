@@ -90,12 +90,9 @@ def figure(study: Study, styles: Styles) -> Drawing | None:
         return None
     drawing, axes = style.canvas(1, height=4.2)
     for m in found:
-        mean, low, high = m.share
         look = styles[m.best].plot | {"linestyle": "", "markersize": 7, "label": m.label}
-        spread = (
-            None if low is None or high is None else [[100 * (mean - low)], [100 * (high - mean)]]
-        )
-        axes.errorbar(m.trained, 100 * mean, yerr=spread, capsize=3, **look)
+        whiskers = style.whiskers(*m.share, 100)
+        axes.errorbar(m.trained, 100 * m.share[0], yerr=whiskers, capsize=3, **look)
     axes.axhline(100, color=style.INK, linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
     axes.set(xlabel="trained parameters", ylabel="share of full finetuning's gain, %")

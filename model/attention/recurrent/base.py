@@ -20,6 +20,7 @@ class Recurrent(Attention):
     """
 
     heeds = frozenset({"embed"})
+    own_kernel = "recurrence"
 
     def state_shapes(self) -> list[tuple[int, ...]]:
         """Shapes of the tensors of one sequence's state."""
@@ -27,9 +28,6 @@ class Recurrent(Attention):
 
     def new_cache(self, capacity: int) -> LayerCache:
         return LayerCache(capacity)
-
-    def kernel(self, device: str, dtype: torch.dtype, length: int, biased: bool) -> str:
-        return "recurrence"
 
     def held(self, cache: LayerCache | None) -> tuple[Tensor | None, ...]:
         """The state before the first new token; None for each of its tensors where there is none."""

@@ -3,7 +3,6 @@
 Shapes: B batch, T new tokens, D dim, H heads, Dk key_dim, Dv = head_dim, c tokens of a chunk.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,6 +19,7 @@ class LinearAttention(Recurrent):
     Raises ValueError for a chunk or a key below 1.
     """
 
+    own_kernel = "chunks"
     #: Products of the state with each token of a chunk: with its query, or its key as well.
     reads: int
 
@@ -46,9 +46,6 @@ class LinearAttention(Recurrent):
         o = self.norm(o).transpose(1, 2).flatten(2)  # (B, T, D)
         gate = F.silu(self.gate(x))
         return self.out(o.to(gate.dtype) * gate)
-
-    def kernel(self, device: str, dtype: torch.dtype, length: int, biased: bool) -> str:
-        return "chunks"
 
     def state_shapes(self) -> list[tuple[int, ...]]:
         return [(self.n_heads, self.key_dim, self.head_dim)]

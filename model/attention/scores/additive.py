@@ -31,6 +31,8 @@ class Additive(GQA):
     Raises ValueError for a width below 1, or n_kv_heads that does not divide n_heads.
     """
 
+    own_kernel = "scores"  # torch's multiply queries and keys
+
     def __init__(
         self, shape: Shape, layer: int, *, width: int | None, n_kv_heads: int | None
     ) -> None:
@@ -88,10 +90,6 @@ class Additive(GQA):
         ends = [min(start + BLOCK, length) for start in range(0, length, BLOCK)]
         pairs = sum(end * (end - i * BLOCK) for i, end in enumerate(ends))
         return self.pair_flops * (length / 2 if causal else pairs / length)
-
-    def kernel(self, device: str, dtype: torch.dtype, length: int, biased: bool) -> str:
-        """Our own products, whatever the device: torch's kernels multiply queries and keys."""
-        return "scores"
 
 
 def additive_scores(q: Tensor, k: Tensor, w: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ class Blind(Attention):
     `n_kv_heads` None is n_heads. Raises ValueError unless n_kv_heads divides n_heads.
     """
 
+    own_kernel = "scores"  # torch's multiply queries and keys
     n_kv_heads: int
     heeds = frozenset({"embed", "bias"})
 
@@ -80,7 +81,3 @@ class Blind(Attention):
         again = 0 if cached else self.v.weight.numel() * length
         weights = self.v.weight.numel() + self.out.weight.numel() + again
         return 2 * weights + self.score_flops(length + 1, causal=False)
-
-    def kernel(self, device: str, dtype: torch.dtype, length: int, biased: bool) -> str:
-        """Our own products, whatever the device: torch's kernels take queries and keys."""
-        return "scores"

@@ -25,6 +25,7 @@ class Concatenated(Attention):
     `n_kv_heads` None is n_heads. Raises ValueError unless n_kv_heads divides n_heads.
     """
 
+    own_kernel = "scores"  # torch's multiply queries and keys
     n_kv_heads: int
 
     def __init__(self, shape: Shape, layer: int, *, n_kv_heads: int | None) -> None:
@@ -76,7 +77,3 @@ class Concatenated(Attention):
         again = 0 if cached else made * length
         weights = made + self.out.weight.numel() + again
         return 2 * weights + self.score_flops(length + 1, causal=False)
-
-    def kernel(self, device: str, dtype: torch.dtype, length: int, biased: bool) -> str:
-        """Our own products, whatever the device: torch's kernels take queries and keys."""
-        return "scores"
