@@ -1,5 +1,6 @@
 """`python train.py`: train one model or a sweep of models, or estimate their cost."""
 
+import gc
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,7 @@ def train(arguments: list[str]) -> int:
     import_early(first["wandb"])
     from train.run import run_training  # takes a second: torch
 
+    gc.freeze()  # what is imported stays: no collection has to look at it again, at the end either
     return run_training(first)
 
 

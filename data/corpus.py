@@ -100,7 +100,7 @@ def prepare(
     """The corpus of a source, read from the cache or built there.
 
     A source without a validation split of its own gives up the last `val_fraction` of its
-    characters, after shuffling its documents once (always in the same way) if `shuffle`.
+    characters (of its documents, if it has `whole_documents`), after shuffling its documents once (always in the same way) if `shuffle`.
     Processes that need the same corpus at once build it once. Raises ValueError for text that
     cannot be used, and for a tokenizer that does not give the text back.
     """
@@ -118,7 +118,7 @@ def prepare(
         if not is_intact(folder):
             loaded = source.load()
             learned_from = loaded.pop("tokenizer", None)
-            whole = bool(getattr(source, "rows", False))
+            whole = bool(getattr(source, "whole_documents", False))
             splits = split(loaded, val_fraction, shuffle, whole=whole)
             size = sum(len(text) for documents in splits.values() for text in documents)
             if size > 1e6:
@@ -146,7 +146,7 @@ def split(
     if shuffle:
         random.Random(0).shuffle(documents)
     if whole:
-        cut = round(len(documents) * (1 - val_fraction))
+        cut = min(round(len(documents) * (1 - val_fraction)), len(documents) - 1)
         return {"train": documents[:cut], "val": documents[cut:]}
     keep = round(sum(map(len, documents)) * (1 - val_fraction))
     train: list[str] = []

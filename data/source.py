@@ -113,7 +113,7 @@ class Pairs:
     naming the file and the line, for a line of another form.
     """
 
-    rows = True  # documents that a split does not cut
+    whole_documents = True  # a split does not cut them
 
     def __init__(self, *, train: str, dev: str | None) -> None:
         self.paths = {"train": one_file("data.train", train)}

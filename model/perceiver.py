@@ -7,7 +7,6 @@ from typing import NoReturn, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from model.attention.cache import KVCache
 from model.ops.dropout import dropout
@@ -40,11 +39,8 @@ class Perceiver(Transformer):
     def cross(
         self, layer: int, x: Tensor, x_places: Positions, y: Tensor, y_places: Positions
     ) -> Tensor:
-        """x (B, R, D) after a block in which it asks y (B, S, D), recomputed as the others are."""
-        inputs = (self.block(layer), x, x_places, y, y_places)
-        if self.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(cross, *inputs, use_reentrant=False)
-        return cross(*inputs)
+        """x (B, R, D) after a block in which it asks y (B, S, D)."""
+        return self.recomputed(cross, self.block(layer), x, x_places, y, y_places)
 
     def new_cache(self, capacity: int) -> NoReturn:
         """Raises ValueError: which rows a block runs on changes with every token."""

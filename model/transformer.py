@@ -114,13 +114,20 @@ class Transformer(nn.Module):
         self, layers: Iterable[int], x: Tensor, positions: Positions, cache: KVCache | None = None
     ) -> Tensor:
         """x (B, T, D) after these blocks, in order."""
-        recompute = self.activation_checkpointing and cache is None and torch.is_grad_enabled()
         for layer in layers:
-            block = self.blocks[layer]
-            layer_cache = None if cache is None else cache.layers[layer]
-            inputs = (x, positions.of_layer(layer), layer_cache)
-            x = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
+            block, its = self.blocks[layer], positions.of_layer(layer)
+            x = (
+                self.recomputed(block, x, its, None)
+                if cache is None
+                else block(x, its, cache.layers[layer])
+            )
         return x
+
+    def recomputed(self, block: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        """`block(*inputs)`, computed again in the backward pass where activations are not kept."""
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     def with_loss(self, loss: Callable[..., Tensor], tokens: Tensor, targets: Tensor) -> Tensor:
         """`loss(model, tokens, targets)`: with the model one program, where that is compiled."""

@@ -21,7 +21,7 @@ from train.record.run_folder import load_summary, new_run_folder, open_config, s
 from train.record.run_log import NoRecord, Record, git_commit
 from train.record.terminal import printable, say, table
 from train.record.wandb_process import logged_to_wandb
-from train.setup.run_setup import Job, RunSpec, assemble, check
+from train.setup.run_setup import Job, RunSpec, assemble, check, shared
 from train.step_estimate import steps_within_minutes
 from train.summary import write_results
 from train.trainer import Trainer, TrainingStopped
@@ -48,7 +48,7 @@ def run_training(config: Config) -> int:
 
 def begin(config: Config, ranks: Ranks | None) -> int:
     """The same in the process that writes the run's files, of those that were started together."""
-    config = config | ({"gpus": ranks.size} if ranks else {})
+    config = shared(config | ({"gpus": ranks.size} if ranks else {}))
     resuming = has_checkpoint(config)
     spec = check(config, resuming=resuming)
     settings = spec.settings

@@ -95,8 +95,13 @@ def verdict(
         both = " that both have" * (then.keys() != now.keys())  # some were recorded more seldom
         return Verdict(True, f"bit for bit, in all {len(shared)} records{both}{where}")
     if not differences:
-        step, split = unlike[0] if unlike else min(then.keys() ^ now.keys())
-        return Verdict(False, f"the same machine and code, but {split} differs at step {step}")
+        same = "the same machine and code, but"
+        if not unlike:
+            return Verdict(
+                False, f"{same} the last record is of step {max(now)[0]}, not {max(then)[0]}"
+            )
+        step, split = unlike[0]
+        return Verdict(False, f"{same} {split} differs at step {step}")
     early = max(
         (
             abs(math.log(now[at][0] / then[at][0]))

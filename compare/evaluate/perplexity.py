@@ -1,5 +1,6 @@
 """Perplexity and bits per byte of a checkpoint, over every token of a text."""
 
+import hashlib
 import math
 from collections import deque
 from dataclasses import dataclass, replace
@@ -180,7 +181,9 @@ def file_name(scored: ScoredText, selector: RunSelector, options: Options) -> st
     words += [scored.run.pos_label] if selector.pos is not None else []
     words += [options.weights] if options.weights is not None else []
     words += ["bigram"] if options.bigram else []
-    words += [f"vs-{Path(options.reference).name}"] if options.reference is not None else []
+    if options.reference is not None:  # runs of two sweeps may have the same name
+        there = Path(options.reference).resolve()
+        words.append(f"vs-{there.name}-{hashlib.sha256(str(there).encode()).hexdigest()[:6]}")
     return "_".join(words)
 
 

@@ -159,7 +159,7 @@ def analyse(
     baselines = baselines_of(variants, base, rungs)
     with_base = {v: [(v, own)] for v in compared if (own := baselines.get(v, v)) is not v}
     looks = margin is not None
-    of_its_size = baselines_of(compared, base, rungs) if rungs else {}
+    of_its_size = {v: baselines[v] for v in compared if v in baselines} if rungs else {}
     questions = questions_of(compared, base, of_its_size, looks=looks)
     quality = family_tests(questions, scores, looks=looks)
     times = family_tests(questions, log_ms, looks=looks)

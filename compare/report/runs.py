@@ -37,9 +37,10 @@ class Run:
     @property
     def over(self) -> bool:
         """True unless it waits or is running; also if it waits for a stage that has ended badly."""
-        before = self.parent
-        lost = before is not None and before.over and not before.done
-        return self.done or lost or self.status.get("state") not in ("waiting", "running")
+        state, before = self.status.get("state"), self.parent
+        if state == "waiting" and before is not None and before.over:
+            return not before.done
+        return self.done or state not in ("waiting", "running")
 
     @property
     def reason(self) -> str | None:
@@ -75,9 +76,8 @@ class Run:
     def get(self, key: str) -> Any:
         """A number of the summary, None if it has none; of training time, that of all stages."""
         if key == "train_seconds":
-            seconds = [stage.summary.get(key) for stage in self.stages]
-            known = [x for x in seconds if x is not None]
-            return math.fsum(known) if len(known) == len(seconds) else None
+            seconds: list[Any] = [stage.summary.get(key) for stage in self.stages]
+            return None if None in seconds else math.fsum(seconds)
         return self.summary.get(key)
 
     def answer(self, kind: str) -> dict[str, Any]:

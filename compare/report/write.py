@@ -148,15 +148,10 @@ def samples(study: Study) -> list[tuple[str, str]]:
 def failures(study: Study) -> Rows:
     """Runs without a result, with state, reason and last step; empty without any."""
     runs = [run for v in study.variants for run in v.runs if run.over and not run.done]
+    facts = [(run.status.get("state"), run.reason, run.status.get("last_step")) for run in runs]
     rows = [
-        [
-            run.folder.name,
-            *(
-                str(x or "-")
-                for x in (run.status.get("state"), run.reason, run.status.get("last_step"))
-            ),
-        ]
-        for run in runs
+        [run.folder.name, *(str(fact or "-") for fact in its)]
+        for run, its in zip(runs, facts, strict=True)
     ]
     return [["run", "state", "reason", "last step"], *rows] if rows else []
 

@@ -14,8 +14,8 @@ ASKS = 4  # nodes for each that is asked about
 class Hops(OfLetters):
     """A ring of letters as pairs in random order, then for some letters the one so many hops on.
 
-    `ca ab bc`, without the spaces, leads from a to b with 1 hop, and to c with 2, which is asked as
-    `2ac`. A level is the number of hops, at most half the ring: beyond, the way back is shorter. A ring
+    `bc de ab cd ea`, without the spaces, leads from a to b with 1 hop, and to c with 2, which is asked
+    as `2ac`. A level is the number of hops, at most half the ring: beyond, the way back is shorter. A ring
     has `nodes`, of an alphabet of `letters`; one in four is asked about, since if all were, the letters
     not yet told would give answers away. With a prime number of nodes no answer is the way back of
     another. After Depo (Allen-Zhu 2025, https://arxiv.org/abs/2512.17351). Raises ValueError for letters

@@ -161,7 +161,7 @@ def test_four_bit_weights_are_scored_beside_the_whole_ones(
     found = answer(capsys, *ask)
     assert found["weights"] == "nf4"
     assert 0 < abs(found["reference"]["perplexity_ratio"] - 1) < 0.05
-    assert [p.name for p in (runs / "rope/eval").glob("*_nf4_vs-rope.json")]
+    assert [p.name for p in (runs / "rope/eval").glob("*_nf4_vs-rope-*.json")]
     with pytest.raises(ValueError, match="weights=int3: no such choice"):
         evaluate([f"run={runs}/rope", "weights=int3"])
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models
 from data import tokenizer as tokenizers
 from data.atomic import publish, verify
 from data.corpus import PIECE, encode_all, pieces, split
-from data.source import Hub, Stdlib, Text
+from data.source import Hub, Pairs, Stdlib, Text
 
 STRANGE = "tab\t, NUL-free, emoji 👩‍🚀, accents é e\u0301, 漢字, עברית, <|endoftext|>, \n\n  end"
 
@@ -282,6 +282,18 @@ def test_a_split_cuts_exactly_and_loses_nothing() -> None:
     assert whole == {"train": documents[:2], "val": documents[2:]}
     own = split({"train": ["x"], "val": ["y"]}, 0.5, shuffle=True)
     assert own == {"train": ["x"], "val": ["y"]}
+
+
+def test_pairs_are_not_cut_in_two(tmp_path: Path) -> None:
+    lines = [f"Where was P{n} born?\tX{n}" for n in range(8)]
+    (tmp_path / "pairs.tsv").write_text("\n".join(lines) + "\n")
+    source = Pairs(train=str(tmp_path / "pairs.tsv"), dev=None)
+    for share, first in ((0.3, 6), (0.01, 7)):
+        made = corpus(source, tmp_path / "cache", tokenizer="byte", val_fraction=share)
+        assert [len(made.documents[name]) for name in ("train", "val")] == [first, 8 - first]
+        assert made.val is not None
+        start = lines[first].partition("\t")[0]
+        assert tokenizers.decode(made.tokenizer, made.val.tolist()).startswith(start)
 
 
 def test_cutting_a_long_document_changes_no_token() -> None:

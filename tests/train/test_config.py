@@ -153,6 +153,7 @@ def test_text_may_hold_any_character() -> None:
         ("dtype=float16", r"dtype=float16 is for CUDA, not for cpu; bfloat16 and float32 work"),
         ("wandb.mode=on", "wandb.mode=on: no such choice"),
         ("name=../x", "may hold letters"),
+        ("sample.prompt=''", "sample.prompt is empty; null takes one from the text"),
         ("sample.top_k=0", "sample.top_k=0 must be at least 1"),
         ("data=text data.path=/no/such/file", "data.path=/no/such/file: no such file"),
         ("init_from=/no/such/run", "is not a run"),
@@ -179,11 +180,6 @@ def test_memory_is_that_of_what_is_trained_and_of_the_rows_that_ask() -> None:
     assert plain - tuned > 8 * params - 12 * trained
     more = check(compose([*asked, "model.n_layers=5"])).least_bytes
     assert more - latents == 2 * 32 * 192 * 5 * (128 - 8)
-
-
-def test_processes_have_a_micro_batch_each_wherever_a_run_is_checked() -> None:
-    assert check(compose(["gpus=2"])).config["accumulate"] == 2
-    assert check(compose(["gpus=2", "accumulate=4"])).config["accumulate"] == 4
 
 
 def test_two_patterns_are_tried_in_all_their_pairs() -> None:

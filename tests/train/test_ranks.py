@@ -26,7 +26,7 @@ from train.optim.loss_scale import LossScale
 from train.parallel.ranks import SRUN, TORCHRUN, Ranks
 from train.parallel.shard import bytes_here, gathered
 from train.record.run_log import NoRecord, Record, records
-from train.run import run_training, shared
+from train.run import run_training
 from train.setup.run_setup import assemble, check
 from train.trainer import SAVE_SECONDS, Trainer, TrainingStopped
 
@@ -174,7 +174,8 @@ def test_each_process_holds_its_part_of_a_sharded_model(ask: list[str], tmp_path
         assert ranks
         ranks.connect()
         trainer = Trainer(
-            assemble(check(shared(config, 2)), ranks=ranks), Record(tmp_path / f"held{ranks.rank}")
+            assemble(check(config | {"gpus": 2}), ranks=ranks),
+            Record(tmp_path / f"held{ranks.rank}"),
         )
         trainer.update(0)
         trainer.score()  # frees what it gathers
@@ -260,7 +261,7 @@ def test_a_checkpoint_that_is_late_in_one_process_is_late_in_all(
         ranks = Ranks.given()
         assert ranks
         ranks.connect()
-        trainer = Trainer(assemble(check(shared(config, 2)), ranks=ranks), NoRecord(tmp_path))
+        trainer = Trainer(assemble(check(config | {"gpus": 2}), ranks=ranks), NoRecord(tmp_path))
         found = []
         for seconds in (0.0, SAVE_SECONDS * ranks.rank):
             trainer.started -= seconds
@@ -399,9 +400,8 @@ def test_ranks_are_those_of_torchrun_and_srun(
 
 def test_micro_batches_are_shared_evenly(config: Callable[..., Config]) -> None:
     assert [list(Ranks(rank, 3).share(6)) for rank in range(3)] == [[0, 1], [2, 3], [4, 5]]
-    assert shared(config("gpus=4"), None)["accumulate"] == 4
-    assert shared(config("gpus=4", "accumulate=8"), None)["accumulate"] == 8
-    assert shared(config(), 2)["accumulate"] == 2
+    assert check(config("gpus=4")).config["accumulate"] == 4
+    assert check(config("gpus=4", "accumulate=8")).config["accumulate"] == 8
     with pytest.raises(ValueError, match="accumulate=3, .* must be a multiple of gpus=2"):
         check(config("gpus=2", "accumulate=3"))
 

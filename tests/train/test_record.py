@@ -19,7 +19,7 @@ from tiny import HANG, RUN, eventually
 from cli.evaluate import evaluate
 from data.atomic import verify
 from train.record.run_log import Record, records
-from train.record.wandb_process import WandbProcess
+from train.record.wandb_process import EARLY, WandbProcess
 from train.step import StepResult, TrainStep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -342,7 +342,9 @@ def test_without_wandb_and_in_another_process_a_run_is_the_same(
     assert steps_and_losses(tmp_path / "run") == steps_and_losses(finished)
 
 
-@pytest.mark.parametrize("trouble", ["no key", "no answer", "killed", "no wandb folder"])
+@pytest.mark.parametrize(
+    "trouble", ["no key", "no answer", "killed", "no wandb folder", "no import", "died early"]
+)
 def test_whatever_happens_to_wandb_the_run_is_the_same(
     trouble: str, places: list[str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,7 +352,7 @@ def test_whatever_happens_to_wandb_the_run_is_the_same(
     server = silent_server()
     real = WandbProcess.__init__
     out = tmp_path / "gqa"
-    mode = "offline" if trouble in ("killed", "no wandb folder") else "online"
+    mode = "online" if trouble in ("no key", "no answer") else "offline"
     monkeypatch.setenv("WANDB_MODE", mode)
     monkeypatch.setenv("HOME", str(tmp_path))  # where a key might be
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
@@ -358,12 +360,18 @@ def test_whatever_happens_to_wandb_the_run_is_the_same(
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
 
+    if trouble == "no import":
+        (tmp_path / "wandb.py").write_text("raise ImportError('damaged')")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     if trouble != "no answer":  # which costs all of it
         monkeypatch.setattr("train.record.wandb_process.WAIT_TIMEOUT", HANG)
 
     def disturbed(process: WandbProcess, folder: Path) -> None:
         if trouble == "no wandb folder":
             (folder / "wandb").write_text("in the way")
+        if trouble == "died early":  # while torch was imported
+            EARLY[-1].kill()
+            EARLY[-1].wait()
         real(process, folder)
         if trouble == "killed":
             os.killpg(process.process.pid, signal.SIGKILL)

@@ -101,6 +101,8 @@ class Sampling:
     def __post_init__(self) -> None:
         at_least(0, self, "tokens", "temperature", where="sample.")
         at_least(1, self, "top_k", where="sample.")
+        if self.prompt == "":
+            raise ValueError("sample.prompt is empty; null takes one from the text")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,8 @@ def import_early(options: object) -> None:
     `options` are the config's keys of wandb, not yet checked.
     """
     wanted = isinstance(options, dict) and options.get("mode") != "disabled"
-    if wanted and "RANK" not in os.environ:  # of several processes the leader logs
+    alone = all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "SLURM_PROCID"))
+    if wanted and alone:  # of several processes the leader logs
         with contextlib.suppress(OSError):  # the run itself warns
             EARLY.append(importing())
 
@@ -102,7 +103,8 @@ class WandbProcess:
     def close(self) -> None:
         """End the process with the run, and warn if it failed."""
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # of what it did not read
+            self.process.stdin.close()
         try:
             code = self.process.wait(max(0.1, self.remaining))
         except subprocess.TimeoutExpired:

@@ -173,8 +173,9 @@ def check_flex(model: Transformer, device: Device, deterministic: bool) -> None:
 def least_bytes(model: Transformer, settings: Settings) -> int:
     """A lower bound on the bytes that training needs, whatever the attention.
 
-    Float32 parameters, their gradients and one state of the optimizer, the residual stream into each
-    block in two bytes, and the tokens of a batch. Of a sharded model, this process's part.
+    Float32 parameters, gradients and one state of the optimizer for those that are trained, the rows
+    that each block asks from in two bytes, and the tokens of a batch. Of a sharded model, this
+    process's part.
     """
     length, dim = model.shape.max_len, model.shape.dim
     asking = sum(model.rows(layer, length)[0] for layer in range(model.shape.n_layers))
@@ -234,8 +235,6 @@ def assemble(spec: RunSpec, *, resuming: bool = False, ranks: Ranks | None = Non
         raise ValueError("the validation text has 1 token: raise data.val_fraction, or set it to 0")
     asked = spec.sampling.prompt
     prompt = objective.prompt if asked is None else encode(corpus.tokenizer, asked)
-    if not prompt:
-        raise ValueError(f"sample.prompt={asked!r} is empty; null takes one from the text")
     model = build_model(config, corpus.tokenizer.get_vocab_size())
     init_model(model, config, settings.seed)
     parent = None

@@ -22,8 +22,8 @@ def load_weights(
         raise ValueError(
             f"{where}: it has {before['model']['n_heads']} heads, model.n_heads={model.shape.n_heads} here"
         )
-    refuse_other_scale(before, model, where)
     load(model, fit_to_shape(weights, model, how), where)
+    refuse_other_scale(before, model, where)
 
 
 def refuse_other_scale(before: Config, model: Transformer, where: str) -> None:

@@ -48,32 +48,25 @@ def outcome(study: Study, claim: Claim) -> Outcome:
 
 
 def variant_of(claim: Claim, study: Study) -> Variant:
-    """The variant that a claim names, with the baseline's learning rate and steps if it names no others.
+    """The variant that a claim names; of several, the one that differs least from the baseline.
 
-    Raises ValueError if there is none, or if it is the baseline, unless that is read in two ways.
+    Raises ValueError if there is none, if it differs in groups of keys that the claim does not name, or
+    if it is the baseline, unless that is read in two ways.
     """
-    wanted, over = wanted_by(claim.variant), RULERS[claim.ruler].over
-    base = study.baseline
-    alike = {"steps", "optim.lr"} - wanted.keys() - {*over}
-    found = [
-        v
-        for v in study.variants
-        if v.done
-        and is_baseline(v, wanted)
-        and all(v.level(key) == base.level(key) for key in alike)
-    ]
+    wanted, base = wanted_by(claim.variant), study.baseline
+    found = [v for v in study.variants if v.done and is_baseline(v, wanted)]
     if not found:
         raise ValueError(f"variant={claim.variant}: none of that name has finished runs")
     if claim.scaled is None and base in found:
         raise ValueError(f"{base.label} is the baseline, too: has another one finished runs?")
 
     def unlike(v: Variant) -> list[str]:
-        """What differs from the baseline and was not asked for."""
-        return [key for key in v.factors if key not in wanted and v.level(key) != base.level(key)]
+        return [key for key in v.factors if v.level(key) != base.level(key)]
 
     nearest = min(found, key=lambda v: len(unlike(v)))
     named = {key.partition(".")[0] for key in wanted}  # attn of attn.n_kv_heads=1
-    if others := [k for k in unlike(nearest) if k not in over and k.partition(".")[0] not in named]:
+    named |= {*RULERS[claim.ruler].over}  # which a ruler takes together
+    if others := [k for k in unlike(nearest) if not {k, k.partition(".")[0]} & named]:
         raise ValueError(
             f"{nearest.label} differs from the baseline in {', '.join(others)}, too: name it in variant"
         )
