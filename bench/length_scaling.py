@@ -20,7 +20,7 @@ from train.measure.memory import allocation_peak
 from train.measure.timer import interleave
 from train.record.terminal import columns, tracked
 from train.setup.build import build_model, init_model
-from train.setup.run_setup import check_kernel
+from train.setup.run_setup import check, check_kernel
 
 USAGE = """\
 Forward and backward of one attention layer at growing lengths, batch 1: sliding-window and full
@@ -57,7 +57,8 @@ def main(overrides: list[str]) -> int:
         return 0
     variants = variants_of(overrides)
     config = compose(next(iter(variants.values())))
-    devices.set_up_process(config["threads"], config["tf32"])
+    spec = check(config)
+    devices.set_up_process(spec.settings.threads, spec.settings.tf32)
     device = devices.select_device(config["device"], config["dtype"], False)
     results = [measure(variants, length, device) for length in tracked(LENGTHS, "timing")]
     curves = {name: [result[name] for result in results] for name in variants}

@@ -18,6 +18,7 @@ from train.measure.device import Device
 from train.measure.timer import ROUNDS, interleave, matmul_flops_per_second
 from train.optim.optimizer import Optimizer
 from train.record.terminal import columns
+from train.setup.run_setup import check
 from train.step import TrainStep
 from train.step_estimate import random_token_step
 
@@ -91,7 +92,8 @@ def main(arguments: list[str]) -> int:
     config = compose(arguments)
     if config["compile"] is True:
         raise ValueError("compile=true fuses operations; set compile=false")
-    devices.set_up_process(config["threads"], config["tf32"])
+    spec = check(config)
+    devices.set_up_process(spec.settings.threads, spec.settings.tf32)
     step = random_token_step(config | {"compile": False}, VOCAB)
     whole, steps = measure(step)
     print(columns(table(whole, steps, matmul_flops_per_second(step.device))))

@@ -2,13 +2,11 @@
 
 import contextlib
 import itertools
-import multiprocessing
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,8 +29,9 @@ from train.measure.device import DTYPES, Device, describe
 from train.measure.memory import allocation_peak
 from train.measure.timer import ROUNDS, interleave, matmul_flops_per_second
 from train.optim.optimizer import Optimizer
-from train.parallel.parent import end_with
+from train.parallel.parent import workers
 from train.record.terminal import columns, say, tracked
+from train.setup.run_setup import check
 from train.step import StepResult, TrainStep
 from train.step_estimate import random_token_step
 
@@ -122,7 +121,7 @@ def main(arguments: list[str]) -> int:
     overrides = [a for a in arguments if a not in own]
     given = {o.key_or_group: o.value() for o in parse(list(map(quote_works, own)))}
     options = Options(**checked("", DEFAULTS | given, Options)[0])
-    devices.set_up_process(None, compose([*SAME, *overrides])["tf32"])
+    devices.set_up_process(None, check(compose([*SAME, *overrides])).settings.tf32)
     rows = {work: measure([*SAME, *WORKS[work], *overrides], options) for work in options.works}
     OUTPUT.mkdir(parents=True, exist_ok=True)
     device = devices.select_device("auto", "auto")
@@ -275,13 +274,11 @@ _peers: PeerBenchmarks  # of the peers' process: the tasks of a pool share state
 
 def peer_process(overrides: list[str]) -> Executor:
     """A process for the peers, without our settings, that ends with this one."""
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, context, begin_peers, (os.getpid(), overrides))
+    return workers(1, begin_peers, overrides)
 
 
-def begin_peers(parent: int, overrides: list[str]) -> None:
+def begin_peers(overrides: list[str]) -> None:
     global _peers
-    end_with(parent)
     _peers = PeerBenchmarks(overrides)
 
 

@@ -44,6 +44,8 @@ def train(arguments: list[str]) -> int:
     first = compose_matched(cells[0])
     if not fits(first["plan"], bool):
         raise ValueError(f"plan={first['plan']} is not true or false")
+    if not isinstance(first["report"], dict):
+        raise ValueError(f"report={first['report']} is not a group of keys")
     settings = settings_of(first)
     if settings.seeds and first["report"]["claim"]:
         raise ValueError(

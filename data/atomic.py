@@ -37,10 +37,12 @@ def publish(folder: Path, write: Callable[[Path], None], needs: int) -> None:
         sync(folder.parent)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)  # before counting what is free
-        raise OSError(
+        failed = OSError(
             f"could not write {folder}: {error.strerror or error}; "
             f"it needs about {needs:,} bytes, {free_bytes(folder):,} are free"
-        ) from error
+        )
+        failed.errno = error.errno
+        raise failed from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import os
 import re
 from functools import partial
@@ -17,15 +18,22 @@ from train.config.schema import Config
 from train.measure.device import ALL_THREADS, describe, unusable_gpu
 from train.parallel.ranks import Ranks, watch
 from train.record.checkpoint import find, remove_unfinished
-from train.record.run_folder import load_summary, new_run_folder, open_config, state_of
+from train.record.run_folder import (
+    load_summary,
+    new_run_folder,
+    open_config,
+    refuse_other_text,
+    state_of,
+)
 from train.record.run_log import NoRecord, Record, git_commit
 from train.record.terminal import printable, say, table
 from train.record.wandb_process import logged_to_wandb
-from train.setup.run_setup import Job, RunSpec, assemble, check, shared
+from train.setup.run_setup import Job, RunSpec, assemble, check
 from train.step_estimate import steps_within_minutes
 from train.summary import write_results
 from train.trainer import Trainer, TrainingStopped
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk
 #: In torch's messages: on a CPU, on a GPU that others fill, and of cuBLAS.
 NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -48,7 +56,7 @@ def run_training(config: Config) -> int:
 
 def begin(config: Config, ranks: Ranks | None) -> int:
     """The same in the process that writes the run's files, of those that were started together."""
-    config = shared(config | ({"gpus": ranks.size} if ranks else {}))
+    config = config | ({"gpus": ranks.size} if ranks else {})
     resuming = has_checkpoint(config)
     spec = check(config, resuming=resuming)
     settings = spec.settings
@@ -57,15 +65,19 @@ def begin(config: Config, ranks: Ranks | None) -> int:
     before = open_config(folder) if folder and state else None
     if before and not settings.resume:
         raise ValueError(f"out={folder} holds a run ({state}); set resume=true to continue it")
-    if before and settings.compile == "auto":
-        spec = check(config := config | {"compile": before["compile"]}, resuming=resuming)
+    if before and (kept := chosen_before(before, config)):
+        spec = check(config := config | kept, resuming=resuming)
     if settings.minutes is not None:  # chosen once: a resumed run keeps its steps
-        asked = spec.config | {"compile": config["compile"]}
-        steps = before["steps"] if before else steps_within_minutes(asked)
+        timed = spec.config | {"compile": config["compile"]}
+        try:
+            steps = before["steps"] if before else steps_within_minutes(timed)
+        except (MemoryError, RuntimeError) as error:
+            return failed_for_want(error, "training")
         spec = check(config | {"steps": steps}, resuming=resuming)
     if folder and before:
         spec = with_recorded_threads(spec, folder)
-        refuse_changes(before, config)
+        refuse_changes(before, spec.config)
+        refuse_other_text(folder, spec.source)
         summary = load_summary(folder)
         if state == "done" and summary and summary["steps"] == spec.settings.steps:
             say(f"{folder} is already done")
@@ -74,6 +86,11 @@ def begin(config: Config, ranks: Ranks | None) -> int:
     record = Record(folder or new_run_folder(config))
     try:
         return lead(ranks, spec, record, resuming=resuming, resumed=state is not None)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        say(f"failed: {error}")
+        return 3
     finally:
         record.close()
 
@@ -86,21 +103,35 @@ def lead(
         ranks = Ranks(size=spec.settings.gpus)
         if ranks.size > 1:
             ranks.start()
-    code = 1
+    code, meeting = 1, watch(ranks, not_met, patience=0.0)
     try:
         ranks.connect()
+        meeting.set()
         ranks.tell((spec.config, str(record.folder), spec.threads, resuming, resumed))
         try:
             job = assemble(spec, resuming=resuming, ranks=ranks)
         except (MemoryError, RuntimeError) as error:
-            if message := out_of_resource_message(error, "building the model"):
-                say(f"failed: {message}")
-                return 3
-            raise
+            return failed_for_want(error, "building the model")
         code = train_job(job, record, resumed=resumed)
         return code
     finally:
+        meeting.set()
         ranks.end(well=code == 0)
+
+
+def not_met(why: str) -> None:
+    """End this process where another of the run has failed before all have met, for which it waits."""
+    say(f"failed: {why}")
+    os._exit(3)
+
+
+def failed_for_want(error: Exception, doing: str) -> int:
+    """Say that a run failed for want of memory, and return the exit code; raises any other error."""
+    message = out_of_resource_message(error, doing)
+    if message is None:
+        raise error
+    say(f"failed: {message}")
+    return 3
 
 
 def follow(ranks: Ranks) -> int:
@@ -122,6 +153,15 @@ def follow(ranks: Ranks) -> int:
         return 0
     ranks.end(well=True)
     return 0
+
+
+def chosen_before(before: Config, config: Config) -> Config:
+    """What a run chose by itself when it began, and keeps: compilation, and a micro-batch for each of
+    its processes, of which there may be another number now."""
+    kept = {"compile": before["compile"]} if config["compile"] == "auto" else {}
+    if config["accumulate"] == 1 and before["accumulate"] == before["gpus"]:
+        kept["accumulate"] = before["accumulate"]
+    return kept
 
 
 def has_checkpoint(config: Config) -> bool:
@@ -163,6 +203,7 @@ def train_job(job: Job, record: Record, *, resumed: bool) -> int:
         git_commit=git_commit(),
         processes=job.ranks.size,
         shard=job.settings.shard,
+        source=job.spec.source.key(),
     )
     if resumed:
         resume(trainer, environment)
@@ -190,7 +231,8 @@ def train_job(job: Job, record: Record, *, resumed: bool) -> int:
 
 def give_up(trainer: Trainer, why: str) -> None:
     """End this process where another of the run has failed, and an exchange with it never ends."""
-    trainer.record.status("failed", trainer.step, why)
+    with contextlib.suppress(OSError):
+        trainer.record.status("failed", trainer.step, why)
     say(f"failed after step {trainer.step}: {why}")
     os._exit(3)
 

@@ -83,8 +83,11 @@ class Trainer:
                 if due(self.step, settings.eval_every, last):
                     bar.doing("validating")
                     self.validate(on_batch)
-                new = self.step > first or self.validation.get("step") != scored
-                if self.due_to_save(last) and new:
+                new = self.validation.get("step") != scored
+                late = (
+                    new and self.step == first > 0
+                )  # the checkpoint that it resumed from lacks it
+                if late or (self.due_to_save(last) and (new or self.step > first)):
                     bar.doing("saving")
                     self.save()
                 if last:

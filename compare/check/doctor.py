@@ -1,10 +1,8 @@
 """The properties of every attention with every position scheme, checked on this machine."""
 
-import multiprocessing
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
@@ -18,6 +16,7 @@ from compare.check.properties import (
 )
 from train.config.compose import compose
 from train.measure import device as devices
+from train.parallel.parent import workers
 from train.record.terminal import columns, tracked
 from train.setup.build import build_model
 
@@ -37,9 +36,8 @@ def variant_of(cell: list[str]) -> TinyVariant:
 
 def check_all(variants: list[TinyVariant]) -> Iterator[list[str]]:
     """The failures of each variant; on a CPU, with one process per core."""
-    workers = min(os.cpu_count() or 1, len(variants)) if variants[0].device.name == "cpu" else 1
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, devices.set_up_process, (1,)) as pool:
+    number = min(os.cpu_count() or 1, len(variants)) if variants[0].device.name == "cpu" else 1
+    with workers(number, devices.set_up_process, 1) as pool:
         results = pool.map(failures_of, variants)
         yield from tracked(results, "checking", len(variants))
 

@@ -1,16 +1,13 @@
 """Cost of runs before anything is trained: python train.py plan=true ..."""
 
-import multiprocessing
-import os
 import re
-from concurrent.futures import ProcessPoolExecutor
 
 from compare.cost.counts import cost, training_bytes
 from compare.cost.gpus import Gpu, counted_here, gpu_of
 from train.config.keys import FACTORS, select
 from train.config.schema import Config
 from train.measure import device as devices
-from train.parallel.parent import end_with
+from train.parallel.parent import workers
 from train.record.terminal import columns, duration, number, say, tracked
 from train.setup.run_setup import check
 from train.step_estimate import BUDGET, corpus_of, step_seconds, steps_of_validation
@@ -140,13 +137,12 @@ def probed(models: list[tuple[Config, int]]) -> list[float | None]:
     In a process apart: what crashes there is for the sweep to find out, not for its plan.
     """
     found: list[float | None] = []
-    context = multiprocessing.get_context("spawn")
     pool = None
     for config, vocab_size in tracked(models, "timing"):
         if not config["steps"]:
             found.append(0.0)
             continue
-        pool = pool or ProcessPoolExecutor(1, context, end_with, (os.getpid(),))
+        pool = pool or workers()
         try:
             found.append(pool.submit(step_seconds, config, vocab_size, QUICK).result())
         except (Exception, SystemExit):  # noqa: BLE001  a broken pool, or no memory for it

@@ -308,6 +308,12 @@ def test_a_conversion_needs_a_run_to_convert() -> None:
     assert [compose(c)["init_from"] for c in given] == ["some/run"] * 3
 
 
+def test_a_group_is_no_single_value() -> None:
+    for given in ("report=null", "report=5"):
+        with pytest.raises(ValueError, match=r"report=\w+ is not a group of keys"):
+            train([given])
+
+
 def test_plan_is_a_yes_or_a_no() -> None:
     with pytest.raises(ValueError, match="plan=maybe is not true or false"):
         train(["plan=maybe"])

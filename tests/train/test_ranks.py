@@ -26,7 +26,7 @@ from train.optim.loss_scale import LossScale
 from train.parallel.ranks import SRUN, TORCHRUN, Ranks
 from train.parallel.shard import bytes_here, gathered
 from train.record.run_log import NoRecord, Record, records
-from train.run import run_training
+from train.run import chosen_before, run_training
 from train.setup.run_setup import assemble, check
 from train.trainer import SAVE_SECONDS, Trainer, TrainingStopped
 
@@ -404,6 +404,27 @@ def test_micro_batches_are_shared_evenly(config: Callable[..., Config]) -> None:
     assert check(config("gpus=4", "accumulate=8", "batch_size=8")).config["accumulate"] == 8
     with pytest.raises(ValueError, match="accumulate=3, .* must be a multiple of gpus=2"):
         check(config("gpus=2", "accumulate=3"))
+
+
+def test_a_run_goes_on_with_another_number_of_processes() -> None:
+    """Its micro-batches, one for each, stay; those that it was given stay refused."""
+    began = {"compile": False, "gpus": 2, "accumulate": 2}
+    asked = compose(["gpus=1"])
+    assert chosen_before(began, asked) == {"compile": False, "accumulate": 2}
+    assert "accumulate" not in chosen_before(began | {"gpus": 1}, asked)
+    assert "accumulate" not in chosen_before(began, asked | {"accumulate": 4})
+
+
+def test_processes_that_do_not_meet_end_the_run(
+    ask: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "train.py").write_text("raise SystemExit('no such luck')")
+    monkeypatch.setattr("train.parallel.ranks.ROOT", tmp_path)
+    run = Forked(tmp_path / "said", *ask, "gpus=2", f"out={tmp_path}/run")
+    code, said = run.ended()
+    assert (code, said.strip()) == (
+        3, "failed: process 1 of the run ended with 1: no such luck"
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

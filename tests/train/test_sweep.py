@@ -257,6 +257,10 @@ def test_what_is_done_is_skipped_and_failures_are_retried_on_request(
     assert "their times are not comparable" in capsys.readouterr().err
     assert (done / "summary.json").stat().st_mtime_ns == before
     assert len(results(tmp_path / "sweep")) == 3
+    kept = json.loads((done / "environment.json").read_text())
+    (done / "environment.json").write_text(json.dumps(kept | {"source": "what the file was then"}))
+    with pytest.raises(ValueError, match="seed-0 was trained on other text than there is now"):
+        train(ask)
 
 
 def test_what_is_not_decided_gets_more_seeds(
@@ -559,7 +563,7 @@ def test_a_launcher_is_named_or_refused(
     monkeypatch.setenv("PYTHONPATH", "")  # which the launcher changes
     with pytest.raises(ValueError, match="a launcher is for sweeps"):
         train([*tiny, "hydra/launcher=basic", f"out={tmp_path}/one"])
-    ask = ["-m", *tiny, "steps=2", "attn=mha,mqa", f"out={tmp_path}/sweep"]
+    ask = ["-m", *tiny, "steps=2", "attn=mha,mqa", f"out='{tmp_path}/a sweep (1)'"]
     with pytest.raises(ValueError, match="nowhere"):
         train([*ask, "hydra/launcher=nowhere"])
     monkeypatch.setattr(

@@ -1,8 +1,10 @@
 """The training loop: exact resume, and what must not change a run."""
 
+import errno
 import itertools
 import json
 import math
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -259,6 +261,29 @@ def test_a_run_interrupted_while_it_validates_has_the_same_checkpoints(
     assert saved["parts"] == saved["whole"]
 
 
+def test_a_validation_after_a_resume_is_recorded_once(
+    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the validation of a step that has no checkpoint but for that; then killed soon after."""
+    asked = ["eval_every=4", "save_every=null"]
+    real = Trainer.score
+
+    def interrupted(self: Trainer, *args: Any, **options: Any) -> tuple[float, int]:
+        if self.step == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "score", interrupted)
+        run(config(*asked), tmp_path / "a", code=128 + signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 6)
+        with pytest.raises(KeyboardInterrupt):
+            run(config(*asked, "resume=true"), tmp_path / "a")
+    run(config(*asked, "resume=true"), tmp_path / "a")
+    assert [step for step, _ in losses(tmp_path / "a", "val")] == [4, 8, 12]
+
+
 def test_the_newest_checkpoints_and_the_best_are_kept(config: Make, tmp_path: Path) -> None:
     run(
         config("steps=30", "optim.lr=0.3", "save_every=2", "eval_every=2", "keep=2"), tmp_path / "a"
@@ -326,8 +351,33 @@ def test_other_text_cannot_be_resumed(config: Make, tmp_path: Path, text: Path) 
     mine.write_text(text.read_text())
     run(config("steps=4", f"data.path={mine}"), tmp_path / "a")
     mine.write_text(text.read_text() + "changed")
+    for steps in (4, 8):  # a run that is done is not taken for one of the new text, either
+        with pytest.raises(ValueError, match="was trained on other text than there is now"):
+            run(config(f"steps={steps}", f"data.path={mine}", "resume=true"), tmp_path / "a")
+    environment = tmp_path / "a/environment.json"
+    kept = json.loads(environment.read_text())
+    kept.pop("source")  # as an earlier version left it
+    environment.write_text(json.dumps(kept))
     with pytest.raises(ValueError, match="resume: data_fingerprint"):
         run(config("steps=8", f"data.path={mine}", "resume=true"), tmp_path / "a")
+
+
+def test_a_disk_that_is_full_before_training_ends_with_code_3(
+    config: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Record, "write", full)
+        run(config(), tmp_path / "a", code=3)
+    assert "failed: [Errno 28] No space left on device" in capsys.readouterr().err
+    monkeypatch.setattr("data.atomic.sync", full)  # the tokens cannot be kept
+    run(config(f"data.cache={tmp_path}/new"), tmp_path / "b", code=3)
+    assert re.search("could not write .* bytes, .* are free", capsys.readouterr().err)
 
 
 def test_a_folder_in_use_is_refused(config: Make, tmp_path: Path) -> None:

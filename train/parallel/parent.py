@@ -5,6 +5,10 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
 
 PARENT = "HEAD_TO_HEAD_SWEEP"  # how a process is told that of its sweep, or of its run's leader
 
@@ -24,3 +28,22 @@ def end_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
     if os.getppid() != parent:  # it died before that
         raise KeyboardInterrupt
+
+
+def workers(
+    number: int = 1, begin: Callable[..., object] | None = None, *values: Any
+) -> ProcessPoolExecutor:
+    """Processes that end when this one does, each of which first calls `begin(*values)`.
+
+    They are fresh, without this one's settings and its CUDA.
+    """
+    return ProcessPoolExecutor(
+        number, get_context("spawn"), start_worker, (os.getpid(), begin, values)
+    )
+
+
+def start_worker(parent: int, begin: Callable[..., object] | None, values: tuple[Any, ...]) -> None:
+    """What a process of `workers` begins with."""
+    end_with(parent)
+    if begin is not None:
+        begin(*values)

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from data import tokenizer as tokenizers
 from data.atomic import read_json
+from data.corpus import Source
 from train.config.old_spellings import modernise
 from train.config.schema import Config
 from train.record.checkpoint import Checkpoint, find
@@ -76,6 +77,15 @@ def open_config(folder: Path) -> Config:
                 f"{folder / 'config.json'}: choices.{group}={name!r} is not a valid name"
             )
     return config
+
+
+def refuse_other_text(folder: Path, source: Source) -> None:
+    """Raise ValueError if a run was begun with other text than its source has now."""
+    then = read_json(folder / "environment.json").get("source")  # earlier versions did not write it
+    if then not in (None, source.key()):
+        raise ValueError(
+            f"{folder} was trained on other text than there is now: choose another folder"
+        )
 
 
 def load_summary(folder: Path) -> dict[str, Any] | None:

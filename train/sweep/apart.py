@@ -1,10 +1,10 @@
 """Work of a sweep that may start CUDA, in a process of its own: its memory is for the runs."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
 from typing import Any
+
+from train.parallel.parent import workers
 
 
 @contextmanager
@@ -17,5 +17,5 @@ def apart(gpus: bool) -> Iterator[Callable[..., Any]]:
     if not gpus:
         yield lambda function, *values, **named: function(*values, **named)
         return
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+    with workers() as process:
         yield lambda function, *values, **named: process.submit(function, *values, **named).result()

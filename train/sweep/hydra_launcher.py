@@ -35,7 +35,7 @@ def elsewhere(overrides: list[str], folder: Path) -> Place:
     Raises ValueError if it is not installed or does not take such keys.
     """
     quiet = ["hydra/hydra_logging=none", "hydra/job_logging=none", "hydra.output_subdir=null"]
-    places = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=${hydra.job.num}"]
+    places = [f"hydra.sweep.dir={quoted(str(folder))}", "hydra.sweep.subdir=${hydra.job.num}"]
     try:
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             loader = GlobalHydra.instance().config_loader()

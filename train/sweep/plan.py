@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from data.atomic import read_json
+from data.corpus import Source
 from train.config.compose import compose
 from train.config.keys import IDENTITY, SHARED, origin_of, select
 from train.config.old_spellings import modernise
 from train.config.schema import Config
 from train.measure.device import select_device
-from train.record.run_folder import load_manifest
+from train.record.run_folder import load_manifest, refuse_other_text
 from train.record.terminal import say
+from train.setup.build import build_source
 from train.setup.match import compose_matched
 from train.setup.run_setup import check, check_start
 from train.sweep.expand import cell_names, stages_of
@@ -80,6 +82,17 @@ def plan_cells(
                 )
             before = planned[mine]
     return sorted(planned.values(), key=lambda cell: (cell.stage, cell.config["seed"]))  # stable
+
+
+def refuse_changed_text(planned: Iterable[Cell]) -> None:
+    """Raise ValueError for a run that has begun with other text than its config names now."""
+    sources: dict[str, Source] = {}
+    for cell in planned:
+        if (cell.folder / "environment.json").exists():
+            data = cell.config["data"]
+            key = json.dumps(data, sort_keys=True)
+            sources[key] = sources.get(key) or build_source(data)[0]
+            refuse_other_text(cell.folder, sources[key])
 
 
 def completed(

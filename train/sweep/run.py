@@ -22,7 +22,7 @@ from train.sweep.display import Board, Watched
 from train.sweep.evaluations import evaluate
 from train.sweep.expand import ROUNDS
 from train.sweep.hydra_launcher import elsewhere
-from train.sweep.plan import Cell, known_runs, plan_cells
+from train.sweep.plan import Cell, known_runs, plan_cells, refuse_changed_text
 from train.sweep.processes import Place, Stop, launch_here, status_of
 from train.sweep.rounds import asked
 from train.sweep.slots import Slot, slots, visible_gpus
@@ -50,8 +50,8 @@ def sweep(
     may be needed; rounds of more of them go on with the runs that are `undecided`.
     """
     started, first = time.monotonic(), compose(cells[0])
-    name = first["name"] or time.strftime("%Y%m%d-%H%M%S")
-    parent = Path(str(first["out"] or Path("outputs/sweeps") / str(name)))
+    name = time.strftime("%Y%m%d-%H%M%S") if first["name"] is None else first["name"]
+    parent = Path(str(Path("outputs/sweeps") / str(name) if first["out"] is None else first["out"]))
     gpus = [] if launcher else visible_gpus(first["device"])
     manifest = partial(
         write_manifest,
@@ -66,6 +66,7 @@ def sweep(
             planned = asked(every, ROUNDS[0], None) if settings.seeds else every
             check_jobs(settings.jobs, launcher)
             there = elsewhere(launcher, parent / ".hydra") if launcher else None
+            refuse_changed_text(planned)
             held.callback(locked(parent).release)
             manifest(planned)
             todo = [cell for cell in planned if to_do(cell, settings.retry)]
@@ -96,7 +97,7 @@ def sweep(
             failed_evaluations = evaluate(parent, first["report"]["evaluate"])
             verdict = safely(report, "")(parent)
         except Stop as stop:
-            place = f"name={first['name']}" if first["name"] else f"out={parent}"
+            place = f"out={parent}" if first["name"] is None else f"name={first['name']}"
             say(f"interrupted; the same command with {place} goes on")
             return 128 + int(stop.args[0])
     failed_runs = say_failures(planned)
