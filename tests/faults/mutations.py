@@ -190,7 +190,7 @@ MUTATIONS = (
     Mutation(
         "another config may be resumed with",
         "train/run.py",
-        "        refuse_changes(before, config)\n",
+        "        refuse_changes(before, spec.config)\n",
         "",
         TRAINER,
         "another_config",
