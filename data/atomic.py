@@ -7,8 +7,9 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 MANIFEST = "MANIFEST.json"
 TEMPORARY = ".tmp-"  # prefix of unfinished folders
 
@@ -124,3 +125,8 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no JSON object")
     return content
+
+
+def read_json_or(path: Path, otherwise: T) -> dict[str, Any] | T:
+    """A JSON object from a run folder; `otherwise` if there is no such file. Raises as `read_json`."""
+    return read_json(path) if path.exists() else otherwise

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.atomic import read_json
+from data.atomic import read_json_or
 from train.config.old_spellings import modernise
 from train.config.schema import Config
 from train.record.run_folder import is_hf_folder, load_manifest, load_summary
@@ -82,8 +82,7 @@ class Run:
 
     def answer(self, kind: str) -> dict[str, Any]:
         """The result of eval.py for a kind of evaluation; empty without one."""
-        path = self.folder / "eval" / f"{kind}.json"
-        return read_json(path) if path.exists() else {}
+        return read_json_or(self.folder / "eval" / f"{kind}.json", {})
 
 
 def read(folders: Sequence[Path]) -> list[Run]:
@@ -131,21 +130,19 @@ def cells_in(folder: Path) -> Iterator[tuple[Path, Config, Path | None]]:
 def open_run(folder: Path, planned: Config) -> Run:
     """Read the folder of a run; without a config.json, its config is the `planned` one."""
 
-    def read_or(name: str, other: dict[str, Any]) -> dict[str, Any]:
-        return read_json(folder / name) if (folder / name).exists() else other
-
-    saved = read_or("config.json", planned)
+    saved = read_json_or(folder / "config.json", planned)
     config = modernise(saved) if saved else {}
     origin = config.get("init_from")
     lines = list(records(folder / "metrics.jsonl"))
     text = folder / "sample.txt"
-    summary = read_or("summary.json", {})
+    summary = read_json_or(folder / "summary.json", {})
+    state = {"state": "done" if summary else "waiting", "reason": None}
     return Run(
         folder=folder,
         config=config,
         summary=summary,
-        status=read_or("status.json", {"state": "done" if summary else "waiting", "reason": None}),
-        environment=read_or("environment.json", {}),
+        status=read_json_or(folder / "status.json", state),
+        environment=read_json_or(folder / "environment.json", {}),
         train=curve(lines, "train"),
         val=curve(lines, "val"),
         sample=text.read_text(encoding="utf-8") if text.exists() else "",

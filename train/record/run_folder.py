@@ -1,6 +1,5 @@
 """Folders of runs: making new ones and opening existing ones."""
 
-import itertools
 import re
 import time
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from data import tokenizer as tokenizers
-from data.atomic import read_json
+from data.atomic import read_json, read_json_or
 from data.corpus import Source
 from train.config.old_spellings import modernise
 from train.config.schema import Config
@@ -27,15 +26,16 @@ def new_run_folder(config: Config) -> Path:
     choices = config["choices"]
     words = [config["name"], choices["attn"], choices["pos"], f"seed{config['seed']}"]
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{'-'.join(filter(None, words))}"
-    for attempt in itertools.count(1):
-        folder = Path("outputs/runs") / (name if attempt == 1 else f"{name}-{attempt}")
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    folder, attempt = Path("outputs/runs") / name, 1
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    while True:
         try:
             folder.mkdir()
         except FileExistsError:
-            continue
-        return folder
-    raise AssertionError("unreachable")
+            attempt += 1
+            folder = folder.with_name(f"{name}-{attempt}")
+        else:
+            return folder
 
 
 def state_of(folder: Path) -> str | None:
@@ -90,13 +90,12 @@ def refuse_other_text(folder: Path, source: Source) -> None:
 
 def load_summary(folder: Path) -> dict[str, Any] | None:
     """The summary of a run; None if it has none."""
-    return read_json(folder / "summary.json") if (folder / "summary.json").exists() else None
+    return read_json_or(folder / "summary.json", None)
 
 
 def load_manifest(folder: Path) -> dict[str, Any]:
     """What a sweep's folder says of it, its sweep.json; empty for runs that were no sweep."""
-    path = folder / "sweep.json"
-    return read_json(path) if path.exists() else {}
+    return read_json_or(folder / "sweep.json", {})
 
 
 def open_tokenizer(folder: Path) -> Tokenizer:

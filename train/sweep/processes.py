@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from data.atomic import read_json, write_json
+from data.atomic import read_json_or, write_json
 from train.config.compose import parse
 from train.parallel.parent import PARENT
 from train.record.terminal import say
@@ -126,8 +126,7 @@ def log_of(folder: Path) -> Path:
 
 def status_of(folder: Path) -> dict[str, Any] | None:
     """A run's status.json; None before there is one."""
-    path = folder / "status.json"
-    return read_json(path) if path.exists() else None
+    return read_json_or(folder / "status.json", None)
 
 
 def stamp_of(folder: Path) -> int | None:
