@@ -50,6 +50,18 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(Trainer, "train_step", dying)
 
 
+def stop_in_validation(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Send the trainer a SIGTERM as it begins to validate after a step."""
+    real = Trainer.score
+
+    def told(self: Trainer, *args: Any, **options: Any) -> tuple[float, int]:
+        if self.step == step:
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(Trainer, "score", told)
+
+
 def test_kernels_differ_in_rounding_alone(config: Make, tmp_path: Path) -> None:
     found = {}
     for kernel in ("matmul", "flash"):
@@ -241,15 +253,9 @@ def test_a_run_interrupted_while_it_validates_has_the_same_checkpoints(
 ) -> None:
     """The one of that step, saved at the signal, gets the loss of its validation."""
     asked = ["eval_every=4", "save_every=4"]
-    real, saved = Trainer.score, {}
-
-    def interrupted(self: Trainer, *args: Any, **options: Any) -> tuple[float, int]:
-        if self.step == 8:
-            signal.raise_signal(signal.SIGTERM)
-        return real(self, *args, **options)
-
+    saved = {}
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "score", interrupted)
+        stop_in_validation(patch, 8)
         run(config(*asked), tmp_path / "parts", code=128 + signal.SIGTERM)
     assert checkpoint.find(tmp_path / "parts")[0].state["val_loss"] is None
     run(config(*asked, "resume=true"), tmp_path / "parts")
@@ -266,15 +272,8 @@ def test_a_validation_after_a_resume_is_recorded_once(
 ) -> None:
     """Stopped in the validation of a step that has no checkpoint but for that; then killed soon after."""
     asked = ["eval_every=4", "save_every=null"]
-    real = Trainer.score
-
-    def interrupted(self: Trainer, *args: Any, **options: Any) -> tuple[float, int]:
-        if self.step == 4:
-            signal.raise_signal(signal.SIGTERM)
-        return real(self, *args, **options)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "score", interrupted)
+        stop_in_validation(patch, 4)
         run(config(*asked), tmp_path / "a", code=128 + signal.SIGTERM)
     with monkeypatch.context() as patch:
         stop_after(patch, 6)
