@@ -8,7 +8,9 @@ from typing import Any
 
 from cli.entry import help_page
 from train.config.compose import keys_set
+from train.config.options import Reporting
 from train.config.schema import Config, fits
+from train.config.schema import arguments as checked
 from train.setup.match import compose_matched
 from train.sweep.expand import cell_names, cells_of, settings_of, stages_of, with_seeds
 
@@ -44,16 +46,15 @@ def train(arguments: list[str]) -> int:
     first = compose_matched(cells[0])
     if not fits(first["plan"], bool):
         raise ValueError(f"plan={first['plan']} is not true or false")
-    if not isinstance(first["report"], dict):
-        raise ValueError(f"report={first['report']} is not a group of keys")
+    reporting = Reporting(**checked("report", first["report"], Reporting)[0])
     settings = settings_of(first)
-    if settings.seeds and first["report"]["claim"]:
+    if settings.seeds and reporting.claim:
         raise ValueError(
             "seeds=auto looks before it adds seeds; those of a claim are written before"
         )
     if settings.seeds:
         cells = with_seeds(cells)
-    check_evaluations(first["report"]["evaluate"], str(first["out"] or ""))
+    check_evaluations(reporting.evaluate, str(first["out"] or ""))
     if first["plan"]:
         from compare.cost.plan import plan
 
@@ -81,7 +82,7 @@ def check_evaluations(lines: list[str], folder: str) -> None:
     """Raise ValueError for a line of `report.evaluate` that `eval.py` would refuse, whatever the runs."""
     if lines and "," in folder:
         raise ValueError(f"report.evaluate: eval.py takes {folder} for several folders; no commas")
-    for line in lines if fits(lines, list[str]) else []:  # a run's check names any other value
+    for line in lines:
         from cli.evaluate import opened
 
         try:

@@ -100,9 +100,9 @@ def prepare(
     """The corpus of a source, read from the cache or built there.
 
     A source without a validation split of its own gives up the last `val_fraction` of its
-    characters (of its documents, if it has `whole_documents`), after shuffling its documents once (always in the same way) if `shuffle`.
-    Processes that need the same corpus at once build it once. Raises ValueError for text that
-    cannot be used, and for a tokenizer that does not give the text back.
+    characters (of its documents, if it has `whole_documents`), after shuffling its documents once
+    (always in the same way) if `shuffle`. Processes that need the same corpus at once build it once.
+    Raises ValueError for text that cannot be used, and for a tokenizer that does not give the text back.
     """
     if not 0 <= val_fraction < 1:
         raise ValueError(f"val_fraction={val_fraction} must be at least 0 and below 1")

@@ -6,6 +6,7 @@ is to learn its vocabulary from other documents than those of training.
 """
 
 import codecs
+import functools
 import glob
 import hashlib
 import logging
@@ -128,7 +129,7 @@ class Pairs:
                     )
 
     def key(self) -> str:
-        return f"rows:{hash_files(self.paths.values())}"
+        return f"pairs:2:{hash_files(self.paths.values())}"
 
     def load(self) -> dict[str, list[str]]:
         return {split: read_lines(path) for split, path in self.paths.items()}
@@ -277,4 +278,12 @@ def is_text(path: Path) -> bool:
 
 def hash_files(paths: Iterable[Path]) -> str:
     """One SHA-256 over the contents of files, in this order."""
-    return hashlib.sha256("".join(sha256(p) for p in paths if p.is_file()).encode()).hexdigest()
+    found = ((p, p.stat()) for p in paths if p.is_file())
+    digests = (digest(p, (stat.st_mtime_ns, stat.st_size)) for p, stat in found)
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+@functools.cache
+def digest(path: Path, _: tuple[int, int]) -> str:
+    """The SHA-256 of a file with this stamp: read once, as a run asks for it several times."""
+    return sha256(path)

@@ -159,7 +159,7 @@ def chosen_before(before: Config, config: Config) -> Config:
     """What a run chose by itself when it began, and keeps: compilation, and a micro-batch for each of
     its processes, of which there may be another number now."""
     kept = {"compile": before["compile"]} if config["compile"] == "auto" else {}
-    if config["accumulate"] == 1 and before["accumulate"] == before["gpus"]:
+    if config["accumulate"] == 1 and before["accumulate"] == before["gpus"] > 1:
         kept["accumulate"] = before["accumulate"]
     return kept
 

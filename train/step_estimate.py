@@ -75,21 +75,19 @@ def step_seconds(config: Config, vocab_size: int, budget: float | None = None) -
 
     with_rows(1)()  # the first step is slow
     end, rows = perf_counter() + (BUDGET if budget is None else budget), 1
-    batch_size, most = spec.settings.batch_size, spec.settings.rows
-    parallel = (
-        spec.settings.gpus if spec.device.name == "cuda" else 1
-    )  # processes of a CPU share it
+    processes = spec.settings.gpus if spec.device.name == "cuda" else 1  # those of a CPU share it
+    each, most = spec.settings.batch_size / processes, spec.settings.rows
     while rows < most:
         attempt = with_rows(rows)
         seconds = min(attempt(), attempt())
         if perf_counter() + 4 * seconds > end:
-            return seconds / rows * batch_size / parallel
+            return seconds / rows * each
         rows = min(2 * rows, most)
     attempt = with_rows(most)
     times = [attempt()]
     while perf_counter() + times[-1] < end and len(times) < MAX_STEPS:
         times.append(attempt())
-    return min(times) / most * batch_size / parallel
+    return min(times) / most * each
 
 
 def steps_of_validation(config: Config, val_tokens: int, done: int = 0) -> float:

@@ -84,10 +84,8 @@ class Trainer:
                     bar.doing("validating")
                     self.validate(on_batch)
                 new = self.validation.get("step") != scored
-                late = (
-                    new and self.step == first > 0
-                )  # the checkpoint that it resumed from lacks it
-                if late or (self.due_to_save(last) and (new or self.step > first)):
+                resumed = self.step == first > 0  # from a checkpoint that lacks a new validation
+                if (new and resumed) or (self.due_to_save(last) and (new or self.step > first)):
                     bar.doing("saving")
                     self.save()
                 if last:

@@ -98,6 +98,11 @@ class Study:
     warnings: list[str]
 
     @property
+    def over(self) -> bool:
+        """True unless a run is still to come."""
+        return all(run.over for v in self.variants for run in v.runs)
+
+    @property
     def compared(self) -> list[Variant]:
         """The variants at the shared learning rate; all, if one was tried."""
         return at_rate(self.variants, self.rate)

@@ -78,7 +78,7 @@ def write(folders: Sequence[Path], baseline: str | None = None) -> str:
 
 def nothing(study: Study) -> str:
     """Why there is no verdict, where there is none."""
-    if not all(run.over for v in study.variants for run in v.runs):
+    if not study.over:
         return "Nothing to compare yet."
     if study.rate is not None:
         return "Nothing to compare: no two variants have the same learning rate."

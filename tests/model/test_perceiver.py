@@ -189,12 +189,32 @@ def test_checkpointing_changes_no_gradient(overrides):
         ("mha", ["model.bottleneck=17"], "bottleneck=17 must be at least 1 and at most max_len=16"),
         ("mha", ["model.latents=4", "model.bottleneck=4"], "one of them must be null"),
         ("mha", ["model.n_layers=1", "model.bottleneck=4"], "needs n_layers of at least 2, not 1"),
-        ("sliding", ["model.latents=4"], "first layer, not SlidingWindow; mha, gqa, mqa, .* work"),
-        ("exclusive", ["model.bottleneck=4"], "not ExclusiveAttention; mha, gqa, mqa, .* work"),
-        ("forgetting", ["model.latents=4"], "not ForgettingAttention; mha, gqa, mqa, .* work"),
-        ("multiplicative", ["model.latents=4"], "not Multiplicative.*; mha, gqa, mqa, .* work"),
-        ("value_residual", ["model.bottleneck=4"], "not ValueResidual.*; mha, gqa, mqa, .* work"),
-        ("lstm", ["model.bottleneck=4"], "not LSTM; mha, gqa, mqa, .* work"),
+        (
+            "sliding",
+            ["model.latents=4"],
+            "first layer, not SlidingWindow; mha, gqa, mqa, key_shift and short_conv work",
+        ),
+        (
+            "exclusive",
+            ["model.bottleneck=4"],
+            "not ExclusiveAttention; mha, gqa, mqa, key_shift and short_conv work",
+        ),
+        (
+            "forgetting",
+            ["model.latents=4"],
+            "not ForgettingAttention; mha, gqa, mqa, key_shift and short_conv work",
+        ),
+        (
+            "multiplicative",
+            ["model.latents=4"],
+            "not Multiplicative.*; mha, gqa, mqa, key_shift and short_conv work",
+        ),
+        (
+            "value_residual",
+            ["model.bottleneck=4"],
+            "not ValueResidual.*; mha, gqa, mqa, key_shift and short_conv work",
+        ),
+        ("lstm", ["model.bottleneck=4"], "not LSTM; mha, gqa, mqa, key_shift and short_conv work"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(attn, overrides, words):

@@ -402,6 +402,7 @@ def test_micro_batches_are_shared_evenly(config: Callable[..., Config]) -> None:
     assert [list(Ranks(rank, 3).share(6)) for rank in range(3)] == [[0, 1], [2, 3], [4, 5]]
     assert check(config("gpus=4")).config["accumulate"] == 4
     assert check(config("gpus=4", "accumulate=8", "batch_size=8")).config["accumulate"] == 8
+    assert check(config() | {"gpus": 2}).config["accumulate"] == 2
     with pytest.raises(ValueError, match="accumulate=3, .* must be a multiple of gpus=2"):
         check(config("gpus=2", "accumulate=3"))
 

@@ -74,9 +74,8 @@ def conclusion(c: Comparison, study: Study) -> str:
     parts = []
     if study.metric and c.quality:
         if c.decision and study.margin is not None:
-            ended = all(run.over for v in study.variants for run in v.runs)
-            rounds = max(len(v.runs) for v in study.variants)  # seeds that were asked for
-            last = ended and rounds >= ROUNDS[-1]
+            seeds = max(len(v.runs) for v in study.variants)  # that were asked for
+            last = study.over and seeds >= ROUNDS[-1]
             parts.append(decided(c.decision, study.metric.name, study.margin, last=last))
         else:
             parts.append(in_words(c.quality, study.metric.name, "lowers", "raises"))
