@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ IMPORT_TIMEOUT = 20.0  # seconds to import wandb
 WAIT_TIMEOUT = 2.0  # seconds that a run waits for wandb, at its start and its end together
 POLL_INTERVAL = 1.0  # seconds between reads of metrics.jsonl
 UPLOAD_TIMEOUT = 600.0  # seconds to finish uploading after the run has ended
-IMPORTED, READY = "imported", "ready"  # messages to the run; any other is the reason of a failure
+SAID = IMPORTED, READY, FINISHED = "imported", "ready", "finished"  # or why it failed
 EARLY = list[subprocess.Popen[bytes]]()  # processes that were started before there was a folder
 
 
@@ -81,40 +82,39 @@ class WandbProcess:
         with contextlib.suppress(BrokenPipeError):  # it has ended, and has said why
             self.process.stdin.write(json.dumps(run).encode() + b"\n")
             self.process.stdin.flush()
-        self.messages: list[str] = []
-        self.imported, self.ready = threading.Event(), threading.Event()
+        self.reason: str | None = None  # of a failure
+        self.said = {message: threading.Event() for message in SAID}
+        self.ended = False
         threading.Thread(target=self.listen, daemon=True).start()
-        self.imported.wait(IMPORT_TIMEOUT)
+        self.said[IMPORTED].wait(IMPORT_TIMEOUT)
         start = time.monotonic()
-        self.ready.wait(WAIT_TIMEOUT)
+        self.said[READY].wait(WAIT_TIMEOUT)
         self.remaining = WAIT_TIMEOUT - (time.monotonic() - start)  # seconds, for the end
 
     def listen(self) -> None:
-        """Receive the messages of the process."""
+        """Receive the messages of the process. After its last, there is nothing to wait for."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.messages.append(line.decode().strip())
-            self.imported.set()
-            if self.messages[-1] != IMPORTED:
-                self.ready.set()
-        self.imported.set()  # the process has ended: nothing to wait for
-        self.ready.set()
+            message = line.decode().strip()
+            if message not in SAID:
+                self.reason = message
+                break
+            self.said[message].set()
+        self.ended = not self.said[FINISHED].is_set()
+        for event in self.said.values():
+            event.set()
 
     def close(self) -> None:
         """End the process with the run, and warn if it failed."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # of what it did not read
             self.process.stdin.close()
-        try:
-            code = self.process.wait(max(0.1, self.remaining))
-        except subprocess.TimeoutExpired:
+        if not self.said[FINISHED].wait(max(0.1, self.remaining)):
             say(
                 "wandb has not finished: it continues in the background; the run itself is complete"
             )
-            return
-        if code:
-            reasons = [line for line in self.messages if line not in (IMPORTED, READY)]
-            reason = reasons[-1] if reasons else f"exit code {code}"
+        elif self.ended:
+            reason = self.reason or f"exit code {self.process.wait()}"
             say(f"warning: wandb failed, the run is complete without it: {reason}")
 
 
@@ -123,6 +123,9 @@ def log_records() -> None:
     until standard input ends."""
     import wandb
 
+    quiet = wandb.Settings(console="off", silent=True, x_disable_stats=True)
+    with tempfile.TemporaryDirectory() as nowhere:  # the first run of a process imports the rest
+        wandb.init(dir=nowhere, mode="offline", settings=quiet).finish()
     send(IMPORTED)
     if not (line := sys.stdin.readline()):
         return  # the run was refused
@@ -140,7 +143,7 @@ def log_records() -> None:
         dir=folder,
         mode=options["mode"],
         resume="allow",
-        settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
+        settings=quiet,
     )
     send(READY)
     ended = threading.Event()
@@ -157,8 +160,10 @@ def log_records() -> None:
     threading.Thread(target=exit_after_timeout, daemon=True).start()
     summary = folder / "summary.json"
     if summary.exists():
-        run.summary.update(json.loads(summary.read_text(encoding="utf-8")))
+        results = json.loads(summary.read_text(encoding="utf-8"))
+        run.summary.update({key: value for key, value in results.items() if value is not None})
     run.finish(exit_code=0 if summary.exists() else 1)
+    send(FINISHED)  # its own end takes a moment, for which the run need not wait
 
 
 def wait_for_end(ended: threading.Event) -> None:
