@@ -370,8 +370,8 @@ def test_whatever_happens_to_wandb_the_run_is_the_same(
         if trouble == "no wandb folder":
             (folder / "wandb").write_text("in the way")
         if trouble == "died early":  # while torch was imported
-            EARLY[-1].kill()
-            EARLY[-1].wait()
+            EARLY[-1].process.kill()
+            EARLY[-1].process.wait()
         real(process, folder)
         if trouble == "killed":
             os.killpg(process.process.pid, signal.SIGKILL)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import HANG, RUN, eventually
@@ -19,6 +20,7 @@ from compare.report.write import write
 from data.atomic import write_json
 from train.config.compose import compose, parse, quoted
 from train.config.schema import Config
+from train.parallel.forks import POSSIBLE, Fork, Server
 from train.record.run_log import records
 from train.run import run_training
 from train.setup.match import baseline_of, compose_matched
@@ -28,6 +30,7 @@ from train.sweep.display import Board, Watched
 from train.sweep.expand import cells_of
 from train.sweep.plan import Cell, plan_cells
 from train.sweep.processes import (
+    Child,
     Ended,
     folder_of,
     launch_here,
@@ -153,6 +156,89 @@ def test_failed_runs_are_rows_and_a_killed_sweep_goes_on_to_the_same_end(
     (parts,) = (row for row in results(out) if row["state"] == "done")
     assert parts == whole | {"run": waiting.name, "pos": "crash"}
     assert losses(waiting) == losses(tmp_path / "whole/run")
+
+
+@pytest.mark.skipif(not POSSIBLE, reason="forks are for Linux")
+def test_a_fork_is_as_a_new_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In what it says, where it is and how it ends, also if that is the end of what has forked it."""
+    monkeypatch.chdir(tmp_path)
+    say = "import os, signal, sys, time; print(os.getcwd(), sys.argv, os.environ['PLACE'], flush=True); "
+
+    def fork(server: Server, program: str) -> Fork:
+        with (tmp_path / "said").open("ab") as said, Path(os.devnull).open() as nothing:
+            return Fork(
+                server.requests, "builtins:exec", [say + program],
+                streams=[nothing.fileno(), said.fileno(), said.fileno()],
+                arguments=["words", "more"], environment={"PLACE": "here"},
+            )  # fmt: skip
+
+    with Server([], {}) as server:
+        for program, code in (
+            ("", 0),
+            ("sys.exit(7)", 7),
+            ("sys.exit()", 0),
+            ("1 / 0", 1),
+            ("os.kill(os.getpid(), 9)", -signal.SIGKILL),
+            ("assert not sys.stdin.read() and os.getsid(0) == os.getpid()", 0),
+        ):
+            assert fork(server, program).wait() == code
+        said = (tmp_path / "said").read_text()
+        assert said.count(f"{tmp_path} ['words', 'more'] here") == 6
+        assert "ZeroDivisionError" in said
+        first, second = (fork(server, "time.sleep(600)") for _ in range(2))
+        assert first.poll() is None
+        first.terminate()
+        second.kill()
+        assert (first.wait(), second.wait()) == (-signal.SIGTERM, -signal.SIGKILL)
+        first.kill()  # nothing, as for any process that has ended
+        last = fork(
+            server,
+            "from train.parallel.parent import end_with_parent; "
+            "end = lambda *_: (time.sleep(0.5), open('saved', 'w'), sys.exit(143)); "
+            "signal.signal(signal.SIGTERM, end); end_with_parent(); "
+            "open('ready', 'w'); time.sleep(600)",
+        )
+        assert eventually((tmp_path / "ready").exists)
+        server.process.kill()
+        assert last.wait() == -signal.SIGTERM
+        assert (tmp_path / "saved").exists()
+        with pytest.raises(OSError):
+            fork(server, "")
+
+
+def test_runs_of_a_sweep_are_as_runs_alone_and_are_logged_to_wandb(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forked, or new processes once those that fork have ended; wandb's ends after the first run."""
+    assert run_training(compose([*tiny, f"out={tmp_path}/alone"])) == 0
+    servers, made = list[Server](), list[type]()
+    begin, use = Server.__init__, Child.__init__
+
+    def begun(server: Server, *values: Any) -> None:
+        begin(server, *values)
+        servers.append(server)
+
+    def used(child: Child, *values: Any) -> None:
+        use(child, *values)
+        made.append(type(child.process))
+
+    def ended(folder: Path) -> None:
+        if len(servers) > (number := int(folder.name[-1])):
+            servers[number].process.kill()
+            servers[number].process.wait()
+
+    monkeypatch.setattr(Server, "__init__", begun)
+    monkeypatch.setattr(Child, "__init__", used)
+    ask = [*(o for o in tiny if not o.startswith("wandb")), "wandb.mode=offline"]
+    runs = [tmp_path / f"sweep/run-{n}" for n in range(3)]
+    launch_here([[*ask, f"out={run}"] for run in runs], [Slot()], ended)
+    assert made == ([Fork, Fork] if POSSIBLE else 2 * [subprocess.Popen]) + [subprocess.Popen]
+    for run in runs:
+        assert status_of(run)["state"] == "done", log_of(run).read_text()
+        assert "wandb" not in log_of(run).read_text()
+        assert losses(run) == losses(tmp_path / "alone")
+        (logged,) = run.glob("wandb/offline-run-*/*.wandb")
+        assert b"val_perplexity" in logged.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,8 +15,9 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, NamedTuple
 
+from train.parallel.forks import Fork
 from train.record.terminal import say
 
 IMPORT_TIMEOUT = 20.0  # seconds to import wandb
@@ -23,7 +25,19 @@ WAIT_TIMEOUT = 2.0  # seconds that a run waits for wandb, at its start and its e
 POLL_INTERVAL = 1.0  # seconds between reads of metrics.jsonl
 UPLOAD_TIMEOUT = 600.0  # seconds to finish uploading after the run has ended
 SAID = IMPORTED, READY, FINISHED = "imported", "ready", "finished"  # or why it failed
-EARLY = list[subprocess.Popen[bytes]]()  # processes that were started before there was a folder
+QUIET: dict[str, Any] = {"console": "off", "silent": True, "x_disable_stats": True}
+FORKS = "HEAD_TO_HEAD_WANDB"  # names the open socket of a server that has imported wandb
+
+
+class Importing(NamedTuple):
+    """A process that imports wandb, and waits to be told of a run."""
+
+    process: subprocess.Popen[bytes] | Fork
+    stdin: IO[bytes]  # closed when the run ends, however it does
+    stdout: IO[bytes]
+
+
+EARLY = list[Importing]()  # those that were started before there was a folder
 
 
 def import_early(options: object) -> None:
@@ -38,16 +52,35 @@ def import_early(options: object) -> None:
             EARLY.append(importing())
 
 
-def importing() -> subprocess.Popen[bytes]:
-    """A process that imports wandb, and waits to be told of a run."""
-    return subprocess.Popen(
+def importing() -> Importing:
+    """Start such a process, where there is a server as its fork."""
+    if FORKS in os.environ:
+        with contextlib.suppress(OSError):
+            return forked(int(os.environ[FORKS]))
+    process = subprocess.Popen(
         [sys.executable, "-m", "train.record.wandb_process"],
         cwd=Path(__file__).resolve().parents[2],
-        stdin=subprocess.PIPE,  # closed when the run ends, however it does
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C is for the run
     )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    return Importing(process, process.stdin, process.stdout)
+
+
+def forked(server: int) -> Importing:
+    """The same, as a fork. Raises OSError if there is no server behind the socket."""
+    (reads, stdin), (stdout, writes) = os.pipe(), os.pipe()
+    theirs = [reads, writes, os.open(os.devnull, os.O_WRONLY)]
+    try:
+        with socket.socket(fileno=os.dup(server)) as requests:
+            process = Fork(requests, "train.record.wandb_process:main", streams=theirs)
+        return Importing(process, os.fdopen(stdin, "wb"), os.fdopen(stdout, "rb"))
+    finally:
+        for stream in theirs:
+            os.close(stream)
 
 
 @contextlib.contextmanager
@@ -73,15 +106,14 @@ class WandbProcess:
 
     def __init__(self, folder: Path) -> None:
         """Start it and wait until it is ready, or a moment: starting up would slow the first steps."""
-        self.process = EARLY.pop() if EARLY else importing()
+        self.process, self.stdin, self.stdout = EARLY.pop() if EARLY else importing()
         run = {
             "folder": str(folder.resolve()),
             "offset": (folder / "metrics.jsonl").stat().st_size,
         }
-        assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended, and has said why
-            self.process.stdin.write(json.dumps(run).encode() + b"\n")
-            self.process.stdin.flush()
+            self.stdin.write(json.dumps(run).encode() + b"\n")
+            self.stdin.flush()
         self.reason: str | None = None  # of a failure
         self.said = {message: threading.Event() for message in SAID}
         self.ended = False
@@ -93,8 +125,7 @@ class WandbProcess:
 
     def listen(self) -> None:
         """Receive the messages of the process. After its last, there is nothing to wait for."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
+        for line in self.stdout:
             message = line.decode().strip()
             if message not in SAID:
                 self.reason = message
@@ -106,9 +137,8 @@ class WandbProcess:
 
     def close(self) -> None:
         """End the process with the run, and warn if it failed."""
-        assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # of what it did not read
-            self.process.stdin.close()
+            self.stdin.close()
         if not self.said[FINISHED].wait(max(0.1, self.remaining)):
             say(
                 "wandb has not finished: it continues in the background; the run itself is complete"
@@ -118,14 +148,30 @@ class WandbProcess:
             say(f"warning: wandb failed, the run is complete without it: {reason}")
 
 
+def prepare() -> None:
+    """Do in a process that will be forked what each fork would have to do."""
+    import wandb
+
+    rehearse()
+    wandb.teardown()
+
+
+def rehearse() -> None:
+    """Log a run that is thrown away: the first of a process imports much of wandb."""
+    import wandb
+
+    with tempfile.TemporaryDirectory() as nowhere:
+        wandb.init(dir=nowhere, mode="offline", settings=wandb.Settings(**QUIET)).finish()
+
+
 def log_records() -> None:
     """Log the records of the run named on standard input, after the first `offset` bytes, to wandb,
     until standard input ends."""
+    if "wandb" not in sys.modules:  # no fork of one that did this
+        rehearse()
     import wandb
 
-    quiet = wandb.Settings(console="off", silent=True, x_disable_stats=True)
-    with tempfile.TemporaryDirectory() as nowhere:  # the first run of a process imports the rest
-        wandb.init(dir=nowhere, mode="offline", settings=quiet).finish()
+    wandb.setup(wandb.Settings(**QUIET))
     send(IMPORTED)
     if not (line := sys.stdin.readline()):
         return  # the run was refused
@@ -143,7 +189,7 @@ def log_records() -> None:
         dir=folder,
         mode=options["mode"],
         resume="allow",
-        settings=quiet,
+        settings=wandb.Settings(**QUIET),
     )
     send(READY)
     ended = threading.Event()

@@ -5,16 +5,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 from filelock import FileLock, Timeout
 
 from data.atomic import read_json_or, write_json
 from train.config.compose import parse
+from train.parallel.forks import POSSIBLE, Fork, Server
 from train.parallel.parent import PARENT
+from train.record import wandb_process
 from train.record.terminal import say
 from train.sweep.slots import Slot
 
@@ -26,25 +28,76 @@ class Stop(Exception):
     """A signal ended the sweep; its runs have saved, where processes can be told to (not on Windows)."""
 
 
+class Process(Protocol):
+    """What a sweep needs of subprocess.Popen."""
+
+    @property
+    def returncode(self) -> int | Any: ...
+    def poll(self) -> int | None: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+#: What starts `python COMMAND` with more variables, given the file for what it says.
+Start = Callable[[Sequence[str], Mapping[str, str], IO[bytes]], Process]
+
+
+def start_new(command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> Process:
+    """Start a new process."""
+    return subprocess.Popen(
+        [sys.executable, *command],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env={**os.environ, PARENT: str(os.getpid()), **environment},
+        start_new_session=True,  # a Ctrl-C reaches the sweep, which tells its runs
+    )
+
+
+@contextmanager
+def starting(runs: list[list[str]], environment: Mapping[str, str]) -> Iterator[Start]:
+    """What starts the processes of runs: as forks, which start sooner, where that is possible.
+
+    The variables are those that libraries read when they are loaded.
+    """
+    if len(runs) < 2 or not POSSIBLE:
+        yield start_new
+        return
+    with ExitStack() as held:
+        keeps = list[int]()
+        if any("wandb.mode=disabled" not in run for run in runs):
+            wandb = held.enter_context(Server([f"{wandb_process.__name__}:prepare"], {}))
+            keeps.append(wandb.requests.fileno())
+            environment = {**environment, wandb_process.FORKS: str(keeps[0])}
+        server = held.enter_context(Server(["cli.train", "train.run"], environment, keeps))
+        nothing = held.enter_context(Path(os.devnull).open("rb"))
+
+        def start(command: Sequence[str], more: Mapping[str, str], log: IO[bytes]) -> Process:
+            streams = [nothing.fileno(), log.fileno(), log.fileno()]
+            values = [command[0], None, "__main__"]
+            try:
+                return Fork(
+                    server.requests, "runpy:run_path", values,
+                    streams=streams, arguments=command, environment=more,
+                )  # fmt: skip
+            except OSError:  # the server has ended
+                return start_new(command, more, log)
+
+        yield start
+
+
 class Child:
     """A run in a process of its own, its output in a log file beside the run's folder."""
 
-    def __init__(self, overrides: Sequence[str], slot: Slot) -> None:
+    def __init__(self, overrides: Sequence[str], slot: Slot, start: Start | None = None) -> None:
         self.slot, self.folder = slot, folder_of(overrides)
         self.log = log_of(self.folder)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.before = stamp_of(self.folder)
         self.told = False  # to stop
-        environment = {**os.environ, PARENT: str(os.getpid()), **slot.environment()}
+        command = [str(ROOT / "train.py"), *overrides]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "train.py"), *overrides],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                start_new_session=True,  # a Ctrl-C reaches the sweep, which tells its runs
-            )
+            self.process = (start or start_new)(command, slot.environment(), log)
 
     def ended(self) -> bool:
         """Whether the process is over. If it could not say itself how, its status now does."""
@@ -71,13 +124,13 @@ def launch_here(runs: list[list[str]], slots: list[Slot], ended: Ended) -> None:
     """
     waiting, running, empty = list(runs), list[Child](), list(slots)
     said = set[Path]()
-    with signals() as caught:
+    with signals() as caught, starting(runs, slots[0].environment()) as start:
         try:
             while (waiting or running) and not caught:
                 free = [run for run in waiting if empty and not in_use(folder_of(run))]
                 for run in free[: len(empty)]:
                     waiting.remove(run)
-                    running.append(Child(run, empty.pop(0)))
+                    running.append(Child(run, empty.pop(0), start))
                 if not running and (folder := folder_of(waiting[0])) not in said:
                     said.add(folder)
                     say(f"waiting for {folder}: a process of an earlier sweep still has it")
