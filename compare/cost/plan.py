@@ -90,7 +90,7 @@ def rows_of(config: Config, gpu: Gpu | None) -> tuple[list[str], list[str], floa
     return training, decoding if counted.caches else ["-"] * len(decoding), took
 
 
-QUICK = 1.0  # seconds of steps of a variant; the pace of a sweep's first run corrects them
+QUICK = 0.5  # seconds of steps of a variant; the pace of a sweep's first run corrects them
 OVERHEAD = 10.0  # seconds of a run to start, to measure what the loop does not, and to save
 
 

@@ -18,8 +18,9 @@ from tiny import HANG, RUN, eventually
 
 from cli.evaluate import evaluate
 from data.atomic import verify
+from train.parallel.forks import POSSIBLE, Fork, Server
 from train.record.run_log import Record, records
-from train.record.wandb_process import EARLY, WandbProcess
+from train.record.wandb_process import EARLY, FORKS, WandbProcess, importing
 from train.step import StepResult, TrainStep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -340,6 +341,20 @@ def test_without_wandb_and_in_another_process_a_run_is_the_same(
     done = ask("train.py", *places, "attn=gqa", "pos=rope", "steps=20", f"out={tmp_path}/run")
     assert done.returncode == 0, done.stderr
     assert steps_and_losses(tmp_path / "run") == steps_and_losses(finished)
+
+
+@pytest.mark.skipif(not POSSIBLE, reason="forks are for Linux")
+def test_where_a_server_has_imported_wandb_the_process_is_its_fork(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Server(["train.record.wandb_process:prepare"], {}) as server:
+        monkeypatch.setenv(FORKS, str(server.requests.fileno()))
+        process, stdin, stdout = importing()
+        assert isinstance(process, Fork)
+        stdin.close()  # the run was refused
+        assert stdout.read() == b"imported\n"
+        assert process.wait() == 0
+        stdout.close()
 
 
 @pytest.mark.parametrize(
