@@ -6,6 +6,7 @@ from pathlib import Path
 from cli.entry import options_of, run_command
 from compare.check.calibration import (
     FADING,
+    FALSELY_KEPT,
     FOUND,
     LEAST,
     LIMIT,
@@ -14,6 +15,7 @@ from compare.check.calibration import (
     SEEDS_TO_FIND,
     equal,
     faint,
+    kept,
     ladder,
     largest_share,
     planted,
@@ -35,6 +37,8 @@ and of seeds=auto, with differences of equal runs drawn in pairs, in up to 12 ro
   edge     worse by as much as the margin, a standard deviation and a half: called equal in at most as many
 and of the worth in compute, simulated:
   worth    1.25 times the steps: within the interval in at least 95 %, less three standard errors
+and of the judge, with losses drawn from equal runs, a tenth as many sessions of 100 candidates:
+  nulls    changes that do nothing: kept in at most 1 %
 and of a ladder of four sizes with 3 seeds, simulated:
   steady   no difference, and 5 % at each size: called growing or fading in at most 5 % and three standard errors
   fading   5 % of perplexity at the smallest, none at the largest: called fading in at least 80 %
@@ -83,6 +87,8 @@ def main(arguments: list[str]) -> int:
     edge = rounds(whole, splits, shift=1.5, margin=1.5)
     most_wrong = largest_share(splits)
     covered = {seeds: worth(splits, seeds) for seeds in (FEW, SEEDS)}
+    sessions = max(1, splits // 10)
+    falsely = kept(whole, sessions)
     steady = {effect: ladder(splits, effect, effect) for effect in (0.0, FADING)}
     fading = ladder(splits, FADING, 0.0)
     wrong, found = alarms.share("better", "worse"), shifted.share("worse")
@@ -99,6 +105,9 @@ def main(arguments: list[str]) -> int:
             f"{seeds} seeds": share >= 1 - most_wrong
             for seeds, share in covered.items()
         },
+        f"nulls    kept in {falsely:6.2%} of {sessions} sessions' changes (at most {FALSELY_KEPT:.0%})": (
+            falsely <= FALSELY_KEPT
+        ),
         **{
             f"steady   called growing or fading in {share:6.1%} (at most {most_wrong:.1%}), a difference of "
             f"{effect:.3f} nats": share <= most_wrong

@@ -10,7 +10,7 @@ USAGE = """\
 Train a finished run again from what its folder records (config, seed, threads, dtype), and compare
 every loss and gradient norm.
 
-  python -m cli.reproduce run=DIR [to=DIR]   to: folder of the new run; outputs/reproduced/ by default
+  python -m cli.reproduce DIR [to=DIR]   to: folder of the new run; outputs/reproduced/ by default
 
 With the code and the machine of then, every bit has to agree, on CUDA if it ran with
 deterministic=true. Elsewhere the losses of the first ten steps have to agree within 1 %, and the
@@ -24,9 +24,10 @@ def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
-    options = options_of(arguments, ("run", "to"))
+    named = [a if "=" in a else f"run={a}" for a in arguments]  # a folder alone is the run
+    options = options_of(named, ("run", "to"))
     if not options.get("run"):
-        raise ValueError("run=DIR is missing: the folder of a finished run")
+        raise ValueError("DIR is missing: the folder of a finished run")
     run = Path(options["run"])
     to = Path(options.get("to") or Path("outputs/reproduced") / run.resolve().name)
     found = reproduce(run, to)

@@ -12,7 +12,7 @@ from train.config.options import Reporting
 from train.config.schema import Config, fits
 from train.config.schema import arguments as checked
 from train.setup.match import compose_matched
-from train.sweep.expand import cell_names, cells_of, settings_of, stages_of, with_seeds
+from train.sweep.expand import ROUNDS, cell_names, cells_of, settings_of, stages_of, with_seeds
 
 USAGE = """\
 Train a small decoder-only language model with the chosen attention and position scheme, and record
@@ -57,7 +57,10 @@ def train(arguments: list[str]) -> int:
     check_evaluations(reporting.evaluate, str(first["out"] or ""))
     if first["plan"]:
         from compare.cost.plan import plan
+        from train.record.terminal import say
 
+        if settings.seeds:
+            say(f"seeds=auto: at most as many runs as this, with {ROUNDS[-1]} seeds")
         runs = [stage for cell in cells for stage in stages_of(cell, first)]
         configs = [compose_matched(cell) for cell in runs]
         return plan(list(zip(cell_names(runs), configs, strict=True)))

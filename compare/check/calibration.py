@@ -12,6 +12,7 @@ import numpy as np
 from compare.report.analysis import analyse
 from compare.report.runs import Run
 from compare.statistics.ladder import trends
+from compare.statistics.online import LOOKS, judge, level_of, pooled
 from compare.statistics.paired import FEW, mean_interval
 from compare.statistics.sequential import decide
 from compare.statistics.worth import fit, log_more
@@ -27,6 +28,9 @@ TIMES = 1.25  # the steps of a simulated variant, charged as those of the baseli
 COMPUTE = np.array([2.0, 3.0, 4.0, 5.0]) ** 6  # of the rungs of experiment=ladder, in some unit
 FADING = math.log(1.05)  # of a simulated difference at the smallest rung; none at the largest
 PREDICTED = 0.90  # of largest rungs, from the smaller ones
+CANDIDATES = 100  # of a judge's session
+FALSELY_KEPT = 0.01  # of them, at most
+TINY = 1e-9  # a margin, in nats, that nothing is equal within
 SD = 0.01  # of a simulated run; half of its variance is shared by the runs of a seed
 
 
@@ -149,6 +153,28 @@ def ladder(splits: int, smallest: float, largest: float, seeds: int = FEW, seed:
         last, measured = found.last, found.differences[-1].mean
         predicted += last is not None and last.low <= measured <= last.high
     return Sizes(words, predicted / splits)
+
+
+def kept(runs: Sequence[Run], sessions: int, seed: int = 0) -> float:
+    """The share of changes that do nothing which a judge keeps, with losses drawn from equal runs.
+
+    CANDIDATES of a session share one base, and with it its luck.
+    """
+    draw, losses = random.Random(seed), [run.summary["val_loss"] for run in runs]
+    found = 0
+    for _ in range(sessions):
+        base = draw.choices(losses, k=LOOKS[-1])
+        winners, seen = list[int](), list[list[float]]()
+        for number in range(1, CANDIDATES + 1):
+            drawn = draw.choices(losses, k=LOOKS[-1])
+            differences = [new - old for new, old in zip(drawn, base, strict=True)]
+            word = judge(differences, TINY, level_of(number, winners), pooled(seen))
+            assert word is not None
+            seen.append(differences[: word.difference.n])
+            if word.verdict == "keep":
+                winners.append(number)
+        found += len(winners)
+    return found / (sessions * CANDIDATES)
 
 
 def differ(one: Sequence[Run], two: Sequence[Run]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from data.atomic import read_json
 from train.config.schema import Config
 from train.record.run_folder import load_summary, open_config
-from train.record.run_log import git_commit, records
+from train.record.run_log import CHANGES, git_commit, records
 from train.run import SAME_BITS, run_training
 
 #: With the code, all that the bits follow from; a run that is resumed keeps its dtype.
@@ -59,6 +59,8 @@ def reproduce(folder: Path, to: Path) -> Verdict:
     then, commit = before.get("git_commit"), git_commit()
     if then != commit:
         differences.append(f"code {str(then)[:12]} then, {str(commit)[:12]} now")
+    elif commit is None or commit.endswith(CHANGES):
+        differences.append(f"code without a commit of its own, then and now ({commit})")
     return verdict(curve(folder), curve(to), differences)
 
 

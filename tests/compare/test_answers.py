@@ -28,8 +28,9 @@ from compare.evaluate.answers import (
 from compare.evaluate.load import LoadedRun, RunSelector
 from compare.report.analysis import Study
 from compare.report.evaluations.exact_match import groups_of, levels_of
+from compare.report.verdict.conclusions import answered as in_a_sentence
 from compare.report.write import write
-from compare.statistics.paired import wilson
+from compare.statistics.paired import correct, paired, wilson
 from data.objective.answers import Answers, Question
 from data.objective.probe import Probe
 from model.cost import count_parameters
@@ -170,6 +171,23 @@ def test_answers_are_written_shown_and_reported(
     assert "convert" not in page
 
 
+def test_answers_in_a_sentence() -> None:
+    """What is significant, one by one while it is little; else between which points."""
+    far = correct([paired([0.48, 0.50, 0.52])])[0]
+    near = correct([paired([-0.10, 0.12, -0.01])])[0]
+    assert in_a_sentence({"4 pairs": near, "8 pairs": far}) == (
+        "+50.0 (+45.0 to +55.0) points at 8 pairs; no significant difference at 4 pairs"
+    )
+    assert in_a_sentence({"4 pairs": near}) == "without a significant difference at 4 pairs"
+    lower = correct([paired([-0.19, -0.20, -0.21])])[0]
+    many = {f"{n} pairs": d for n, d in enumerate([near, far, lower, far, far, far])}
+    assert in_a_sentence(many) == "-20.0 to +50.0 points, significant at 5 of 6 levels"
+    alone = paired([0.125])
+    assert in_a_sentence({"names": alone}) == (
+        "+12.5 points at names (one seed: significance unknown)"
+    )
+
+
 def test_other_objectives_have_no_answers(runs: Path) -> None:
     with pytest.raises(
         ValueError, match="trained with objective=infill; it needs objective=answers"
@@ -219,6 +237,7 @@ def test_a_sweep_evaluates_its_runs_and_reports_on_that(
         answer = json.loads((run / "eval/answers.json").read_text())
         assert [*answer["groups"]] == ["1 pair", "3 pairs"]
     page = (tmp_path / "sweep/report.md").read_text()
+    assert "- **mqa** vs. **mha**: exact match " in page.split("## Table")[0]
     assert "figures/answers.svg" in page
     assert "| 3 pairs" in page
     for figure in ("answers", "answers_differences"):

@@ -18,7 +18,7 @@ from tiny import HANG, RUN, eventually
 
 from cli.evaluate import evaluate
 from data.atomic import verify
-from train.parallel.forks import POSSIBLE, Fork, Server
+from train.parallel.forks import Fork, Server
 from train.record.run_log import Record, records
 from train.record.wandb_process import EARLY, FORKS, WandbProcess, importing
 from train.step import StepResult, TrainStep
@@ -343,7 +343,7 @@ def test_without_wandb_and_in_another_process_a_run_is_the_same(
     assert steps_and_losses(tmp_path / "run") == steps_and_losses(finished)
 
 
-@pytest.mark.skipif(not POSSIBLE, reason="forks are for Linux")
+@pytest.mark.skipif(not Server.possible(), reason="forks take Linux")
 def test_where_a_server_has_imported_wandb_the_process_is_its_fork(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

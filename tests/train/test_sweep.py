@@ -20,7 +20,7 @@ from compare.report.write import write
 from data.atomic import write_json
 from train.config.compose import compose, parse, quoted
 from train.config.schema import Config
-from train.parallel.forks import POSSIBLE, Fork, Server
+from train.parallel.forks import REQUEST, Fork, Server
 from train.record.run_log import records
 from train.run import run_training
 from train.setup.match import baseline_of, compose_matched
@@ -158,7 +158,7 @@ def test_failed_runs_are_rows_and_a_killed_sweep_goes_on_to_the_same_end(
     assert losses(waiting) == losses(tmp_path / "whole/run")
 
 
-@pytest.mark.skipif(not POSSIBLE, reason="forks are for Linux")
+@pytest.mark.skipif(not Server.possible(), reason="forks take Linux")
 def test_a_fork_is_as_a_new_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In what it says, where it is and how it ends, also if that is the end of what has forked it."""
     monkeypatch.chdir(tmp_path)
@@ -167,23 +167,27 @@ def test_a_fork_is_as_a_new_process(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def fork(server: Server, program: str) -> Fork:
         with (tmp_path / "said").open("ab") as said, Path(os.devnull).open() as nothing:
             return Fork(
-                server.requests, "builtins:exec", [say + program],
+                server.requests, "builtins:exec", [say + program, {}],
                 streams=[nothing.fileno(), said.fileno(), said.fileno()],
                 arguments=["words", "more"], environment={"PLACE": "here"},
             )  # fmt: skip
 
     with Server([], {}) as server:
+        fork(server, "time.sleep(0.2)").answers.close()  # whoever asked may end first
+        with pytest.raises(OSError, match="bytes: at most"):
+            fork(server, REQUEST * "#")
         for program, code in (
             ("", 0),
             ("sys.exit(7)", 7),
             ("sys.exit()", 0),
             ("1 / 0", 1),
             ("os.kill(os.getpid(), 9)", -signal.SIGKILL),
+            ("raise KeyboardInterrupt", 128 + signal.SIGINT),
             ("assert not sys.stdin.read() and os.getsid(0) == os.getpid()", 0),
         ):
             assert fork(server, program).wait() == code
         said = (tmp_path / "said").read_text()
-        assert said.count(f"{tmp_path} ['words', 'more'] here") == 6
+        assert said.count(f"{tmp_path} ['words', 'more'] here") == 8
         assert "ZeroDivisionError" in said
         first, second = (fork(server, "time.sleep(600)") for _ in range(2))
         assert first.poll() is None
@@ -209,13 +213,13 @@ def test_a_fork_is_as_a_new_process(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_runs_of_a_sweep_are_as_runs_alone_and_are_logged_to_wandb(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Forked, or new processes once those that fork have ended; wandb's ends after the first run."""
+    """Forked, or new processes once what forks has ended: for wandb after two runs, for runs after three."""
     assert run_training(compose([*tiny, f"out={tmp_path}/alone"])) == 0
     servers, made = list[Server](), list[type]()
     begin, use = Server.__init__, Child.__init__
 
-    def begun(server: Server, *values: Any) -> None:
-        begin(server, *values)
+    def begun(server: Server, *values: Any, **named: Any) -> None:
+        begin(server, *values, **named)
         servers.append(server)
 
     def used(child: Child, *values: Any) -> None:
@@ -223,22 +227,29 @@ def test_runs_of_a_sweep_are_as_runs_alone_and_are_logged_to_wandb(
         made.append(type(child.process))
 
     def ended(folder: Path) -> None:
-        if len(servers) > (number := int(folder.name[-1])):
-            servers[number].process.kill()
-            servers[number].process.wait()
+        if servers and folder.name in ("run-1", "run-2"):
+            server = servers[int(folder.name[-1]) - 1]
+            assert server.process.poll() is None
+            server.process.kill()
+            server.process.wait()
 
     monkeypatch.setattr(Server, "__init__", begun)
     monkeypatch.setattr(Child, "__init__", used)
     ask = [*(o for o in tiny if not o.startswith("wandb")), "wandb.mode=offline"]
-    runs = [tmp_path / f"sweep/run-{n}" for n in range(3)]
+    runs = [tmp_path / f"sweep/run-{n}" for n in range(4)]
     launch_here([[*ask, f"out={run}"] for run in runs], [Slot()], ended)
-    assert made == ([Fork, Fork] if POSSIBLE else 2 * [subprocess.Popen]) + [subprocess.Popen]
-    for run in runs:
+    forks = 3 if Server.possible() else 0
+    assert made == forks * [Fork] + (4 - forks) * [subprocess.Popen]
+    for number, run in enumerate(runs):
         assert status_of(run)["state"] == "done", log_of(run).read_text()
-        assert "wandb" not in log_of(run).read_text()
+        assert "wandb failed" not in log_of(run).read_text()
         assert losses(run) == losses(tmp_path / "alone")
-        (logged,) = run.glob("wandb/offline-run-*/*.wandb")
-        assert b"val_perplexity" in logged.read_bytes()
+
+        def logged(run: Path = run) -> bytes:
+            return b"".join(f.read_bytes() for f in run.glob("wandb/offline-run-*/*.wandb"))
+
+        assert eventually(lambda logged=logged: b"val_perplexity" in logged())
+        assert (b"train.parallel.forks" in logged()) == (number < forks - 1)  # wandb's own process
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
-"""Processes forked from one that has imported what takes long: each starts a second sooner (Linux).
+"""Processes forked from one that has loaded what takes long: each starts a second sooner (Linux).
 
-The one that is forked has computed nothing, so a fork of it is as good as a new process.
+The one that is forked has no threads of ours and has trained nothing, so a fork of it is as good as a
+new process.
 """
 
 import gc
@@ -11,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,9 +21,9 @@ from typing import NoReturn, Self
 
 from train.parallel.parent import PARENT, end_with_parent
 
-POSSIBLE = sys.platform == "linux"
 REQUEST = 2**16  # bytes, at most
-POLL = 0.05  # seconds between looks at what has ended
+LOADED = 120.0  # seconds that a first request may wait for what is loaded
+ENDED = 5.0  # seconds that a server may take to end
 
 
 class Server:
@@ -32,8 +32,8 @@ class Server:
     def __init__(
         self, loads: Sequence[str], environment: Mapping[str, str], keeps: Sequence[int] = ()
     ) -> None:
-        """Start it. It `loads` modules, and calls functions, named `module:function`; its forks keep
-        these open files."""
+        """Start it. Before its first fork it `loads` modules, and calls functions, `module:function`;
+        its forks keep these open files."""
         self.requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self.process = subprocess.Popen(
@@ -47,12 +47,25 @@ class Server:
                 start_new_session=True,
             )
 
+    @staticmethod
+    def possible() -> bool:
+        """Whether this system has what it takes."""
+        try:
+            os.close(os.pidfd_open(os.getpid()))
+        except (AttributeError, OSError):  # not Linux, or one of before 2019
+            return False
+        return True
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.requests.close()  # which ends it
-        self.process.wait()
+        try:
+            self.process.wait(ENDED)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
 
 class Fork:
@@ -67,46 +80,50 @@ class Fork:
         streams: Sequence[int],
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        patience: float = LOADED,
     ) -> None:
         """Have it forked, to call `module:function` with values.
 
-        `streams` are its standard input, output and errors, `arguments` its sys.argv.
-
-        Raises OSError if there is no server.
+        `streams` are its standard input, output and errors, `arguments` its sys.argv. Raises OSError
+        if there is no server, or none that answers within the seconds of `patience`.
         """
-        self.answers, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            request = {
+        request = json.dumps(
+            {
                 "call": call,
                 "values": values,
                 "arguments": arguments,
                 "environment": dict(environment or {}),
                 "folder": str(Path.cwd()),
             }
-            socket.send_fds(requests, [json.dumps(request).encode()], [theirs.fileno(), *streams])
-        said = self.answers.recv(32)
-        if not said:
-            raise ConnectionError("no process was forked: the server has ended")
-        self.pid = int(said)
+        ).encode()
+        if len(request) > REQUEST:
+            raise OSError(f"a request of {len(request):,} bytes: at most {REQUEST:,}")
+        self.answers, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.answers.settimeout(patience)
         self.returncode: int | None = None
-        self.answers.setblocking(False)
+        try:
+            with theirs:
+                socket.send_fds(requests, [request], [theirs.fileno(), *streams])
+            if not (said := self.answers.recv(32)):
+                raise ConnectionError("no process was forked: the server has ended")
+        except OSError:
+            self.answers.close()
+            raise
+        self.pid = int(said)
 
     def poll(self) -> int | None:
         """The exit code, as subprocess has it; None before the end."""
-        if self.returncode is None:
-            with suppress(BlockingIOError):
-                said = self.answers.recv(32)
-                if said:
-                    self.returncode = int(said)
-                elif not exists(self.pid):  # its end was the server's
-                    self.returncode = -signal.SIGTERM
-        return self.returncode
+        return self.wait(0.0)
 
-    def wait(self) -> int:
-        """The exit code, at the end."""
-        while (code := self.poll()) is None:
-            time.sleep(POLL)
-        return code
+    def wait(self, seconds: float | None = None) -> int | None:
+        """The exit code; None if the process has not ended within so many seconds."""
+        if self.returncode is None:
+            self.answers.settimeout(seconds)
+            with suppress(BlockingIOError, TimeoutError):
+                # No code: the server died, which ended the process.
+                self.returncode = int(self.answers.recv(32) or -signal.SIGTERM)
+                self.answers.close()
+        return self.returncode
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
@@ -120,85 +137,83 @@ class Fork:
                 os.kill(self.pid, number)
 
 
-def exists(pid: int) -> bool:
-    """Whether there is such a process."""
-    with suppress(ProcessLookupError):
-        os.kill(pid, 0)
-        return True
-    return False
-
-
 def serve(requests: socket.socket, loads: Sequence[str]) -> None:
-    """Load, then fork a process for each request, as long as there is somebody to ask.
+    """Fork a process for each request, as long as there is somebody to ask.
 
-    Each is answered by the process's number, and at its end by its exit code.
+    Each says its number itself, and keeps the socket for answers open; its exit code is said here.
     """
-    for name in loads:
-        if callable(found := resolve_name(name)):
-            found()
-    gc.freeze()  # in a fork, a collection would copy all that it looks at
-    children, woken = socket.socketpair()
-    for end in (children, woken):
-        end.setblocking(False)
-    signal.signal(signal.SIGCHLD, lambda number, frame: None)
-    signal.set_wakeup_fd(woken.fileno())  # no polling: runs want the processor
-    answers: dict[int, socket.socket] = {}
+    os.environ[PARENT] = str(os.getpid())
+    running: dict[int, tuple[int, socket.socket]] = {}  # by the files that say that they have ended
     while True:
-        ready, _, _ = select.select([requests, children], [], [])
-        if requests in ready:
-            words, files, _, _ = socket.recv_fds(requests, REQUEST, 4)
-            if not words:
+        for ready in select.select([requests.fileno(), *running], [], [])[0]:
+            if ready in running:
+                pid, answers = running.pop(ready)
+                os.close(ready)
+                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                with answers, suppress(OSError):  # of whoever asked, and has ended
+                    answers.send(str(code).encode())
+                continue
+            request, files, _, _ = socket.recv_fds(requests, REQUEST, 4)
+            if not request:
                 return
-            server, answer = os.getpid(), socket.socket(fileno=files[0])
+            load(loads)
+            loads = ()
+            answers, *streams = socket.socket(fileno=files[0]), *files[1:]
             pid = os.fork()
             if not pid:
-                signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                for each in (requests, answer, children, woken, *answers.values()):
-                    each.close()
-                os.environ[PARENT] = str(server)
-                become(streams=files[1:], **json.loads(words))
-            for stream in files[1:]:
+                requests.close()
+                for file, (_, others) in running.items():
+                    os.close(file)
+                    others.close()
+                become(answers, streams, **json.loads(request))
+            for stream in streams:
                 os.close(stream)
-            answers[pid] = answer
-            answer.send(str(pid).encode())
-        if children in ready:
-            children.recv(REQUEST)
-        for pid in [*answers]:
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                with answers.pop(pid) as answer:
-                    answer.send(str(os.waitstatus_to_exitcode(status)).encode())
+            running[os.pidfd_open(pid)] = pid, answers
+
+
+def load(names: Sequence[str]) -> None:
+    """Import modules and call functions; what fails, fails again in the fork that needs it."""
+    for name in names:
+        with suppress(Exception):
+            if callable(found := resolve_name(name)):
+                found()
+    if names:
+        gc.freeze()  # in a fork, a collection would copy all that it looks at
 
 
 def become(
+    answers: socket.socket,
+    streams: Sequence[int],
     *,
     call: str,
     values: list[object],
     arguments: list[str],
     environment: dict[str, str],
     folder: str,
-    streams: list[int],
 ) -> NoReturn:
     """Be a process of one's own, in a session of its own, that calls a function and ends."""
-    os.setsid()
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-        os.close(stream)
-    os.chdir(folder)
-    os.environ.update(environment)
-    sys.argv = arguments
-    code: object = 0
+    code: object = 1
     try:
+        answers.send(str(os.getpid()).encode())
+        os.setsid()
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+            os.close(stream)
+        os.chdir(folder)
+        os.environ.update(environment)
+        sys.argv = arguments
         resolve_name(call)(*values)
+        code = 0
     except SystemExit as end:
         code = end.code
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
     except BaseException:  # noqa: BLE001  as Python does at its end
         traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else int(code is not None))
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 if __name__ == "__main__":

@@ -99,9 +99,12 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
             yield record
 
 
+CHANGES = "+changes"  # after a commit: the working tree has others
+
+
 @functools.cache
 def git_commit() -> str | None:
-    """Commit of this code when first asked for, with '+changes' if the working tree differs.
+    """Commit of this code when first asked for, with CHANGES if the working tree differs.
 
     None outside git.
     """
@@ -112,6 +115,6 @@ def git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+        return git("rev-parse", "HEAD") + (CHANGES if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -26,7 +26,7 @@ POLL_INTERVAL = 1.0  # seconds between reads of metrics.jsonl
 UPLOAD_TIMEOUT = 600.0  # seconds to finish uploading after the run has ended
 SAID = IMPORTED, READY, FINISHED = "imported", "ready", "finished"  # or why it failed
 QUIET: dict[str, Any] = {"console": "off", "silent": True, "x_disable_stats": True}
-FORKS = "HEAD_TO_HEAD_WANDB"  # names the open socket of a server that has imported wandb
+FORKS = "HEAD_TO_HEAD_WANDB"  # names the open socket of a server that forks such processes
 
 
 class Importing(NamedTuple):
@@ -41,7 +41,7 @@ EARLY = list[Importing]()  # those that were started before there was a folder
 
 
 def import_early(options: object) -> None:
-    """Have a process import wandb while this one imports torch, unless the run will not log there.
+    """Have a process import wandb while this one starts, unless the run will not log there.
 
     `options` are the config's keys of wandb, not yet checked.
     """
@@ -53,7 +53,7 @@ def import_early(options: object) -> None:
 
 
 def importing() -> Importing:
-    """Start such a process, where there is a server as its fork."""
+    """Start such a process; where there is a server, as a fork of it."""
     if FORKS in os.environ:
         with contextlib.suppress(OSError):
             return forked(int(os.environ[FORKS]))
@@ -74,10 +74,15 @@ def forked(server: int) -> Importing:
     """The same, as a fork. Raises OSError if there is no server behind the socket."""
     (reads, stdin), (stdout, writes) = os.pipe(), os.pipe()
     theirs = [reads, writes, os.open(os.devnull, os.O_WRONLY)]
+    ours = os.fdopen(stdin, "wb"), os.fdopen(stdout, "rb")
+    call = "train.record.wandb_process:main"
     try:
         with socket.socket(fileno=os.dup(server)) as requests:
-            process = Fork(requests, "train.record.wandb_process:main", streams=theirs)
-        return Importing(process, os.fdopen(stdin, "wb"), os.fdopen(stdout, "rb"))
+            return Importing(Fork(requests, call, streams=theirs, patience=IMPORT_TIMEOUT), *ours)
+    except OSError:
+        for file in ours:
+            file.close()
+        raise
     finally:
         for stream in theirs:
             os.close(stream)
@@ -149,7 +154,7 @@ class WandbProcess:
 
 
 def prepare() -> None:
-    """Do in a process that will be forked what each fork would have to do."""
+    """Do in a process that will be forked what each fork would have to do, and leave no thread."""
     import wandb
 
     rehearse()
@@ -160,14 +165,14 @@ def rehearse() -> None:
     """Log a run that is thrown away: the first of a process imports much of wandb."""
     import wandb
 
-    with tempfile.TemporaryDirectory() as nowhere:
+    with contextlib.suppress(Exception), tempfile.TemporaryDirectory() as nowhere:
         wandb.init(dir=nowhere, mode="offline", settings=wandb.Settings(**QUIET)).finish()
 
 
 def log_records() -> None:
     """Log the records of the run named on standard input, after the first `offset` bytes, to wandb,
     until standard input ends."""
-    if "wandb" not in sys.modules:  # no fork of one that did this
+    if "wandb" not in sys.modules:  # not a fork of a process that has rehearsed
         rehearse()
     import wandb
 
@@ -209,7 +214,8 @@ def log_records() -> None:
         results = json.loads(summary.read_text(encoding="utf-8"))
         run.summary.update({key: value for key, value in results.items() if value is not None})
     run.finish(exit_code=0 if summary.exists() else 1)
-    send(FINISHED)  # its own end takes a moment, for which the run need not wait
+    send(FINISHED)  # the run need not wait for the rest
+    wandb.teardown()
 
 
 def wait_for_end(ended: threading.Event) -> None:

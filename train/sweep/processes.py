@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from data.atomic import read_json_or, write_json
 from train.config.compose import parse
-from train.parallel.forks import POSSIBLE, Fork, Server
+from train.parallel.forks import Fork, Server
 from train.parallel.parent import PARENT
 from train.record import wandb_process
 from train.record.terminal import say
@@ -55,21 +55,21 @@ def start_new(command: Sequence[str], environment: Mapping[str, str], log: IO[by
 
 
 @contextmanager
-def starting(runs: list[list[str]], environment: Mapping[str, str]) -> Iterator[Start]:
-    """What starts the processes of runs: as forks, which start sooner, where that is possible.
+def starting(number: int, environment: Mapping[str, str]) -> Iterator[Start]:
+    """What starts so many processes of runs: as forks, which start sooner, where that is possible.
 
-    The variables are those that libraries read when they are loaded.
+    The environment is the part that they share. Their code is that of their start, whatever is edited
+    meanwhile.
     """
-    if len(runs) < 2 or not POSSIBLE:
+    if number < 2 or not Server.possible():
         yield start_new
         return
+    loads = ["cli.train", *modules("model", "data", "train"), "train.record.run_log:git_commit"]
     with ExitStack() as held:
-        keeps = list[int]()
-        if any("wandb.mode=disabled" not in run for run in runs):
-            wandb = held.enter_context(Server([f"{wandb_process.__name__}:prepare"], {}))
-            keeps.append(wandb.requests.fileno())
-            environment = {**environment, wandb_process.FORKS: str(keeps[0])}
-        server = held.enter_context(Server(["cli.train", "train.run"], environment, keeps))
+        wandb = held.enter_context(Server([f"{wandb_process.__name__}:prepare"], {}))
+        asks = wandb.requests.fileno()
+        environment = {**environment, wandb_process.FORKS: str(asks)}
+        server = held.enter_context(Server(loads, environment, keeps=[asks]))
         nothing = held.enter_context(Path(os.devnull).open("rb"))
 
         def start(command: Sequence[str], more: Mapping[str, str], log: IO[bytes]) -> Process:
@@ -84,6 +84,12 @@ def starting(runs: list[list[str]], environment: Mapping[str, str]) -> Iterator[
                 return start_new(command, more, log)
 
         yield start
+
+
+def modules(*packages: str) -> list[str]:
+    """The names of all modules of our packages."""
+    files = [path for package in packages for path in sorted((ROOT / package).rglob("[!_]*.py"))]
+    return [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files]
 
 
 class Child:
@@ -124,7 +130,7 @@ def launch_here(runs: list[list[str]], slots: list[Slot], ended: Ended) -> None:
     """
     waiting, running, empty = list(runs), list[Child](), list(slots)
     said = set[Path]()
-    with signals() as caught, starting(runs, slots[0].environment()) as start:
+    with signals() as caught, starting(len(runs), slots[0].environment()) as start:
         try:
             while (waiting or running) and not caught:
                 free = [run for run in waiting if empty and not in_use(folder_of(run))]

@@ -7,17 +7,20 @@ from compare.cost.counts import decoding_costs
 from compare.report.analysis import Comparison, Study
 from compare.report.curves.ladder import ladder_conclusions
 from compare.report.curves.worth import worth_conclusions
+from compare.report.evaluations.exact_match import differences, points
 from compare.report.runs import Run
 from compare.report.variants import BARE, Variant, plain, settings_of
-from compare.statistics.paired import LEVEL, LIMITS, MANY, Difference, percent
+from compare.statistics.paired import LEVEL, LIMITS, MANY, Difference, percent, with_interval
 from compare.statistics.sequential import Decision
 from train.config.keys import HELD
 from train.sweep.expand import ROUNDS
 
+FEW = 4  # differences that a sentence tells one by one
+
 
 def conclusions(study: Study) -> list[str]:
     """One sentence for each question that the runs can answer, and their scope."""
-    sentences = [conclusion(c, study) for c in study.comparisons]
+    sentences = answer_conclusions(study) + [conclusion(c, study) for c in study.comparisons]
     sentences += worth_conclusions(study) + ladder_conclusions(study)
     trained = [run for v in study.variants for run in v.done if run.get("steps")]
     if trained and study.metric is None and len(study.variants) > 1:
@@ -65,13 +68,49 @@ def sizes(study: Study, run: Run) -> str:
     )
 
 
-def conclusion(c: Comparison, study: Study) -> str:
-    """Quality, time, cache, memory and size of a level against the baseline's."""
+def headline(c: Comparison) -> str:
+    """What is compared with what."""
     name = "" if c.factor in ("", *BARE) else f"{c.factor}="
     head = f"**{name}{c.level}** vs. **{name}{c.base}**"
-    if len(c.partners) > 1:
-        head += f" (mean over {', '.join(c.partners)})"
-    parts = []
+    return head + (f" (mean over {', '.join(c.partners)})" if len(c.partners) > 1 else "")
+
+
+def answer_conclusions(study: Study) -> list[str]:
+    """What each choice changes in the share of questions that are answered exactly."""
+    found = differences(study)
+    asked = {
+        headline(c): {
+            group: tests[key]
+            for group, tests in found.items()
+            if (key := (c.factor, c.level)) in tests
+        }
+        for c in study.comparisons
+    }
+    return [f"{head}: exact match {answered(tests)}." for head, tests in asked.items() if tests]
+
+
+def answered(tests: dict[str, Difference]) -> str:
+    """Differences in exact match by group of questions: the significant ones, a few each by itself."""
+    if all(d.low is None for d in tests.values()):
+        each = [f"{points(d.mean)} points at {group}" for group, d in tests.items()]
+        return f"{', '.join(each)} (one seed: significance unknown)"
+    told = {group: d for group, d in tests.items() if d.significant}
+    if not told:
+        return f"without a significant difference at {', '.join(tests)}"
+    if len(told) > FEW:
+        means = [d.mean for d in told.values()]
+        return (
+            f"{points(min(means))} to {points(max(means))} points, significant at {len(told)} of "
+            f"{len(tests)} levels"
+        )
+    each = [f"{with_interval(d.mean, d.low, d.high, points)} points at {group}" for group, d in told.items()]  # fmt: skip
+    rest = [group for group in tests if group not in told]
+    return ", ".join(each) + (f"; no significant difference at {', '.join(rest)}" if rest else "")
+
+
+def conclusion(c: Comparison, study: Study) -> str:
+    """Quality, time, cache, memory and size of a level against the baseline's."""
+    head, parts = headline(c), []
     if study.metric and c.quality:
         if c.decision and study.margin is not None:
             seeds = max(len(v.runs) for v in study.variants)  # that were asked for

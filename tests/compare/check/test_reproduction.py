@@ -18,7 +18,10 @@ Curve = dict[tuple[int, str], tuple[float, float | None]]
 
 
 @pytest.fixture
-def run(config: Make, tmp_path: Path) -> Path:
+def run(config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A finished run, and code of a commit."""
+    for place in ("train.run", "compare.check.reproduction"):
+        monkeypatch.setattr(f"{place}.git_commit", lambda: "1a2b")
     asked = config("attn=gqa", "pos=rope", "model.dropout=0.1", f"out={tmp_path}/run")
     assert run_training(asked) == 0
     return tmp_path / "run"
@@ -29,7 +32,7 @@ def edit(path: Path, **values: Any) -> None:
 
 
 def test_a_run_is_reproduced_bit_for_bit(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([f"run={run}", f"to={run.parent}/again"]) == 0
+    assert main([str(run), f"to={run.parent}/again"]) == 0
     assert f"{run}: reproduced: bit for bit, in all 15 records" in capsys.readouterr().out
     assert run_command(main, [f"run={run}", f"to={run.parent}/again"]) == 2
     assert "exists; choose a new folder" in capsys.readouterr().err
@@ -44,7 +47,9 @@ def test_records_that_were_made_more_seldom_are_compared_where_both_have_them() 
     assert not verdict(often, {(4, "train"): often[4, "train"]}, []).reproduced  # it ended there
 
 
-def test_what_differs_is_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_differs_is_said(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     lines = (run / "metrics.jsonl").read_text().splitlines()
     at = next(i for i, line in enumerate(lines) if '"step": 7' in line)
     changed = json.loads(lines[at]) | {"loss": json.loads(lines[at])["loss"] + 1e-6}
@@ -61,6 +66,11 @@ def test_what_differs_is_said(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     said = capsys.readouterr().out
     assert "reproduced: within the bounds for another machine or code" in said
     assert "cpu another then, " in said
+    here = json.loads((run.parent / "a/environment.json").read_text())
+    edit(run / "environment.json", cpu=here["cpu"], git_commit="1a2b+changes")
+    monkeypatch.setattr("compare.check.reproduction.git_commit", lambda: "1a2b+changes")
+    assert main([f"run={run}", f"to={run.parent}/c"]) == 0
+    assert "allowed); code without a commit of its own" in capsys.readouterr().out
 
 
 def test_a_run_that_is_not_finished_is_refused(

@@ -2,10 +2,14 @@
 
 import functools
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
+from compare.check.calibration import FALSELY_KEPT, kept
+from compare.report.runs import Run
 from compare.statistics.online import (
     FALSE,
     LONG,
@@ -54,6 +58,13 @@ def test_of_changes_that_do_nothing_one_in_a_hundred_is_kept_at_most() -> None:
         np.mean([share(words, "keep") > 0 for words in found])
         <= FALSE + 3 * (0.05 * 0.95 / 40) ** 0.5
     )
+
+
+def test_of_equal_runs_a_judge_keeps_next_to_none() -> None:
+    """As `cli.calibrate` counts them."""
+    draw = np.random.default_rng(0)
+    runs = [SimpleNamespace(summary={"val_loss": x}) for x in draw.normal(3.0, 0.01, 24)]
+    assert kept(cast(list[Run], runs), 20) <= FALSELY_KEPT
 
 
 def test_losers_end_within_half_of_the_first_round() -> None:
