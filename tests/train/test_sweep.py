@@ -173,7 +173,8 @@ def test_a_fork_is_as_a_new_process(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             )  # fmt: skip
 
     with Server([], {}) as server:
-        fork(server, "time.sleep(0.2)").answers.close()  # whoever asked may end first
+        fork(server, "open('over', 'w')").answers.close()  # whoever asked may end first
+        assert eventually((tmp_path / "over").exists)
         with pytest.raises(OSError, match="bytes: at most"):
             fork(server, REQUEST * "#")
         for program, code in (
