@@ -11,9 +11,10 @@ Train a finished run again from what its folder records (config, seed, threads, 
 every loss and gradient norm.
 
   python -m cli.reproduce DIR [to=DIR]   to: folder of the new run; outputs/reproduced/ by default
+                                         (run=DIR, if its name has an =)
 
 With the code and the machine of then, every bit has to agree, on CUDA if it ran with
-deterministic=true. Elsewhere the losses of the first ten steps have to agree within 1 %, and the
+deterministic=true. Elsewhere the losses of the first ten steps have to agree within 0.1 %, and the
 last validation within 0.02 nats. The run's text has to be there, and the run that it started from.
 Exit code 1 if it is not reproduced.
 """

@@ -84,7 +84,7 @@ def test_a_run_that_is_not_finished_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("factor", "last", "well"), [(1.005, 2.015, True), (1.02, 2.0, False), (1.0, 2.03, False)]
+    ("factor", "last", "well"), [(1.0005, 2.015, True), (1.002, 2.0, False), (1.0, 2.03, False)]
 )
 def test_the_bounds_for_another_machine(factor: float, last: float, well: bool) -> None:
     then: Curve = {(5, "train"): (4.0, 1.0), (30, "train"): (3.0, 1.0), (30, "val"): (2.0, None)}
