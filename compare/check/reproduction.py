@@ -16,7 +16,9 @@ from train.run import SAME_BITS, run_training
 FACTS = (*SAME_BITS, "dtype", "deterministic", "processes")
 TEXT = ("data_fingerprint", "tokenizer_sha256")  # of the summary
 EARLY_STEPS = 10  # in which rounding that differs has not grown yet
-EARLY = 0.001  # largest relative difference of their losses, elsewhere; another seed has ten times that
+EARLY = (
+    0.001  # largest relative difference of their losses, elsewhere; another seed has ten times that
+)
 LAST = 0.02  # largest difference of the last validation loss, in nats, elsewhere
 
 
