@@ -96,7 +96,7 @@ def answered(tests: dict[str, Difference]) -> str:
         return f"{', '.join(each)} (one seed: significance unknown)"
     told = {group: d for group, d in tests.items() if d.significant}
     if not told:
-        return f"without a significant difference at {', '.join(tests)}"
+        return f"without a significant difference at {listed([*tests], 'any of')}"
     if len(told) > FEW:
         means = [d.mean for d in told.values()]
         return (
@@ -105,7 +105,14 @@ def answered(tests: dict[str, Difference]) -> str:
         )
     each = [f"{with_interval(d.mean, d.low, d.high, points)} points at {group}" for group, d in told.items()]  # fmt: skip
     rest = [group for group in tests if group not in told]
-    return ", ".join(each) + (f"; no significant difference at {', '.join(rest)}" if rest else "")
+    return ", ".join(each) + (
+        f"; no significant difference at {listed(rest, 'the other')}" if rest else ""
+    )
+
+
+def listed(groups: list[str], many: str) -> str:
+    """Groups of questions by name, or only how many there are."""
+    return ", ".join(groups) if len(groups) <= FEW else f"{many} {len(groups)} levels"
 
 
 def conclusion(c: Comparison, study: Study) -> str:
