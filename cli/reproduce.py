@@ -26,6 +26,8 @@ def main(arguments: list[str]) -> int:
         print(USAGE)
         return 0
     named = [a if "=" in a else f"run={a}" for a in arguments]  # a folder alone is the run
+    if sum(a.startswith("run=") for a in named) > 1:
+        raise ValueError(f"one run at a time, not {' '.join(arguments)}")
     options = options_of(named, ("run", "to"))
     if not options.get("run"):
         raise ValueError("DIR is missing: the folder of a finished run")

@@ -8,6 +8,7 @@ import gc
 import json.decoder
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def config(text: Path, tmp_path: Path) -> Callable[..., Config]:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of sweeps in the process of the test, and no probes of their speed."""
 
-    def launch(runs: list[list[str]], slots: list[Slot], ended: Ended) -> None:
+    def launch(runs: list[list[str]], slots: list[Slot], ended: Ended, start: object) -> None:
         for run in runs:
             folder = folder_of(run)
             before = stamp_of(folder)
@@ -90,4 +91,5 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
             ended(folder)
 
     monkeypatch.setattr("train.sweep.run.launch_here", launch)
+    monkeypatch.setattr("train.sweep.run.starting", lambda *_: nullcontext())
     monkeypatch.setattr("compare.cost.plan.probed", lambda models: [0.01] * len(models))

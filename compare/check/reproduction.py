@@ -16,9 +16,8 @@ from train.run import SAME_BITS, run_training
 FACTS = (*SAME_BITS, "dtype", "deterministic", "processes")
 TEXT = ("data_fingerprint", "tokenizer_sha256")  # of the summary
 EARLY_STEPS = 10  # in which rounding that differs has not grown yet
-EARLY = (
-    0.001  # largest relative difference of their losses, elsewhere; another seed has ten times that
-)
+#: Largest relative difference of their losses, elsewhere; another seed has ten times that.
+EARLY = 0.001
 LAST = 0.02  # largest difference of the last validation loss, in nats, elsewhere
 
 
@@ -62,7 +61,7 @@ def reproduce(folder: Path, to: Path) -> Verdict:
     if then != commit:
         differences.append(f"code {str(then)[:12]} then, {str(commit)[:12]} now")
     elif commit is None or commit.endswith(CHANGES):
-        differences.append(f"code without a commit of its own, then and now ({commit})")
+        differences.append(f"code with changes that are not committed, or outside git ({commit})")
     return verdict(curve(folder), curve(to), differences)
 
 

@@ -181,11 +181,14 @@ def test_answers_in_a_sentence() -> None:
     assert in_a_sentence({"4 pairs": near}) == "without a significant difference at 4 pairs"
     lower = correct([paired([-0.19, -0.20, -0.21])])[0]
     many = {f"{n} pairs": d for n, d in enumerate([near, far, lower, far, far, far])}
-    assert in_a_sentence(many) == "-20.0 to +50.0 points, significant at 5 of 6 levels"
+    assert (
+        in_a_sentence(many)
+        == "between -20.0 and +50.0 points, significant at 5 of 6 kinds of questions"
+    )
     flat = {f"{n} pairs": near for n in range(5)}
-    assert in_a_sentence(flat) == "without a significant difference at any of 5 levels"
+    assert in_a_sentence(flat) == "without a significant difference at any of 5 kinds"
     assert in_a_sentence(flat | {"9 pairs": far}) == (
-        "+50.0 (+45.0 to +55.0) points at 9 pairs; no significant difference at the other 5 levels"
+        "+50.0 (+45.0 to +55.0) points at 9 pairs; no significant difference at the other 5 kinds"
     )
     alone = paired([0.125])
     assert in_a_sentence({"names": alone}) == (

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def made(losses: Losses, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The runs that are made, in order: a sweep whose processes only leave what a run leaves."""
     trained: list[str] = []
 
-    def launch(runs: list[list[str]], slots: list[Slot], ended: Ended) -> None:
+    def launch(runs: list[list[str]], slots: list[Slot], ended: Ended, start: object) -> None:
         for run in runs:
             config, folder = compose(run), folder_of(run)
             finish(folder, config, losses.get((config["choices"]["attn"], config["seed"]), 3.0))
@@ -56,6 +56,7 @@ def made(losses: Losses, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             ended(folder)
 
     monkeypatch.setattr("train.sweep.run.launch_here", launch)
+    monkeypatch.setattr("train.sweep.run.starting", lambda *_: nullcontext())
     monkeypatch.setattr(rounds, "forecast", lambda runs, jobs: {name: 1.0 for name, _ in runs})
     return trained
 

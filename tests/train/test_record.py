@@ -353,7 +353,7 @@ def test_where_a_server_has_imported_wandb_the_process_is_its_fork(
         assert isinstance(process, Fork)
         stdin.close()  # the run was refused
         assert stdout.read() == b"imported\n"
-        assert process.wait() == 0
+        assert process.wait(HANG) == 0
         stdout.close()
 
 

@@ -37,6 +37,7 @@ from train.sweep.processes import (
     log_of,
     reason,
     settle,
+    starting,
     status_of,
 )
 from train.sweep.run import to_do, write_manifest
@@ -95,7 +96,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(project: Path, *arguments: str) -> subprocess.Popen[str]:
+def begin(project: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "train.py", *arguments],
         cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -133,14 +134,14 @@ def test_failed_runs_are_rows_and_a_killed_sweep_goes_on_to_the_same_end(
     out = tmp_path / "sweep"
     lines = "['pos=crash pos.how=memory,segfault,kill,exit seed=0','pos=crash pos.how=wait']"
     ask = [*tiny, "steps=40", "save_every=10", f"sweep={lines}", f"out={out}"]
-    sweep, waiting = start(project, *ask), out / "pos.how-wait"
+    sweep, waiting = begin(project, *ask), out / "pos.how-wait"
     try:
         assert eventually(lambda: len(losses(waiting)) == 33)
     finally:
         sweep.kill()
         finish(sweep)
         (project / "go").touch()
-    code, printed, errors = finish(start(project, *ask))
+    code, printed, errors = finish(begin(project, *ask))
     assert code == 1, errors
     assert "5 runs, 4 failed" in printed
     assert "4 of 5 runs need nothing more" in errors
@@ -181,20 +182,23 @@ def test_a_fork_is_as_a_new_process(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             ("", 0),
             ("sys.exit(7)", 7),
             ("sys.exit()", 0),
+            ("sys.exit('a word')", 1),
             ("1 / 0", 1),
             ("os.kill(os.getpid(), 9)", -signal.SIGKILL),
             ("raise KeyboardInterrupt", 128 + signal.SIGINT),
             ("assert not sys.stdin.read() and os.getsid(0) == os.getpid()", 0),
         ):
-            assert fork(server, program).wait() == code
+            assert fork(server, program).wait(HANG) == code
         said = (tmp_path / "said").read_text()
-        assert said.count(f"{tmp_path} ['words', 'more'] here") == 8
+        assert said.count(f"{tmp_path} ['words', 'more'] here") == 9
         assert "ZeroDivisionError" in said
+        assert "\na word\n" in said
         first, second = (fork(server, "time.sleep(600)") for _ in range(2))
         assert first.poll() is None
+        assert first.wait(0.01) is None
         first.terminate()
         second.kill()
-        assert (first.wait(), second.wait()) == (-signal.SIGTERM, -signal.SIGKILL)
+        assert (first.wait(HANG), second.wait(HANG)) == (-signal.SIGTERM, -signal.SIGKILL)
         first.kill()  # nothing, as for any process that has ended
         last = fork(
             server,
@@ -205,7 +209,7 @@ def test_a_fork_is_as_a_new_process(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         )
         assert eventually((tmp_path / "ready").exists)
         server.process.kill()
-        assert last.wait() == -signal.SIGTERM
+        assert last.wait(HANG) == -signal.SIGTERM
         assert (tmp_path / "saved").exists()
         with pytest.raises(OSError):
             fork(server, "")
@@ -238,7 +242,8 @@ def test_runs_of_a_sweep_are_as_runs_alone_and_are_logged_to_wandb(
     monkeypatch.setattr(Child, "__init__", used)
     ask = [*(o for o in tiny if not o.startswith("wandb")), "wandb.mode=offline"]
     runs = [tmp_path / f"sweep/run-{n}" for n in range(4)]
-    launch_here([[*ask, f"out={run}"] for run in runs], [Slot()], ended)
+    with starting(len(runs), Slot().environment()) as start:
+        launch_here([[*ask, f"out={run}"] for run in runs], [Slot()], ended, start)
     forks = 3 if Server.possible() else 0
     assert made == forks * [Fork] + (4 - forks) * [subprocess.Popen]
     for number, run in enumerate(runs):
@@ -320,7 +325,9 @@ while len(list(out.parent.glob("*/gpu"))) < 4 * (wave + 1):
     monkeypatch.setattr("train.sweep.processes.ROOT", tmp_path)
     monkeypatch.setattr("train.sweep.slots.cores", lambda: 64)
     runs, ended = [[f"out={tmp_path}/{n}"] for n in range(8)], list[str]()
-    launch_here(runs, slots("auto", ["0", "1", "2", "3"]), lambda run: ended.append(run.name))
+    places = slots("auto", ["0", "1", "2", "3"])
+    with starting(len(runs), places[0].environment()) as start:
+        launch_here(runs, places, lambda run: ended.append(run.name), start)
     assert {status_of(tmp_path / str(n))["state"] for n in range(8)} == {"done"}
     waves = [
         [(tmp_path / str(n) / "gpu").read_text() for n in wave] for wave in (range(4), range(4, 8))
@@ -402,7 +409,7 @@ def test_what_failed_in_a_later_round_is_tried_again_once(
     """With retry=true, as what failed in the first one."""
     ran: list[str] = []
 
-    def launch(runs: list[list[str]], slots: list[Slot], ended: Ended) -> None:
+    def launch(runs: list[list[str]], slots: list[Slot], ended: Ended, start: object) -> None:
         for run in runs:
             folder = folder_of(run)
             ran.append(folder.name)

@@ -22,7 +22,7 @@ from typing import NoReturn, Self
 from train.parallel.parent import PARENT, end_with_parent
 
 REQUEST = 2**16  # bytes, at most
-LOADED = 120.0  # seconds that a first request may wait for what is loaded
+LOADED = 60.0  # seconds that a first request may wait for what is loaded
 ENDED = 5.0  # seconds that a server may take to end
 
 
@@ -33,7 +33,7 @@ class Server:
         self, loads: Sequence[str], environment: Mapping[str, str], keeps: Sequence[int] = ()
     ) -> None:
         """Start it. Before its first fork it `loads` modules, and calls functions, `module:function`;
-        its forks keep these open files."""
+        its forks have these open files, under the same numbers."""
         self.requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self.process = subprocess.Popen(
@@ -69,7 +69,7 @@ class Server:
 
 
 class Fork:
-    """A forked process that calls a function, with the part of subprocess.Popen that we need."""
+    """A forked process that calls a function, with a part of what subprocess.Popen has."""
 
     def __init__(
         self,
@@ -104,12 +104,12 @@ class Fork:
         try:
             with theirs:
                 socket.send_fds(requests, [request], [theirs.fileno(), *streams])
-            if not (said := self.answers.recv(32)):
-                raise ConnectionError("no process was forked: the server has ended")
+            self.pid = int(self.answers.recv(32) or 0)
+            if self.pid <= 0:  # an exit code: it was killed before it could say its number
+                raise ConnectionError("no process was forked, or none that lived")
         except OSError:
             self.answers.close()
             raise
-        self.pid = int(said)
 
     def poll(self) -> int | None:
         """The exit code, as subprocess has it; None before the end."""
@@ -120,7 +120,7 @@ class Fork:
         if self.returncode is None:
             self.answers.settimeout(seconds)
             with suppress(BlockingIOError, TimeoutError):
-                # No code: the server died, which ended the process.
+                # No code: the server died first, at which a run is told to end.
                 self.returncode = int(self.answers.recv(32) or -signal.SIGTERM)
                 self.answers.close()
         return self.returncode
@@ -159,7 +159,12 @@ def serve(requests: socket.socket, loads: Sequence[str]) -> None:
             load(loads)
             loads = ()
             answers, *streams = socket.socket(fileno=files[0]), *files[1:]
-            pid = os.fork()
+            try:
+                pid = os.fork()
+            except (
+                OSError
+            ):  # no memory, or too many processes: whoever asked sees that there is none
+                pid = -1
             if not pid:
                 requests.close()
                 for file, (_, others) in running.items():
@@ -168,7 +173,10 @@ def serve(requests: socket.socket, loads: Sequence[str]) -> None:
                 become(answers, streams, **json.loads(request))
             for stream in streams:
                 os.close(stream)
-            running[os.pidfd_open(pid)] = pid, answers
+            if pid < 0:
+                answers.close()
+            else:
+                running[os.pidfd_open(pid)] = pid, answers
 
 
 def load(names: Sequence[str]) -> None:
@@ -206,13 +214,16 @@ def become(
         code = 0
     except SystemExit as end:
         code = end.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     except BaseException:  # noqa: BLE001  as Python does at its end
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for output in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # a full disk
+                output.flush()
         os._exit(code if isinstance(code, int) else int(code is not None))
 
 

@@ -24,7 +24,8 @@ IMPORT_TIMEOUT = 20.0  # seconds to import wandb
 WAIT_TIMEOUT = 2.0  # seconds that a run waits for wandb, at its start and its end together
 POLL_INTERVAL = 1.0  # seconds between reads of metrics.jsonl
 UPLOAD_TIMEOUT = 600.0  # seconds to finish uploading after the run has ended
-SAID = IMPORTED, READY, FINISHED = "imported", "ready", "finished"  # or why it failed
+SAID = IMPORTED, READY, FINISHED = "imported", "ready", "finished"
+FAILED = "failed: "  # and why
 QUIET: dict[str, Any] = {"console": "off", "silent": True, "x_disable_stats": True}
 FORKS = "HEAD_TO_HEAD_WANDB"  # names the open socket of a server that forks such processes
 
@@ -41,7 +42,7 @@ EARLY = list[Importing]()  # those that were started before there was a folder
 
 
 def import_early(options: object) -> None:
-    """Have a process import wandb while this one starts, unless the run will not log there.
+    """Have a process import wandb while this one imports torch, unless the run will not log there.
 
     `options` are the config's keys of wandb, not yet checked.
     """
@@ -132,10 +133,11 @@ class WandbProcess:
         """Receive the messages of the process. After its last, there is nothing to wait for."""
         for line in self.stdout:
             message = line.decode().strip()
-            if message not in SAID:
-                self.reason = message
+            if message.startswith(FAILED):
+                self.reason = message.removeprefix(FAILED)
                 break
-            self.said[message].set()
+            if message in SAID:
+                self.said[message].set()
         self.ended = not self.said[FINISHED].is_set()
         for event in self.said.values():
             event.set()
@@ -144,7 +146,9 @@ class WandbProcess:
         """End the process with the run, and warn if it failed."""
         with contextlib.suppress(BrokenPipeError):  # of what it did not read
             self.stdin.close()
-        if not self.said[FINISHED].wait(max(0.1, self.remaining)):
+        over = self.said[FINISHED].wait(max(0.1, self.remaining))
+        self.process.poll()  # nobody waits for it
+        if not over:
             say(
                 "wandb has not finished: it continues in the background; the run itself is complete"
             )
@@ -249,7 +253,7 @@ def main() -> None:
     try:
         log_records()
     except Exception as error:  # noqa: BLE001  any failure of wandb is one message
-        send(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        send(f"{FAILED}{type(error).__name__}: {' '.join(str(error).split())}")
         os._exit(1)  # at once: wandb may take minutes to give up
 
 

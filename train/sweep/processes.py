@@ -58,8 +58,8 @@ def start_new(command: Sequence[str], environment: Mapping[str, str], log: IO[by
 def starting(number: int, environment: Mapping[str, str]) -> Iterator[Start]:
     """What starts so many processes of runs: as forks, which start sooner, where that is possible.
 
-    The environment is the part that they share. Their code is that of their start, whatever is edited
-    meanwhile.
+    The environment is what all of them have when libraries are loaded; each may be given more. Their
+    Python code is that of the first one's start, whatever is edited meanwhile.
     """
     if number < 2 or not Server.possible():
         yield start_new
@@ -71,8 +71,12 @@ def starting(number: int, environment: Mapping[str, str]) -> Iterator[Start]:
         environment = {**environment, wandb_process.FORKS: str(asks)}
         server = held.enter_context(Server(loads, environment, keeps=[asks]))
         nothing = held.enter_context(Path(os.devnull).open("rb"))
+        lost = False
 
         def start(command: Sequence[str], more: Mapping[str, str], log: IO[bytes]) -> Process:
+            nonlocal lost
+            if lost:
+                return start_new(command, more, log)
             streams = [nothing.fileno(), log.fileno(), log.fileno()]
             values = [command[0], None, "__main__"]
             try:
@@ -80,7 +84,8 @@ def starting(number: int, environment: Mapping[str, str]) -> Iterator[Start]:
                     server.requests, "runpy:run_path", values,
                     streams=streams, arguments=command, environment=more,
                 )  # fmt: skip
-            except OSError:  # the server has ended
+            except OSError:
+                lost = True  # the server has ended, or does not answer
                 return start_new(command, more, log)
 
         yield start
@@ -95,7 +100,7 @@ def modules(*packages: str) -> list[str]:
 class Child:
     """A run in a process of its own, its output in a log file beside the run's folder."""
 
-    def __init__(self, overrides: Sequence[str], slot: Slot, start: Start | None = None) -> None:
+    def __init__(self, overrides: Sequence[str], slot: Slot, start: Start = start_new) -> None:
         self.slot, self.folder = slot, folder_of(overrides)
         self.log = log_of(self.folder)
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +108,7 @@ class Child:
         self.told = False  # to stop
         command = [str(ROOT / "train.py"), *overrides]
         with self.log.open("ab") as log:
-            self.process = (start or start_new)(command, slot.environment(), log)
+            self.process = start(command, slot.environment(), log)
 
     def ended(self) -> bool:
         """Whether the process is over. If it could not say itself how, its status now does."""
@@ -123,14 +128,16 @@ Ended = Callable[[Path], None]  # what to do after each run, given its folder
 Place = Callable[[list[list[str]], Ended], None]  # what runs many, given their overrides
 
 
-def launch_here(runs: list[list[str]], slots: list[Slot], ended: Ended) -> None:
+def launch_here(
+    runs: list[list[str]], slots: list[Slot], ended: Ended, start: Start = start_new
+) -> None:
     """Run all on this machine, in order, as places are free; a run that is still going is waited for.
 
     Raises Stop after a signal, once its runs were told and have ended.
     """
     waiting, running, empty = list(runs), list[Child](), list(slots)
     said = set[Path]()
-    with signals() as caught, starting(len(runs), slots[0].environment()) as start:
+    with signals() as caught:
         try:
             while (waiting or running) and not caught:
                 free = [run for run in waiting if empty and not in_use(folder_of(run))]

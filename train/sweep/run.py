@@ -23,7 +23,7 @@ from train.sweep.evaluations import evaluate
 from train.sweep.expand import ROUNDS
 from train.sweep.hydra_launcher import elsewhere
 from train.sweep.plan import Cell, known_runs, plan_cells, refuse_changed_text
-from train.sweep.processes import Place, Stop, launch_here, status_of
+from train.sweep.processes import Place, Start, Stop, launch_here, starting, status_of
 from train.sweep.rounds import asked
 from train.sweep.slots import Slot, slots, visible_gpus
 
@@ -76,9 +76,11 @@ def sweep(
             runs = [(cell.name, cell.config) for cell in todo]
             places = slots(settings.jobs, gpus, max(cell.config["gpus"] for cell in planned))
             seconds = forecast(runs, len(places), ask) if runs and not there else {}
+        number = 0 if there else len(every if settings.seeds else todo)
+        start = held.enter_context(starting(number, places[0].environment()))
         try:
             tried = {cell.name for cell in todo}
-            run_all(planned, todo, seconds, there, places, safely(report, ""))
+            run_all(planned, todo, seconds, there, places, start, safely(report, ""))
             for seeds in ROUNDS[1:] if settings.seeds else ():
                 going = safely(undecided, list[str]())(parent)
                 if not going:
@@ -93,7 +95,7 @@ def sweep(
                 ]
                 tried |= {cell.name for cell in todo}
                 say(f"{seeds} seeds for what is not decided: {len(todo)} runs more")
-                run_all(planned, todo, {}, there, places, safely(report, ""))
+                run_all(planned, todo, {}, there, places, start, safely(report, ""))
             failed_evaluations = evaluate(parent, first["report"]["evaluate"])
             verdict = safely(report, "")(parent)
         except Stop as stop:
@@ -191,11 +193,13 @@ def run_all(
     forecast: dict[str, float],
     there: Place | None,
     places: list[Slot],
+    start: Start,
     report: Callable[[Path], str],
 ) -> None:
     """Run what is to do, stage by stage, seed by seed, and show how all stands.
 
-    `forecast` has the seconds that runs are expected to take, by name.
+    `forecast` has the seconds that runs are expected to take, by name; `start` starts those that are run
+    here, in these places.
     """
     parent = planned[0].folder.parent
     if len(places) > 1 and todo:
@@ -214,10 +218,10 @@ def run_all(
         def ended(folder: Path) -> None:
             nonlocal due
             board.ended(folder)
-            start = time.monotonic()
-            if start >= due:
+            began = time.monotonic()
+            if began >= due:
                 report(parent)  # before the next run is on the clock
-                due = time.monotonic() + (time.monotonic() - start) / REPORTING
+                due = time.monotonic() + (time.monotonic() - began) / REPORTING
 
         for stage in sorted({cell.stage for cell in todo}):
             ready = []
@@ -241,7 +245,7 @@ def run_all(
             if there:
                 there(ready, ended)
             else:
-                launch_here(ready, places, ended)
+                launch_here(ready, places, ended, start)
 
 
 def safely(report: Callable[[Path], T], otherwise: T) -> Callable[[Path], T]:

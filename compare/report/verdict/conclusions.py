@@ -15,7 +15,7 @@ from compare.statistics.sequential import Decision
 from train.config.keys import HELD
 from train.sweep.expand import ROUNDS
 
-FEW = 4  # differences that a sentence tells one by one
+ONE_BY_ONE = 4  # differences that a sentence tells one by one
 
 
 def conclusions(study: Study) -> list[str]:
@@ -97,11 +97,11 @@ def answered(tests: dict[str, Difference]) -> str:
     told = {group: d for group, d in tests.items() if d.significant}
     if not told:
         return f"without a significant difference at {listed([*tests], 'any of')}"
-    if len(told) > FEW:
+    if len(told) > ONE_BY_ONE:
         means = [d.mean for d in told.values()]
         return (
-            f"{points(min(means))} to {points(max(means))} points, significant at {len(told)} of "
-            f"{len(tests)} levels"
+            f"between {points(min(means))} and {points(max(means))} points, significant at "
+            f"{len(told)} of {len(tests)} kinds of questions"
         )
     each = [f"{with_interval(d.mean, d.low, d.high, points)} points at {group}" for group, d in told.items()]  # fmt: skip
     rest = [group for group in tests if group not in told]
@@ -112,7 +112,7 @@ def answered(tests: dict[str, Difference]) -> str:
 
 def listed(groups: list[str], many: str) -> str:
     """Groups of questions by name, or only how many there are."""
-    return ", ".join(groups) if len(groups) <= FEW else f"{many} {len(groups)} levels"
+    return ", ".join(groups) if len(groups) <= ONE_BY_ONE else f"{many} {len(groups)} kinds"
 
 
 def conclusion(c: Comparison, study: Study) -> str:

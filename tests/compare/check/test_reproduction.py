@@ -70,7 +70,7 @@ def test_what_differs_is_said(
     edit(run / "environment.json", cpu=here["cpu"], git_commit="1a2b+changes")
     monkeypatch.setattr("compare.check.reproduction.git_commit", lambda: "1a2b+changes")
     assert main([f"run={run}", f"to={run.parent}/c"]) == 0
-    assert "allowed); code without a commit of its own" in capsys.readouterr().out
+    assert "allowed); code with changes that are not committed" in capsys.readouterr().out
 
 
 def test_a_run_that_is_not_finished_is_refused(
@@ -80,6 +80,8 @@ def test_a_run_that_is_not_finished_is_refused(
     assert run_command(main, [f"run={run}"]) == 2
     assert "is not a finished run" in capsys.readouterr().err
     assert run_command(main, []) == 2
+    assert run_command(main, [str(run), "deterministic"]) == 2
+    assert "one run at a time" in capsys.readouterr().err
     assert run_command(main, [f"run={run}", "into=x"]) == 2
 
 
