@@ -161,10 +161,8 @@ def serve(requests: socket.socket, loads: Sequence[str]) -> None:
             answers, *streams = socket.socket(fileno=files[0]), *files[1:]
             try:
                 pid = os.fork()
-            except (
-                OSError
-            ):  # no memory, or too many processes: whoever asked sees that there is none
-                pid = -1
+            except OSError:
+                pid = -1  # no memory for it, or too many processes, as whoever asked will see
             if not pid:
                 requests.close()
                 for file, (_, others) in running.items():
