@@ -12,7 +12,7 @@ import numpy as np
 from compare.report.analysis import analyse
 from compare.report.runs import Run
 from compare.statistics.ladder import trends
-from compare.statistics.online import LOOKS, judge, level_of, pooled
+from compare.statistics.online import LOOKS, Word, judge, level_of, pooled
 from compare.statistics.paired import FEW, mean_interval
 from compare.statistics.sequential import decide
 from compare.statistics.worth import fit, log_more
@@ -163,18 +163,23 @@ def kept(runs: Sequence[Run], sessions: int, seed: int = 0) -> float:
     draw, losses = random.Random(seed), [run.summary["val_loss"] for run in runs]
     found = 0
     for _ in range(sessions):
-        base = draw.choices(losses, k=LOOKS[-1])
-        winners, seen = list[int](), list[list[float]]()
-        for number in range(1, CANDIDATES + 1):
-            drawn = draw.choices(losses, k=LOOKS[-1])
-            differences = [new - old for new, old in zip(drawn, base, strict=True)]
-            word = judge(differences, TINY, level_of(number, winners), pooled(seen))
-            assert word is not None
-            seen.append(differences[: word.difference.n])
-            if word.verdict == "keep":
-                winners.append(number)
-        found += len(winners)
+        base, *drawn = (draw.choices(losses, k=LOOKS[-1]) for _ in range(1 + CANDIDATES))
+        differences = [[new - old for new, old in zip(d, base, strict=True)] for d in drawn]
+        found += sum(word.verdict == "keep" for word in session(differences))
     return found / (sessions * CANDIDATES)
+
+
+def session(candidates: Sequence[Sequence[float]]) -> list[Word]:
+    """The judge's words on candidates, one after another, by their differences from the base."""
+    words: list[Word] = []
+    seen: list[Sequence[float]] = []
+    for number, differences in enumerate(candidates, 1):
+        winners = [i for i, word in enumerate(words, 1) if word.verdict == "keep"]
+        word = judge(differences, TINY, level_of(number, winners), pooled(seen))
+        assert word is not None
+        words.append(word)
+        seen.append(differences[: word.difference.n])
+    return words
 
 
 def differ(one: Sequence[Run], two: Sequence[Run]) -> bool:

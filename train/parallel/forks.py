@@ -19,7 +19,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import NoReturn, Self
 
-from train.parallel.parent import PARENT, end_with_parent
+from train.parallel.parent import PARENT, end_with_parent, with_parent
 
 REQUEST = 2**16  # bytes, at most
 LOADED = 60.0  # seconds that a first request may wait for what is loaded
@@ -42,7 +42,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env={**os.environ, PARENT: str(os.getpid()), **environment},
+                env=with_parent(environment),
                 pass_fds=[theirs.fileno(), *keeps],
                 start_new_session=True,
             )

@@ -5,12 +5,17 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
 PARENT = "HEAD_TO_HEAD_SWEEP"  # how a process is told that of its sweep, or of its run's leader
+
+
+def with_parent(more: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process that is told of this one as its parent, with more variables."""
+    return {**os.environ, PARENT: str(os.getpid()), **more}
 
 
 def end_with_parent() -> None:

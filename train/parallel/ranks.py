@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from train.parallel.parent import PARENT
+from train.parallel.parent import with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -139,13 +139,13 @@ class Follower:
     def __init__(self, rank: int, where: Mapping[str, str]) -> None:
         self.rank = rank
         self.said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  open while the process is
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), PARENT: str(os.getpid())}
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "train.py")],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self.said,
-            env={**os.environ, **where, **place},
+            env=with_parent({**where, **place}),
         )
 
     def failure(self) -> str | None:

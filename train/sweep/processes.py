@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from data.atomic import read_json_or, write_json
 from train.config.compose import parse
 from train.parallel.forks import Fork, Server
-from train.parallel.parent import PARENT
+from train.parallel.parent import with_parent
 from train.record import wandb_process
 from train.record.terminal import say
 from train.sweep.slots import Slot
@@ -49,7 +49,7 @@ def start_new(command: Sequence[str], environment: Mapping[str, str], log: IO[by
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
-        env={**os.environ, PARENT: str(os.getpid()), **environment},
+        env=with_parent(environment),
         start_new_session=True,  # a Ctrl-C reaches the sweep, which tells its runs
     )
 

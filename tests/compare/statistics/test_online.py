@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 import pytest
 
-from compare.check.calibration import FALSELY_KEPT, kept
+from compare.check.calibration import FALSELY_KEPT, TINY, kept, session
 from compare.report.runs import Run
 from compare.statistics.online import (
     FALSE,
@@ -23,28 +23,18 @@ from compare.statistics.online import (
 )
 
 TELLING = Noise(1.0, 50)
-TINY = 1e-9  # a margin that nothing is equal within
-
-
-def session(draw: np.random.Generator, effects: Sequence[float]) -> list[Word]:
-    """The words on candidates that are so much worse, in deviations, and share the base's runs."""
-    base = draw.normal(0, 2**-0.5, LOOKS[-1])
-    words: list[Word] = []
-    seen: list[list[float]] = []
-    for number, effect in enumerate(effects, 1):
-        differences = (draw.normal(effect, 2**-0.5, LOOKS[-1]) - base).tolist()
-        kept = [i for i, word in enumerate(words, 1) if word.verdict == "keep"]
-        word = judge(differences, TINY, level_of(number, kept), pooled(seen))
-        assert word is not None
-        words.append(word)
-        seen.append(differences[: word.difference.n])
-    return words
 
 
 @functools.cache
 def sessions(*effects: float) -> list[list[Word]]:
+    """The words on candidates that are so much worse, in deviations, and share the base's runs."""
     draw = np.random.default_rng(0)
-    return [session(draw, effects) for _ in range(40)]
+
+    def differences() -> list[list[float]]:
+        base = draw.normal(0, 2**-0.5, LOOKS[-1])
+        return [(draw.normal(effect, 2**-0.5, LOOKS[-1]) - base).tolist() for effect in effects]
+
+    return [session(differences()) for _ in range(40)]
 
 
 def share(words: Sequence[Word], verdict: str) -> float:
