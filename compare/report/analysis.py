@@ -78,7 +78,7 @@ class Comparison:
     ratios: dict[str, float | None]  # level / base of counts, which have no noise
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one is itself alone, so that what follows from it can be kept
 class Study:
     """The results of a report, before they are laid out."""
 

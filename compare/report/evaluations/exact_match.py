@@ -1,5 +1,6 @@
 """Answers to questions in a report: exact match by group, what guessing gives, what choices change."""
 
+import functools
 import re
 import statistics
 from collections.abc import Callable
@@ -176,6 +177,7 @@ def score(group: str) -> Callable[[Run], float | None]:
     return of_run
 
 
+@functools.lru_cache(maxsize=1)  # for the verdict, the table and the figure
 def differences(study: Study) -> dict[str, dict[tuple[str, str], Difference]]:
     """By group of questions: each level of a factor against the baseline's, paired by seed.
 
